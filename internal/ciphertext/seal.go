@@ -1,0 +1,109 @@
+package ciphertext
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"errors"
+	"io"
+
+	"github.com/google/uuid"
+)
+
+// ErrOpen is returned for every blob that does not open, whatever the cause, so that it is no oracle.
+var ErrOpen = errors.New("the blob does not open")
+
+// SchemeFor returns the scheme in which software seals a data key of that length under a master key
+// that can derive: RFC 3394 wraps whole 64-bit blocks, two at the least.
+func SchemeFor(length int) Scheme {
+	if length >= 16 && length%8 == 0 {
+		return DerivedKeyWrap
+	}
+	return DerivedGCM
+}
+
+// Seal encrypts a data key on the host. It is what the software store does, and the independent
+// second opinion for a module's self-test.
+func Seal(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, master cipher.Block, binding Binding, dataKey []byte) (Blob, error) {
+	var payload []byte
+	var err error
+	if scheme == DerivedKeyWrap {
+		kek := DeriveKey(master, scheme, binding)
+		defer clear(kek)
+		payload, err = wrapKey(kek, dataKey)
+	} else {
+		payload, err = sealGCM(random, scheme, master, binding, dataKey)
+	}
+	if err != nil {
+		return Blob{}, err
+	}
+	return Blob{KeyVersionID: keyVersionID, Scheme: scheme, Payload: payload}, nil
+}
+
+// Open decrypts a blob on the host. The caller wipes the result.
+func Open(blob Blob, master cipher.Block, binding Binding) ([]byte, error) {
+	switch blob.Scheme {
+	case DerivedKeyWrap:
+		kek := DeriveKey(master, blob.Scheme, binding)
+		defer clear(kek)
+		return unwrapKey(kek, blob.Payload)
+	case DerivedGCM, DirectGCM:
+		return openGCM(blob, master, binding)
+	}
+	return nil, ErrOpen
+}
+
+// DeriveKey derives a scheme's 256-bit key from the master key as CKM_AES_ECB_ENCRYPT_DATA does:
+// the encryption of Derivation, block by block (PKCS #11 v2.40 mechanisms, section 2.14).
+func DeriveKey(master cipher.Block, scheme Scheme, binding Binding) []byte {
+	key := binding.Derivation(scheme)
+	for off := 0; off < len(key); off += master.BlockSize() {
+		master.Encrypt(key[off:], key[off:])
+	}
+	return key[:]
+}
+
+func sealGCM(random io.Reader, scheme Scheme, master cipher.Block, binding Binding, dataKey []byte) ([]byte, error) {
+	aead, wipe, err := gcmFor(scheme, master, binding)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe()
+	iv := make([]byte, aead.NonceSize(), aead.NonceSize()+len(dataKey)+aead.Overhead())
+	if _, err := io.ReadFull(random, iv); err != nil {
+		return nil, err
+	}
+	return aead.Seal(iv, iv, dataKey, binding[:]), nil
+}
+
+func openGCM(blob Blob, master cipher.Block, binding Binding) ([]byte, error) {
+	aead, wipe, err := gcmFor(blob.Scheme, master, binding)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe()
+	n := aead.NonceSize()
+	// A data key has one byte at the least.
+	if len(blob.Payload) < n+1+aead.Overhead() {
+		return nil, ErrOpen
+	}
+	dataKey, err := aead.Open(nil, blob.Payload[:n], blob.Payload[n:], binding[:])
+	if err != nil {
+		return nil, ErrOpen
+	}
+	return dataKey, nil
+}
+
+func gcmFor(scheme Scheme, master cipher.Block, binding Binding) (cipher.AEAD, func(), error) {
+	wipe := func() {}
+	block := master
+	if scheme == DerivedGCM {
+		key := DeriveKey(master, scheme, binding)
+		wipe = func() { clear(key) }
+		var err error
+		if block, err = aes.NewCipher(key); err != nil {
+			return nil, wipe, err
+		}
+	}
+	aead, err := cipher.NewGCM(block)
+	return aead, wipe, err
+}
