@@ -23,7 +23,8 @@ const (
 	DataKeyTooLong Kind = "DataKeyTooLong"
 	// NotFound: the key or pair is not in the module.
 	NotFound Kind = "NotFound"
-	// NotSupported: the module cannot do it, or the custody policy forbids the only way it can.
+	// NotSupported: the module cannot do it, or the custody policy forbids the only way it can, or
+	// no module could (an algorithm that does not fit the key).
 	NotSupported Kind = "NotSupported"
 	// Misconfigured: the module cannot be opened as configured; somebody must change the
 	// configuration (no such token, two that match, a library that does not load).

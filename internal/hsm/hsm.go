@@ -21,7 +21,11 @@ import (
 // sees it. It is safe for concurrent use. Every error is an *Error.
 //
 // Custody policy is given to a module when it is opened; an operation whose only way would break it
-// fails with NotSupported and changes nothing.
+// fails with NotSupported and changes nothing. So does a request that no module can serve: a length
+// out of range, an algorithm that does not fit the key. Callers who can name the field check first.
+//
+// A call whose context is done before it begins fails with Unavailable, with the context's error in
+// its chain. hsmtest is this contract as a test.
 type Module interface {
 	// Info identifies the module. It does not change while the module is open.
 	Info() Info
