@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+// superviseCommand is what up starts in the background. It is not for people.
+const superviseCommand = "supervise"
+
+// ready is what the supervisor writes to its standard output, a pipe to up, when the API server serves.
+const ready = "ready"
+
+// supervise runs the control plane until it is told to stop or one of the two processes dies.
+func supervise(p plane, fsync bool) (err error) {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	// When up has gone away, writing to it shall fail and not kill us: etcd and the API server
+	// would stay behind.
+	signal.Ignore(syscall.SIGPIPE)
+	log.SetLogger(logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil)))
+
+	if err := p.claim(); err != nil {
+		return err
+	}
+	env, err := newEnvironment(p, fsync)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if stopErr := env.Stop(); err == nil {
+			err = stopErr
+		}
+	}()
+	if _, err := env.Start(); err != nil {
+		return err
+	}
+	if err := writeKubeconfig(p.kubeconfig, env.KubeConfig); err != nil {
+		return err
+	}
+	if _, err := os.Stdout.WriteString(ready); err != nil {
+		return fmt.Errorf("up was interrupted: %w", err)
+	}
+	if err := os.Stdout.Close(); err != nil {
+		return err
+	}
+	return watch(ctx, map[string]string{
+		"etcd":           env.ControlPlane.Etcd.URL.Host,
+		"kube-apiserver": env.ControlPlane.APIServer.SecureServing.HostPort(),
+	}, p)
+}
+
+// newEnvironment is envtest's control plane with data, certificates and logs in our directory.
+func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
+	for _, dir := range []string{p.etcdDir(), p.apiServerDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	etcdLog, err := p.openLog("etcd")
+	if err != nil {
+		return nil, err
+	}
+	apiServerLog, err := p.openLog("kube-apiserver")
+	if err != nil {
+		return nil, err
+	}
+
+	// A cluster that USE_EXISTING_CLUSTER points at is not ours to start and stop.
+	useExisting := false
+	env := &envtest.Environment{
+		UseExistingCluster: &useExisting,
+		// On a busy machine the first start takes longer than envtest's 20 seconds.
+		ControlPlaneStartTimeout: time.Minute,
+	}
+	env.ControlPlane.Etcd = &envtest.Etcd{DataDir: p.etcdDir(), Out: etcdLog, Err: etcdLog}
+	env.ControlPlane.APIServer = &envtest.APIServer{CertDir: p.apiServerDir(), Out: apiServerLog, Err: apiServerLog}
+	if fsync {
+		env.ControlPlane.Etcd.Configure().Set("unsafe-no-fsync", "false")
+	}
+	return env, nil
+}
+
+// writeKubeconfig replaces the file in one step: it is complete or it is not there.
+func writeKubeconfig(path string, content []byte) error {
+	partial := path + ".partial"
+	if err := os.WriteFile(partial, content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(partial, path)
+}
+
+// watch returns nil when the context ends, and an error when a process no longer takes connections.
+// It asks the address because envtest tells nobody that a process of its has died.
+func watch(ctx context.Context, addresses map[string]string, p plane) error {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	dialer := net.Dialer{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		for process, address := range addresses {
+			connection, err := dialer.DialContext(ctx, "tcp", address)
+			if err == nil {
+				connection.Close()
+			} else if ctx.Err() == nil {
+				return fmt.Errorf("%s has died, its log is %s: %w", process, p.log(process), err)
+			}
+		}
+	}
+}

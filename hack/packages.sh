@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Sees to it that Debian packages are there: packages.sh PACKAGE…
+# Installs the missing ones when it may (root on a Debian), and otherwise says how to.
+set -euo pipefail
+
+# A package counts as present when the files that we use are there, whoever put them there.
+present() {
+  case $1 in
+    gcc)       command -v gcc ;;
+    libc6-dev) test -e /usr/include/stdlib.h ;;
+    libnss3)   compgen -G '/usr/lib/*/libsoftokn3.so' || compgen -G '/usr/lib/*/nss/libsoftokn3.so' ;;
+    openssl)   command -v openssl ;;
+    softhsm2)  test -e /usr/lib/softhsm/libsofthsm2.so && command -v softhsm2-util ;;
+    *)         echo "packages.sh: no such package in the list: $1" >&2; exit 2 ;;
+  esac >/dev/null
+}
+
+missing=()
+for package in "$@"; do
+  present "$package" || missing+=("$package")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+  {
+    echo "Missing: ${missing[*]}. On Debian or Ubuntu, run:"
+    echo
+    echo "  sudo apt-get update && sudo apt-get install --yes --no-install-recommends ${missing[*]}"
+    echo
+  } >&2
+  exit 1
+fi
+
+echo "Installing ${missing[*]} …" >&2
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update >&2
+apt-get -qq install --yes --no-install-recommends "${missing[@]}" >&2
+
+for package in "${missing[@]}"; do
+  if ! present "$package"; then
+    echo "$package is installed, but its files are not where they are on Debian." >&2
+    exit 1
+  fi
+done
