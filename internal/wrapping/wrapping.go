@@ -1,6 +1,15 @@
 // Package wrapping encrypts keys under public keys: RSA-OAEP and SM2 public-key encryption, the forms
-// in which people hand over public keys, and their fingerprints.
+// in which people hand over public and private keys, and the fingerprints of public keys.
+//
+// What is wrapped is the raw bytes of a key. Errors about keys hold nothing of what was read, so that
+// they may be shown to anybody.
 package wrapping
+
+import (
+	"math"
+	"slices"
+	"strings"
+)
 
 // KeySpec is the type of a wrapping key.
 type KeySpec string
@@ -12,6 +21,25 @@ const (
 	RSA4096 KeySpec = "RSA_4096"
 	ECSM2   KeySpec = "EC_SM2"
 )
+
+// KeySpecs lists every wrapping key type.
+func KeySpecs() []KeySpec { return []KeySpec{RSA2048, RSA3072, RSA4096, ECSM2} }
+
+// Valid says whether s is one of KeySpecs.
+func (s KeySpec) Valid() bool { return s == ECSM2 || s.bits() != 0 }
+
+// bits is the length of an RSA modulus in bits, and 0 for a key type that is not RSA.
+func (s KeySpec) bits() int {
+	switch s {
+	case RSA2048:
+		return 2048
+	case RSA3072:
+		return 3072
+	case RSA4096:
+		return 4096
+	}
+	return 0
+}
 
 // Algorithm is how a key is encrypted under a public key.
 type Algorithm string
@@ -30,6 +58,14 @@ const (
 	SM2PKE Algorithm = "SM2PKE"
 )
 
+// Algorithms lists every wrapping algorithm.
+func Algorithms() []Algorithm {
+	return []Algorithm{RSAESOAEPSHA256, RSAESOAEPSHA1, RSAESPKCS1V15, SM2PKE}
+}
+
+// Valid says whether a is one of Algorithms.
+func (a Algorithm) Valid() bool { return slices.Contains(Algorithms(), a) }
+
 // SM2Format is how the parts of an SM2 ciphertext stand together.
 type SM2Format string
 
@@ -39,3 +75,60 @@ const (
 	C1C2C3 SM2Format = "C1C2C3" // raw, the older order
 	ASN1   SM2Format = "ASN1"   // DER, GM/T 0009
 )
+
+// SM2Formats lists every format of an SM2 ciphertext.
+func SM2Formats() []SM2Format { return []SM2Format{C1C3C2, C1C2C3, ASN1} }
+
+// Valid says whether f is one of SM2Formats. The empty format, which stands for a default, is none.
+func (f SM2Format) Valid() bool { return slices.Contains(SM2Formats(), f) }
+
+// FitError says that a key type and an algorithm do not go together.
+type FitError struct {
+	Spec      KeySpec
+	Algorithm Algorithm
+}
+
+// Error says which do. It repeats no value that is unknown, so it is safe to show.
+func (e *FitError) Error() string {
+	switch {
+	case !e.Spec.Valid():
+		return "unknown wrapping key type; known are " + list(KeySpecs())
+	case !e.Algorithm.Valid():
+		return "unknown wrapping algorithm; known are " + list(Algorithms())
+	case e.Spec == ECSM2:
+		return string(e.Algorithm) + " needs an RSA key; EC_SM2 goes with SM2PKE"
+	}
+	return "SM2PKE needs an EC_SM2 key; " + string(e.Spec) + " goes with RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"
+}
+
+func list[T ~string](values []T) string {
+	names := make([]string, len(values))
+	for i, v := range values {
+		names[i] = string(v)
+	}
+	return strings.Join(names, ", ")
+}
+
+// CheckFit returns a *FitError unless the algorithm can be used with that type of key: RSAES_… with
+// RSA, SM2PKE with EC_SM2. Whether RSAES_PKCS1_V1_5 is allowed is for the caller to say.
+func CheckFit(spec KeySpec, algorithm Algorithm) error {
+	if !spec.Valid() || !algorithm.Valid() || (spec == ECSM2) != (algorithm == SM2PKE) {
+		return &FitError{Spec: spec, Algorithm: algorithm}
+	}
+	return nil
+}
+
+// MaxLen is the length in bytes of the longest key that can be wrapped: for RSA what the padding
+// leaves of the modulus (RFC 8017, sections 7.1.1 and 7.2.1), for SM2 no limit (math.MaxInt), and 0
+// where key type and algorithm do not fit.
+func MaxLen(spec KeySpec, algorithm Algorithm) int {
+	switch {
+	case CheckFit(spec, algorithm) != nil:
+		return 0
+	case algorithm == SM2PKE:
+		return math.MaxInt
+	case algorithm == RSAESPKCS1V15:
+		return spec.bits()/8 - 11
+	}
+	return spec.bits()/8 - 2*algorithm.hash().Size() - 2
+}

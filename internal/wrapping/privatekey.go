@@ -1,0 +1,187 @@
+package wrapping
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/emmansun/gmsm/sm2"
+
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// PrivateKey is the private half of a wrapping key. It never prints: whatever formats, logs or
+// marshals it sees its public fingerprint. It does not change once made and is safe for concurrent
+// use. Go's big integers cannot be wiped reliably, so it stays in memory until it is collected.
+type PrivateKey struct {
+	// Pointers, so that fmt shows addresses even where a PrivateKey stands in somebody's unexported
+	// field, which Format does not reach.
+	public *PublicKey
+	rsa    *rsa.PrivateKey
+	sm2    *sm2.PrivateKey
+}
+
+var (
+	errPrivateEmpty   = &KeyError{"the private key is empty"}
+	errPrivateTooLong = &KeyError{"the private key is longer than 64 KiB, which no key is"}
+	errPrivateForm    = &KeyError{"not a private key: give PKCS#8, PKCS#1 or SEC 1, as PEM or DER " +
+		"(openssl pkey -in key.pem shows whether it is one)"}
+	errPrivateTrailing  = &KeyError{"bytes follow the private key; give the key alone"}
+	errPrivateDamaged   = &KeyError{"the private key is damaged"}
+	errPrivateMismatch  = &KeyError{"the private key and the public key stored with it do not belong together"}
+	errPrivateEncrypted = &KeyError{"the private key is encrypted with a password; " +
+		"decrypt it: openssl pkey -in key.pem -out plain.pem (for DER add -inform DER)"}
+	errPrivateIsPublic = &KeyError{"a public key or certificate; give the private key that belongs to it"}
+	errPrivatePEM      = &KeyError{"the PEM holds no PRIVATE KEY, or it is damaged; keep its line breaks"}
+	errKeySpec         = &KeyError{"unknown wrapping key type; known are " + list(KeySpecs())}
+)
+
+// privateInput takes every "… PRIVATE KEY" block, whatever stands before it (such as EC PARAMETERS):
+// the DER says what it is.
+var privateInput = inputRules{
+	empty: errPrivateEmpty, tooLong: errPrivateTooLong, form: errPrivateForm,
+	use: func(pemType string) bool { return strings.HasSuffix(pemType, "PRIVATE KEY") },
+	refuse: func(text []byte) *KeyError {
+		if bytes.Contains(text, []byte("Proc-Type: 4,ENCRYPTED")) { // RFC 1421, section 4.6.1.1
+			return errPrivateEncrypted
+		}
+		return nil
+	},
+	none: func(text []byte) *KeyError {
+		if bytes.Contains(text, []byte("PUBLIC KEY-----")) || bytes.Contains(text, []byte("CERTIFICATE-----")) {
+			return errPrivateIsPublic
+		}
+		return errPrivatePEM
+	},
+}
+
+// ParsePrivateKey reads an RSA or SM2 private key: PKCS#8 (RFC 5958), PKCS#1 (RFC 8017, appendix
+// A.1.2) or SEC 1 (RFC 5915), as PEM or DER, or Base64 of either. Its public half must be one that
+// ParsePublicKey takes. An encrypted key is refused with the command that decrypts it.
+//
+// Every error is a *KeyError. The caller wipes data.
+func ParsePrivateKey(data []byte) (*PrivateKey, error) {
+	in, err := privateInput.read(data)
+	if err != nil {
+		return nil, err
+	}
+	defer in.wipe()
+	switch in.shape {
+	case shapePKCS8:
+		return parsePKCS8(in.der)
+	case shapePKCS1Private:
+		return parsePKCS1(in.der)
+	case shapeSEC1:
+		return parseSEC1(in.der, false)
+	case shapeEncryptedPKCS8:
+		return nil, errPrivateEncrypted
+	case shapeSPKI, shapeCertificate, shapePKCS1Public:
+		return nil, errPrivateIsPublic
+	case shapeTrailing:
+		return nil, errPrivateTrailing
+	}
+	return nil, errPrivateForm
+}
+
+// parsePKCS1 reads an RSAPrivateKey. The size is judged before crypto/x509 checks the numbers, which
+// takes long for a modulus of absurd size.
+func parsePKCS1(der []byte) (*PrivateKey, error) {
+	if err := checkPKCS1Size(der); err != nil {
+		return nil, err
+	}
+	key, err := x509.ParsePKCS1PrivateKey(der)
+	if err != nil {
+		return nil, errPrivateDamaged
+	}
+	return newRSAPrivate(key)
+}
+
+func newRSAPrivate(key *rsa.PrivateKey) (*PrivateKey, error) {
+	public, err := FromRSA(&key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return &PrivateKey{public: public, rsa: key}, nil
+}
+
+func newSM2Private(scalar []byte) (*PrivateKey, error) {
+	if len(scalar) != coordinateLen {
+		return nil, errPrivateDamaged
+	}
+	key, err := sm2.NewPrivateKey(scalar)
+	if err != nil {
+		return nil, errPrivateDamaged
+	}
+	public, err := FromSM2(&key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return &PrivateKey{public: public, sm2: key}, nil
+}
+
+// GeneratePrivateKey makes a private key: RSA with exponent 65537, or SM2. For SM2 it reads random;
+// for RSA crypto/rsa uses the system's randomness, whatever it is given (since Go 1.26). It fails with
+// a *KeyError for an unknown type, and when random fails.
+func GeneratePrivateKey(random io.Reader, spec KeySpec) (*PrivateKey, error) {
+	switch {
+	case !spec.Valid():
+		return nil, errKeySpec
+	case spec == ECSM2:
+		key, err := sm2.GenerateKey(random)
+		if err != nil {
+			return nil, fmt.Errorf("generate an SM2 key: %w", err)
+		}
+		public, err := FromSM2(&key.PublicKey)
+		if err != nil {
+			return nil, err
+		}
+		return &PrivateKey{public: public, sm2: key}, nil
+	}
+	key, err := rsa.GenerateKey(random, spec.bits())
+	if err != nil {
+		return nil, fmt.Errorf("generate an RSA key: %w", err)
+	}
+	return newRSAPrivate(key)
+}
+
+// PKCS8 returns the key as DER PrivateKeyInfo (RFC 5958). The caller wipes it.
+func (k *PrivateKey) PKCS8() (redact.Bytes, error) {
+	if k.sm2 == nil {
+		return x509.MarshalPKCS8PrivateKey(k.rsa)
+	}
+	scalar := k.sm2.D.FillBytes(make([]byte, coordinateLen))
+	defer clear(scalar)
+	point, ok := pointBytes(k.sm2.X, k.sm2.Y)
+	if !ok {
+		return nil, errors.New("an SM2 point out of range")
+	}
+	return marshalSM2Private(scalar, point), nil
+}
+
+// Public returns the public half.
+func (k *PrivateKey) Public() *PublicKey { return k.public }
+
+// String implements fmt.Stringer; it shows which key it is and nothing of its private half.
+func (k PrivateKey) String() string {
+	if k.public == nil {
+		return "[no private key]"
+	}
+	return "[private key " + k.public.Fingerprint() + "]"
+}
+
+// Format implements fmt.Formatter, so that no verb (%x, %v, %#v, …) reaches the key.
+func (k PrivateKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, k.String()) }
+
+// MarshalText implements encoding.TextMarshaler, which encoding/json and YAML use too.
+func (k PrivateKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// MarshalLog implements logr.Marshaler.
+func (k PrivateKey) MarshalLog() any { return k.String() }
+
+// LogValue implements slog.LogValuer.
+func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
