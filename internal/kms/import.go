@@ -1,0 +1,170 @@
+package kms
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+// ImportParametersRequest is a request for GetParametersForImport.
+type ImportParametersRequest struct {
+	Key               Key
+	WrappingKeySpec   wrapping.KeySpec
+	WrappingAlgorithm wrapping.Algorithm
+	// ClientToken makes the call idempotent: with the same one the same pair comes back. Another one
+	// makes a new pair, and does not end an older one.
+	ClientToken string
+}
+
+// ImportParameters is the answer of GetParametersForImport.
+type ImportParameters struct {
+	PublicKey       *wrapping.PublicKey
+	ImportToken     []byte
+	TokenExpireTime time.Time
+}
+
+// GetParametersForImport makes a key pair under which material for the key can be wrapped, and the
+// token that goes with it. Both end after TokenLifetime.
+func (o Operations) GetParametersForImport(ctx context.Context, req ImportParametersRequest) (ImportParameters, error) {
+	if err := external(req.Key); err != nil {
+		return ImportParameters{}, err
+	}
+	if err := wrapping.CheckFit(req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {
+		return ImportParameters{}, invalid("WrappingAlgorithm", "%s", err)
+	}
+	if err := o.supported(hsm.OperationMasterKey, string(req.Key.Spec)); err != nil {
+		return ImportParameters{}, err
+	}
+	if err := o.supported(hsm.OperationImport, string(req.WrappingAlgorithm)); err != nil {
+		return ImportParameters{}, err
+	}
+	pair, err := o.wrappingKey(ctx, req)
+	if err != nil {
+		return ImportParameters{}, err
+	}
+	token := importToken{keyID: req.Key.ID, pairID: pair.ID, expires: pair.NotAfter, algorithm: req.WrappingAlgorithm}
+	sealed, err := token.seal(ctx, o.Module)
+	if err != nil {
+		return ImportParameters{}, err
+	}
+	return ImportParameters{PublicKey: pair.PublicKey, ImportToken: sealed, TokenExpireTime: pair.NotAfter}, nil
+}
+
+// wrappingKey finds or makes the pair of a request. A pair that has ended by now was never answered
+// with (the caller was away for a day between making and telling), so another takes its place.
+func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest) (hsm.WrappingKey, error) {
+	now := o.now()
+	want := hsm.WrappingKeyRequest{
+		ID:       uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+req.ClientToken)),
+		Owner:    req.Key.ID,
+		Spec:     req.WrappingKeySpec,
+		NotAfter: now.Add(TokenLifetime).UTC().Truncate(time.Second),
+	}
+	pair, err := o.Module.CreateWrappingKey(ctx, want)
+	if err == nil && !now.Before(pair.NotAfter) {
+		if err = o.Module.DestroyWrappingKey(ctx, pair.ID); err == nil {
+			pair, err = o.Module.CreateWrappingKey(ctx, want)
+		}
+	}
+	return pair, FromModule(err)
+}
+
+// DestroyImportParameters destroys the key's wrapping pairs: those that have ended, or all.
+func (o Operations) DestroyImportParameters(ctx context.Context, keyID uuid.UUID, all bool) error {
+	pairs, err := o.Module.ListWrappingKeys(ctx, keyID)
+	if err != nil {
+		return FromModule(err)
+	}
+	now := o.now()
+	for _, pair := range pairs {
+		if all || !now.Before(pair.NotAfter) {
+			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
+				return FromModule(err)
+			}
+		}
+	}
+	return nil
+}
+
+// ImportKeyMaterialRequest is a request for ImportKeyMaterial.
+type ImportKeyMaterialRequest struct {
+	Key                  Key
+	EncryptedKeyMaterial []byte
+	ImportToken          []byte
+}
+
+// KeyMaterial is what ImportKeyMaterial brought into the module.
+type KeyMaterial struct {
+	Fingerprint hsm.Fingerprint
+	Custody     hsm.Custody
+}
+
+// ImportKeyMaterial unwraps material into the key. Material other than the key's first is refused; the
+// same again is no change. An import that fails changes nothing.
+func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterialRequest) (KeyMaterial, error) {
+	if err := external(req.Key); err != nil {
+		return KeyMaterial{}, err
+	}
+	if err := Permit(OpImportKeyMaterial, req.Key.State); err != nil {
+		return KeyMaterial{}, err
+	}
+	if len(req.EncryptedKeyMaterial) == 0 {
+		return KeyMaterial{}, missing("EncryptedKeyMaterial")
+	}
+	if len(req.ImportToken) == 0 {
+		return KeyMaterial{}, missing("ImportToken")
+	}
+	token, err := o.openToken(ctx, req.Key, req.ImportToken)
+	if err != nil {
+		return KeyMaterial{}, err
+	}
+	key, err := o.Module.ImportKey(ctx, hsm.ImportRequest{
+		KeyVersionID:      req.Key.VersionID(),
+		Spec:              req.Key.Spec,
+		WrappingKey:       token.pairID,
+		Algorithm:         token.algorithm,
+		EncryptedMaterial: req.EncryptedKeyMaterial,
+		Fingerprint:       req.Key.Fingerprint,
+	})
+	if hsm.KindOf(err) == hsm.NotFound {
+		// The token is genuine and in time, so its pair was destroyed, or the token was lost with
+		// the module's content.
+		return KeyMaterial{}, &Error{Code: InvalidImportToken, Err: err,
+			Detail: "Its key pair is no longer in the module. Ask for new import parameters and wrap the material again."}
+	}
+	if err != nil {
+		return KeyMaterial{}, FromModule(err)
+	}
+	return KeyMaterial{Fingerprint: key.Fingerprint, Custody: key.Custody}, nil
+}
+
+// DeleteKeyMaterial destroys the key's material in the module. Material that is not there is no error.
+func (o Operations) DeleteKeyMaterial(ctx context.Context, key Key) error {
+	return FromModule(o.Module.DestroyKey(ctx, key.VersionID()))
+}
+
+func external(key Key) error {
+	if key.Origin != OriginExternal {
+		return &Error{Code: UnsupportedOrigin}
+	}
+	return nil
+}
+
+// supported asks the module's self-test, so that what cannot work is refused before anything is made.
+func (o Operations) supported(op hsm.Operation, algorithm string) error {
+	var can []string
+	for _, c := range o.Module.Capabilities() {
+		if c.Operation != op {
+			continue
+		}
+		if c.Algorithm == algorithm {
+			return nil
+		}
+		can = append(can, c.Algorithm)
+	}
+	return &Error{Code: UnsupportedOperation, Detail: notOffered(op, algorithm, can)}
+}
