@@ -1,0 +1,72 @@
+package software
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// Authenticate implements hsm.Module: HMAC-SHA256 (RFC 2104) under a random key of 32 bytes. A key
+// that is there and does not open is not replaced: the tokens out there would become invalid without
+// a word.
+func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, error) {
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	key, err := m.macKey()
+	if hsm.KindOf(err) == hsm.NotFound {
+		key, err = m.makeMACKey(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var tag []byte
+	err = key.use(errClosed, func(key redact.Bytes) error {
+		mac := hmac.New(sha256.New, key)
+		mac.Write(message)
+		tag = mac.Sum(nil)
+		return nil
+	})
+	return tag, err
+}
+
+var errNoMACKey = hsm.Errorf(hsm.NotFound, "")
+
+func (m *Module) macKey() (*secret, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.mac != nil {
+		return m.mac, nil
+	}
+	if err, ok := m.broken[macName]; ok {
+		return nil, err
+	}
+	if m.closed {
+		return nil, errClosed
+	}
+	return nil, errNoMACKey
+}
+
+// makeMACKey makes the key, or returns the one that somebody else just made.
+func (m *Module) makeMACKey(ctx context.Context) (*secret, error) {
+	unlock, err := m.changing.lock(ctx, macName)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if key, err := m.macKey(); hsm.KindOf(err) != hsm.NotFound {
+		return key, err
+	}
+	plain := make(redact.Bytes, macKeyLen)
+	_, _ = rand.Read(plain) // it never fails (Go 1.24)
+	key := newSecret(plain)
+	if err := m.save(ctx, macKeyRecord, macName, plain, func() { m.mac = key }); err != nil {
+		key.wipe()
+		return nil, err
+	}
+	return key, nil
+}
