@@ -28,8 +28,8 @@ and prints the line that points kubectl at it:
 Started again, it only prints that line. down stops it and removes all that it kept.
 
 The binaries come from $KUBEBUILDER_ASSETS. RBAC is on and ServiceAccount tokens can be requested.
-There are no nodes and no controllers: no pod runs, a deleted namespace stays Terminating, and the
-objects of a deleted owner stay.
+There are no nodes and no controllers: no pod runs, a deleted namespace stays Terminating, the
+objects of a deleted owner stay, and the aggregated roles (view, edit, admin) allow nothing.
 
 Flags:
   --kubeconfig FILE   where to write the kubeconfig (default "bin/kubeconfig"). The data and the

@@ -44,7 +44,7 @@ func (p plane) discardData() error {
 // lockCommands waits until no other up or down is at work in this directory. The lock is on the
 // directory and not on a file, because down leaves no file.
 func (p plane) lockCommands() (release func(), err error) {
-	if err := os.MkdirAll(filepath.Dir(p.kubeconfig), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(p.kubeconfig), 0o750); err != nil {
 		return nil, err
 	}
 	dir, err := os.Open(filepath.Dir(p.kubeconfig))
@@ -58,23 +58,23 @@ func (p plane) lockCommands() (release func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// claim writes our process id for stop to find, and holds a lock on it for as long as we live: a
-// process id alone could be another process's by now.
-func (p plane) claim() error {
+// claim writes our process id for stop to find, and locks it until release: a process id alone
+// could be another process's by now.
+func (p plane) claim() (release func(), err error) {
 	file, err := os.OpenFile(p.pidFile(), os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return fmt.Errorf("locking %s: %w", file.Name(), err)
+		file.Close()
+		return nil, fmt.Errorf("locking %s: %w", file.Name(), err)
 	}
-	claimed = file
-	_, err = fmt.Fprint(file, os.Getpid())
-	return err
+	if _, err := fmt.Fprint(file, os.Getpid()); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return func() { file.Close() }, nil
 }
-
-// claimed keeps the file, and so the lock, from the garbage collector.
-var claimed *os.File
 
 // running tells whether a supervisor lives.
 func (p plane) running() (bool, error) {

@@ -30,9 +30,11 @@ func supervise(p plane, fsync bool) (err error) {
 	signal.Ignore(syscall.SIGPIPE)
 	log.SetLogger(logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil)))
 
-	if err := p.claim(); err != nil {
+	release, err := p.claim()
+	if err != nil {
 		return err
 	}
+	defer release()
 	env, err := newEnvironment(p, fsync)
 	if err != nil {
 		return err
