@@ -1,0 +1,65 @@
+package testenv
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// guard ends etcd and kube-apiserver when this process dies without having stopped them: at a panic, or
+// when a test runs into its time limit. Otherwise they would run on for ever.
+type guard struct {
+	shell *exec.Cmd
+	pipe  io.WriteCloser
+}
+
+// startGuard starts a shell that waits on a pipe, which the system closes when this process dies. It does
+// without one where children cannot be listed (not Linux): it is a convenience.
+func startGuard(dirs ...string) *guard {
+	pids := children()
+	if len(pids) == 0 {
+		return nil
+	}
+	script := `cat >/dev/null; kill -9 ` + strings.Join(pids, " ") + ` 2>/dev/null; rm -rf "$@"`
+	g := &guard{shell: exec.Command("sh", append([]string{"-c", script, "sh"}, dirs...)...)}
+	// In a process group of its own, so that an interrupt from the terminal does not end it first.
+	g.shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var err error
+	if g.pipe, err = g.shell.StdinPipe(); err != nil {
+		return nil
+	}
+	if err := g.shell.Start(); err != nil {
+		return nil
+	}
+	return g
+}
+
+// dismiss ends the guard before the pipe closes.
+func (g *guard) dismiss() {
+	if g == nil {
+		return
+	}
+	_ = g.shell.Process.Kill()
+	_ = g.shell.Wait()
+	_ = g.pipe.Close()
+}
+
+// children are the processes that this one started and that are a control plane's.
+func children() []string {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", os.Getpid()))
+	var pids []string
+	for _, file := range files {
+		list, _ := os.ReadFile(file)
+		for _, pid := range strings.Fields(string(list)) {
+			switch name, _ := os.ReadFile("/proc/" + pid + "/comm"); strings.TrimSpace(string(name)) {
+			case "etcd", "kube-apiserver":
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
