@@ -98,6 +98,17 @@ func (c sm2Ciphertext) encode(format SM2Format) ([]byte, error) {
 	return nil, ErrSM2Format
 }
 
+// ConvertSM2 turns an SM2 ciphertext from one format into another without decrypting it. Empty means for
+// from what Unwrap makes of it, and for to C1C3C2. It fails with ErrSM2Format, and with ErrUnwrap for
+// what is no ciphertext: too short, a point off the curve, or not strict DER.
+func ConvertSM2(ciphertext []byte, from, to SM2Format) ([]byte, error) {
+	parts, err := parseSM2Ciphertext(from, ciphertext)
+	if err != nil {
+		return nil, err
+	}
+	return parts.encode(to)
+}
+
 func concat(a, b, c []byte) []byte {
 	out := make([]byte, 0, len(a)+len(b)+len(c))
 	return append(append(append(out, a...), b...), c...)
@@ -146,20 +157,12 @@ func wrapSM2(random io.Reader, key *ecdsa.PublicKey, format SM2Format, plaintext
 	if err != nil {
 		return nil, fmt.Errorf("encrypt with %s: %w", SM2PKE, err)
 	}
-	parts, err := parseSM2Ciphertext(C1C3C2, raw)
-	if err != nil {
-		return nil, fmt.Errorf("encrypt with %s: %w", SM2PKE, err)
-	}
-	return parts.encode(format)
+	return ConvertSM2(raw, C1C3C2, format)
 }
 
 // unwrapSM2 decrypts with an SM2 key (GB/T 32918.4, section 7.1).
 func unwrapSM2(key *sm2.PrivateKey, format SM2Format, ciphertext []byte) (redact.Bytes, error) {
-	parts, err := parseSM2Ciphertext(format, ciphertext)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := parts.encode(C1C3C2)
+	raw, err := ConvertSM2(ciphertext, format, C1C3C2)
 	if err != nil {
 		return nil, err
 	}
