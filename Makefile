@@ -24,8 +24,8 @@ GOLANGCI_LINT := $(TOOLS)/golangci-lint
 LAUNCHER := $(TOOLS)/controlplane
 
 # Each Go module of the repository, and those that hold code and not only versions of tools.
-MODULES := $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path './bin/*'))
-CODE_MODULES := $(foreach m,$(MODULES),$(if $(wildcard $(m)/*.go),$(m)))
+MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path "./bin/*")))
+CODE_MODULES := $(foreach m,$(MODULES),$(if $(wildcard $(m)/*.go $(m)/*/*.go),$(m)))
 
 # Progress goes to standard error: the output of make -s up is for eval.
 say = @echo "$(1)" >&2
