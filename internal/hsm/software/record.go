@@ -89,8 +89,8 @@ func (p *wrappingPair) marshal(private []byte) redact.Bytes {
 	spki := p.public.SPKI()
 	out := make(redact.Bytes, 0, pairHeaderLen+len(spki)+len(private))
 	out = append(out, p.owner[:]...)
-	out = binary.BigEndian.AppendUint64(out, uint64(p.notAfter.Unix())) //nolint:gosec // read back as signed
-	out = binary.BigEndian.AppendUint16(out, uint16(len(spki)))         //nolint:gosec // RSA_4096's is 550 bytes
+	out = binary.BigEndian.AppendUint64(out, uint64(p.notAfter.Unix()))
+	out = binary.BigEndian.AppendUint16(out, uint16(len(spki)))
 	out = append(out, spki...)
 	return append(out, private...)
 }
@@ -99,7 +99,7 @@ func parseWrappingPair(plain []byte) (*wrappingPair, error) {
 	if len(plain) < pairHeaderLen {
 		return nil, errMalformed
 	}
-	notAfter := int64(binary.BigEndian.Uint64(plain[ownerLen:])) //nolint:gosec // written from a signed number
+	notAfter := int64(binary.BigEndian.Uint64(plain[ownerLen:]))
 	keys := plain[pairHeaderLen:]
 	n := int(binary.BigEndian.Uint16(plain[pairHeaderLen-2:]))
 	if len(keys) <= n {
