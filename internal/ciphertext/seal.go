@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/google/uuid"
@@ -22,21 +23,29 @@ func SchemeFor(length int) Scheme {
 }
 
 // Seal encrypts a data key on the host. It is what the software store does, and the independent
-// second opinion for a module's self-test.
+// second opinion for a module's self-test. random is read for the IV of the GCM schemes. It fails for an
+// unknown scheme, an empty data key, one that RFC 3394 cannot wrap, and when random fails.
 func Seal(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, master cipher.Block, binding Binding, dataKey []byte) (Blob, error) {
-	var payload []byte
-	var err error
-	if scheme == DerivedKeyWrap {
-		kek := DeriveKey(master, scheme, binding)
-		defer clear(kek)
-		payload, err = wrapKey(kek, dataKey)
-	} else {
-		payload, err = sealGCM(random, scheme, master, binding, dataKey)
-	}
+	payload, err := seal(random, scheme, master, binding, dataKey)
 	if err != nil {
 		return Blob{}, err
 	}
 	return Blob{KeyVersionID: keyVersionID, Scheme: scheme, Payload: payload}, nil
+}
+
+func seal(random io.Reader, scheme Scheme, master cipher.Block, binding Binding, dataKey []byte) ([]byte, error) {
+	if len(dataKey) == 0 {
+		return nil, errors.New("a data key has one byte at the least")
+	}
+	switch scheme {
+	case DerivedKeyWrap:
+		kek := DeriveKey(master, scheme, binding)
+		defer clear(kek)
+		return wrapKey(kek, dataKey)
+	case DerivedGCM, DirectGCM:
+		return sealGCM(random, scheme, master, binding, dataKey)
+	}
+	return nil, fmt.Errorf("unknown scheme %d", scheme)
 }
 
 // Open decrypts a blob on the host. The caller wipes the result.
