@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// writePrivate writes a file that its owner alone may read (mode 0600): all of it or nothing. Whoever
+// looks meanwhile sees the old content, and after a crash it is the old or the new.
+func writePrivate(ctx context.Context, name string, data []byte) (err error) {
+	if err := checkReplaceable(name); err != nil {
+		return err
+	}
+	dir := filepath.Dir(name)
+	file, err := os.CreateTemp(dir, ".keyconvoy-*") // made with mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(file.Name()))
+		}
+	}()
+	if err := errors.Join(writeAndSync(file, data), file.Close()); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := os.Rename(file.Name(), name); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// checkReplaceable refuses to put a file where a device, pipe, link or directory is: renaming would
+// take that away.
+func checkReplaceable(name string) error {
+	info, err := os.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s exists and is no regular file; name another one, or - for standard output", name)
+	}
+	return nil
+}
+
+func writeAndSync(file *os.File, data []byte) error {
+	if _, err := file.Write(data); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+// syncDir makes a rename last. The file is in place by then, so a file system that cannot sync
+// directories is no reason to fail.
+func syncDir(name string) error {
+	dir, err := os.Open(name)
+	if err != nil {
+		return nil //nolint:nilerr // a directory that may be written to but not read
+	}
+	defer dir.Close()
+	_ = dir.Sync()
+	return nil
+}
+
+func writeAll(ctx context.Context, out io.Writer, data []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err := out.Write(data)
+	return err
+}
