@@ -143,12 +143,17 @@ down: $(LAUNCHER) ## Stop it and delete its data
 install: $(KUSTOMIZE) ## Apply the CRDs only
 	$(KUSTOMIZE) build config/crd | kubectl apply -f -
 
+# The image is set in an overlay: a deployment changes no file of the repository.
 .PHONY: deploy
-deploy: $(KUSTOMIZE) ## Apply CRDs, RBAC and the manager
-	$(KUSTOMIZE) build config/default | kubectl apply -f -
+deploy: $(KUSTOMIZE) ## Apply CRDs, RBAC and the manager (IMG=…)
+	rm -rf $(BIN)/deploy && mkdir -p $(BIN)/deploy
+	cd $(BIN)/deploy && $(KUSTOMIZE) create --resources ../../config/default && $(KUSTOMIZE) edit set image keyconvoy=$(IMG)
+	$(KUSTOMIZE) build $(BIN)/deploy | kubectl apply -f -
 
+# The kinds first and alone: their objects can go only while the manager is there to clean up.
 .PHONY: undeploy
 undeploy: $(KUSTOMIZE) ## Delete what deploy applied, every key object included
+	$(KUSTOMIZE) build config/crd | kubectl delete --ignore-not-found -f -
 	$(KUSTOMIZE) build config/default | kubectl delete --ignore-not-found -f -
 
 .PHONY: docker-build
@@ -168,6 +173,7 @@ demo-packages:
 # kube-apiserver, etcd and kubectl. Binaries that the environment already names win.
 .PHONY: controlplane
 ifdef KUBEBUILDER_ASSETS
+export KUBEBUILDER_ASSETS := $(abspath $(KUBEBUILDER_ASSETS))
 controlplane: ;
 else
 export KUBEBUILDER_ASSETS := $(BIN)/controlplane
