@@ -18,8 +18,9 @@ func (s *suite) testCapabilities(t *testing.T) {
 			t.Errorf("Capabilities =\n%v; want\n%v", got, s.Target.Capabilities)
 		}
 	}
-	if s.m.Info().Library == "" || s.m.Info() != s.m.Info() {
-		t.Errorf("Info = %+v: it must name the library and not change", s.m.Info())
+	info, again := s.m.Info(), s.m.Info()
+	if info.Library == "" || info != again {
+		t.Errorf("Info = %+v and then %+v: it must name the library and not change", info, again)
 	}
 }
 

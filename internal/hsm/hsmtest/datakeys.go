@@ -21,7 +21,7 @@ func (s *suite) testGenerate(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
 		for _, n := range lengths {
-			if !s.generates(n) {
+			if !s.generates(spec, n) {
 				s.mustNotGenerate(t, key, n)
 				continue
 			}
@@ -106,7 +106,7 @@ func (s *suite) testBlobRefused(t *testing.T) {
 		key := s.masters[spec]
 		var text oneText
 		for _, n := range []int{32, 20} {
-			if !s.generates(n) {
+			if !s.generates(spec, n) {
 				continue
 			}
 			good := hsm.OpenRequest{Blob: s.generate(t, key, n, s.bind(key)), Binding: s.bind(key)}

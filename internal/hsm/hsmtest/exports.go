@@ -14,7 +14,7 @@ func (s *suite) testExport(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
 		for _, n := range []int{1, 16, 20, 32, 184} {
-			if s.generates(n) {
+			if s.generates(spec, n) {
 				blob := s.generate(t, key, n, s.bind(key))
 				s.mustExport(t, key, blob, openElsewhere(t, key, blob, s.bind(key)))
 			}

@@ -253,10 +253,11 @@ func (s *suite) has(operation hsm.Operation, algorithm string) bool {
 	return ok
 }
 
-// generates says whether some scheme of the module can hold a data key of that length.
-func (s *suite) generates(length int) bool {
+// generates says whether some scheme of the module holds a data key of that length under a key of
+// that type.
+func (s *suite) generates(spec hsm.KeySpec, length int) bool {
 	for _, scheme := range schemes {
-		if s.has(hsm.OperationGenerate, scheme.String()) && holds(scheme, length) {
+		if s.has(hsm.OperationGenerate, scheme.String()) && s.reads(spec, scheme) && holds(scheme, length) {
 			return true
 		}
 	}

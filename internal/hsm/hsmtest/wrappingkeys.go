@@ -157,7 +157,8 @@ func (s *suite) testLongerRSA(t *testing.T) {
 	}
 }
 
-// atOnce runs n calls at the same time and waits for them.
+// atOnce runs n calls at the same time and waits for them. A call that ends with Fatal ends itself
+// and fails the test, and the others go on.
 func atOnce(n int, call func(i int)) {
 	var wg sync.WaitGroup
 	start := make(chan struct{})

@@ -64,7 +64,7 @@ var errMalformed = errors.New("its content is malformed")
 // marshal lays a master key out as: length of the key type's name (1) ‖ name ‖ material.
 func (k *masterKey) marshal(material []byte) redact.Bytes {
 	out := make(redact.Bytes, 0, 1+len(k.spec)+len(material))
-	out = append(out, byte(len(k.spec)))
+	out = append(out, byte(len(k.spec))) //nolint:gosec // a handful of characters
 	out = append(out, k.spec...)
 	return append(out, material...)
 }
@@ -74,7 +74,8 @@ func parseMasterKey(plain []byte) (*masterKey, error) {
 	if len(plain) == 0 || len(plain) < 1+int(plain[0]) {
 		return nil, errMalformed
 	}
-	name, material := plain[1:1+plain[0]], plain[1+plain[0]:]
+	end := 1 + int(plain[0])
+	name, material := plain[1:end], plain[end:]
 	spec := hsm.KeySpec(name)
 	if spec.Len() == 0 || spec.Len() != len(material) {
 		return nil, errMalformed
@@ -89,8 +90,8 @@ func (p *wrappingPair) marshal(private []byte) redact.Bytes {
 	spki := p.public.SPKI()
 	out := make(redact.Bytes, 0, pairHeaderLen+len(spki)+len(private))
 	out = append(out, p.owner[:]...)
-	out = binary.BigEndian.AppendUint64(out, uint64(p.notAfter.Unix()))
-	out = binary.BigEndian.AppendUint16(out, uint16(len(spki)))
+	out = binary.BigEndian.AppendUint64(out, uint64(p.notAfter.Unix())) //nolint:gosec // read back as signed
+	out = binary.BigEndian.AppendUint16(out, uint16(len(spki)))         //nolint:gosec // 550 bytes for RSA_4096, the longest
 	out = append(out, spki...)
 	return append(out, private...)
 }
@@ -99,7 +100,7 @@ func parseWrappingPair(plain []byte) (*wrappingPair, error) {
 	if len(plain) < pairHeaderLen {
 		return nil, errMalformed
 	}
-	notAfter := int64(binary.BigEndian.Uint64(plain[ownerLen:]))
+	notAfter := int64(binary.BigEndian.Uint64(plain[ownerLen:])) //nolint:gosec // written from a signed number
 	keys := plain[pairHeaderLen:]
 	n := int(binary.BigEndian.Uint16(plain[pairHeaderLen-2:]))
 	if len(keys) <= n {
