@@ -11,7 +11,6 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
@@ -285,20 +284,14 @@ func TestRules_acceptAndRefuse(t *testing.T) {
 func TestRules_eachHasExamples(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	env := testenv.Start(t)
 
 	found := map[rule]int{}
-	for plural := range kinds {
-		var crd apiextensionsv1.CustomResourceDefinition
-		key := client.ObjectKey{Name: plural + "." + v1alpha1.GroupVersion.Group}
-		g.Expect(env.Client.Get(t.Context(), key, &crd)).To(Succeed())
-		for _, version := range crd.Spec.Versions {
-			walk(version.Schema.OpenAPIV3Schema, "", func(path string, s *apiextensionsv1.JSONSchemaProps) {
-				for _, v := range s.XValidations {
-					found[rule{plural, path, v.Message}]++
-				}
-			})
-		}
+	for plural, schema := range schemas(t) {
+		walk(schema, "", func(path string, s *apiextensionsv1.JSONSchemaProps) {
+			for _, v := range s.XValidations {
+				found[rule{plural, path, v.Message}]++
+			}
+		})
 	}
 	g.Expect(slices.Collect(maps.Keys(ruleExamples))).To(ConsistOf(slices.Collect(maps.Keys(found))))
 	for r, n := range found {
