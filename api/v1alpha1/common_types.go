@@ -76,6 +76,7 @@ type WrappingKeySpec string
 // ObjectName is the name of a Kubernetes object.
 // +kubebuilder:validation:MinLength=1
 // +kubebuilder:validation:MaxLength=253
+// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
 type ObjectName string
 
 // EntryKey is the key of an entry in a Secret or ConfigMap.

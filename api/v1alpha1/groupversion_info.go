@@ -5,6 +5,7 @@
 //
 // +kubebuilder:object:generate=true
 // +kubebuilder:ac:generate=true
+// +kubebuilder:ac:output:package="../applyconfiguration"
 // +groupName=keyconvoy.io
 package v1alpha1
 

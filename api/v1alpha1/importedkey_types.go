@@ -106,11 +106,6 @@ type ImportParameters struct {
 	// +required
 	// +kubebuilder:validation:MaxLength=32
 	WrappingAlgorithm string `json:"wrappingAlgorithm"`
-	// Renewal is the value of the annotation keyconvoy.io/renew-import-parameters that these
-	// parameters answer.
-	// +optional
-	// +kubebuilder:validation:MaxLength=1024
-	Renewal string `json:"renewal,omitempty"`
 }
 
 // ImportedKeyStatus is the key as it is.
@@ -142,6 +137,11 @@ type ImportedKeyStatus struct {
 	// ImportParameters is the public key and token for the next import; absent after they end.
 	// +optional
 	ImportParameters *ImportParameters `json:"importParameters,omitempty"`
+	// RenewedFor is the value of the annotation keyconvoy.io/renew-import-parameters (its digest, when it
+	// is long) that was last answered. Another value asks for new parameters.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	RenewedFor string `json:"renewedFor,omitempty"`
 	// MaterialFingerprint is the CMAC of a fixed label under the material, in hexadecimal: equal for
 	// equal material in every module. The first import binds the key to it.
 	// +optional

@@ -33,7 +33,8 @@ type Error struct {
 	Class   Class
 	Reason  string
 	Message string
-	// After is when a Waiting error looks again; zero means that a watch will wake us.
+	// After is when to look again although the error is Waiting or Terminal; zero means that only a
+	// watch will wake us.
 	After time.Duration
 	Err   error
 }
@@ -94,21 +95,21 @@ func From(err error) *Error {
 		Message: string(kms.InternalFailure) + ": " + kms.InternalFailure.Message() + " The operator's log says more. It is tried again."}
 }
 
-// Result turns the end of a reconcile into what controller-runtime does next. With no error, or a
-// waiting one, it looks again after the given time, if that is not zero.
+// Result turns the end of a reconcile into what controller-runtime does next. A reconcile that ended
+// well, or in an error that is not tried again by itself, looks again after the given time, if that is
+// not zero: a deadline comes, whatever else is wrong.
 func Result(err error, after time.Duration) (ctrl.Result, error) {
 	e := From(err)
 	if e == nil {
 		return ctrl.Result{RequeueAfter: jitter(after)}, nil
 	}
-	switch e.Class {
-	case Waiting:
-		return ctrl.Result{RequeueAfter: jitter(earliest(after, e.After))}, nil
-	case Terminal:
-		return ctrl.Result{}, reconcile.TerminalError(e)
-	default:
+	if e.Class == Transient {
 		return ctrl.Result{}, e
 	}
+	if after = earliest(after, e.After); after <= 0 && e.Class == Terminal {
+		return ctrl.Result{}, reconcile.TerminalError(e)
+	}
+	return ctrl.Result{RequeueAfter: jitter(after)}, nil
 }
 
 // jitter adds up to a tenth, so that objects made together do not come back together. It never takes

@@ -182,3 +182,8 @@ func StripMetadata(in any) (any, error) {
 	}
 	return in, nil
 }
+
+// Reference says how a Secret is that was read live.
+func Reference(s *corev1.Secret) v1alpha1.SecretReference {
+	return v1alpha1.SecretReference{Name: s.Name, UID: string(s.UID), ResourceVersion: s.ResourceVersion, Digest: Digest(s.Data)}
+}

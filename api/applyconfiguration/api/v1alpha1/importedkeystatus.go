@@ -26,6 +26,9 @@ type ImportedKeyStatusApplyConfiguration struct {
 	Origin *string `json:"origin,omitempty"`
 	// ImportParameters is the public key and token for the next import; absent after they end.
 	ImportParameters *ImportParametersApplyConfiguration `json:"importParameters,omitempty"`
+	// RenewedFor is the value of the annotation keyconvoy.io/renew-import-parameters (its digest, when it
+	// is long) that was last answered. Another value asks for new parameters.
+	RenewedFor *string `json:"renewedFor,omitempty"`
 	// MaterialFingerprint is the CMAC of a fixed label under the material, in hexadecimal: equal for
 	// equal material in every module. The first import binds the key to it.
 	MaterialFingerprint *string `json:"materialFingerprint,omitempty"`
@@ -101,6 +104,14 @@ func (b *ImportedKeyStatusApplyConfiguration) WithOrigin(value string) *Imported
 // If called multiple times, the ImportParameters field is set to the value of the last call.
 func (b *ImportedKeyStatusApplyConfiguration) WithImportParameters(value *ImportParametersApplyConfiguration) *ImportedKeyStatusApplyConfiguration {
 	b.ImportParameters = value
+	return b
+}
+
+// WithRenewedFor sets the RenewedFor field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the RenewedFor field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithRenewedFor(value string) *ImportedKeyStatusApplyConfiguration {
+	b.RenewedFor = &value
 	return b
 }
 

@@ -3,83 +3,83 @@
 package v1alpha1
 
 import (
+	internal "github.com/keyconvoy/keyconvoy/api/applyconfiguration/internal"
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	internal "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/internal"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	managedfields "k8s.io/apimachinery/pkg/util/managedfields"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
-// DataKeyApplyConfiguration represents a declarative configuration of the DataKey type for use
+// ImportedKeyApplyConfiguration represents a declarative configuration of the ImportedKey type for use
 // with apply.
 //
-// DataKey is a data key that nobody has seen (GenerateDataKeyWithoutPlaintext).
-type DataKeyApplyConfiguration struct {
+// ImportedKey is a customer master key whose material is brought in (Origin EXTERNAL).
+type ImportedKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	Spec                             *DataKeySpecApplyConfiguration   `json:"spec,omitempty"`
-	Status                           *DataKeyStatusApplyConfiguration `json:"status,omitempty"`
+	Spec                             *ImportedKeySpecApplyConfiguration   `json:"spec,omitempty"`
+	Status                           *ImportedKeyStatusApplyConfiguration `json:"status,omitempty"`
 }
 
-// DataKey constructs a declarative configuration of the DataKey type for use with
+// ImportedKey constructs a declarative configuration of the ImportedKey type for use with
 // apply.
-func DataKey(name, namespace string) *DataKeyApplyConfiguration {
-	b := &DataKeyApplyConfiguration{}
+func ImportedKey(name, namespace string) *ImportedKeyApplyConfiguration {
+	b := &ImportedKeyApplyConfiguration{}
 	b.WithName(name)
 	b.WithNamespace(namespace)
-	b.WithKind("DataKey")
+	b.WithKind("ImportedKey")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b
 }
 
-// ExtractDataKeyFrom extracts the applied configuration owned by fieldManager from
-// dataKey for the specified subresource. Pass an empty string for subresource to extract
+// ExtractImportedKeyFrom extracts the applied configuration owned by fieldManager from
+// importedKey for the specified subresource. Pass an empty string for subresource to extract
 // the main resource. Common subresources include "status", "scale", etc.
-// dataKey must be a unmodified DataKey API object that was retrieved from the Kubernetes API.
-// ExtractDataKeyFrom provides a way to perform a extract/modify-in-place/apply workflow.
+// importedKey must be a unmodified ImportedKey API object that was retrieved from the Kubernetes API.
+// ExtractImportedKeyFrom provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractDataKeyFrom(dataKey *apiv1alpha1.DataKey, fieldManager string, subresource string) (*DataKeyApplyConfiguration, error) {
-	b := &DataKeyApplyConfiguration{}
-	err := managedfields.ExtractInto(dataKey, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKey"), fieldManager, b, subresource)
+func ExtractImportedKeyFrom(importedKey *apiv1alpha1.ImportedKey, fieldManager string, subresource string) (*ImportedKeyApplyConfiguration, error) {
+	b := &ImportedKeyApplyConfiguration{}
+	err := managedfields.ExtractInto(importedKey, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportedKey"), fieldManager, b, subresource)
 	if err != nil {
 		return nil, err
 	}
-	b.WithName(dataKey.Name)
-	b.WithNamespace(dataKey.Namespace)
+	b.WithName(importedKey.Name)
+	b.WithNamespace(importedKey.Namespace)
 
-	b.WithKind("DataKey")
+	b.WithKind("ImportedKey")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b, nil
 }
 
-// ExtractDataKey extracts the applied configuration owned by fieldManager from
-// dataKey. If no managedFields are found in dataKey for fieldManager, a
-// DataKeyApplyConfiguration is returned with only the Name, Namespace (if applicable),
+// ExtractImportedKey extracts the applied configuration owned by fieldManager from
+// importedKey. If no managedFields are found in importedKey for fieldManager, a
+// ImportedKeyApplyConfiguration is returned with only the Name, Namespace (if applicable),
 // APIVersion and Kind populated. It is possible that no managed fields were found for because other
 // field managers have taken ownership of all the fields previously owned by fieldManager, or because
 // the fieldManager never owned fields any fields.
-// dataKey must be a unmodified DataKey API object that was retrieved from the Kubernetes API.
-// ExtractDataKey provides a way to perform a extract/modify-in-place/apply workflow.
+// importedKey must be a unmodified ImportedKey API object that was retrieved from the Kubernetes API.
+// ExtractImportedKey provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractDataKey(dataKey *apiv1alpha1.DataKey, fieldManager string) (*DataKeyApplyConfiguration, error) {
-	return ExtractDataKeyFrom(dataKey, fieldManager, "")
+func ExtractImportedKey(importedKey *apiv1alpha1.ImportedKey, fieldManager string) (*ImportedKeyApplyConfiguration, error) {
+	return ExtractImportedKeyFrom(importedKey, fieldManager, "")
 }
 
-// ExtractDataKeyStatus extracts the applied configuration owned by fieldManager from
-// dataKey for the status subresource.
-func ExtractDataKeyStatus(dataKey *apiv1alpha1.DataKey, fieldManager string) (*DataKeyApplyConfiguration, error) {
-	return ExtractDataKeyFrom(dataKey, fieldManager, "status")
+// ExtractImportedKeyStatus extracts the applied configuration owned by fieldManager from
+// importedKey for the status subresource.
+func ExtractImportedKeyStatus(importedKey *apiv1alpha1.ImportedKey, fieldManager string) (*ImportedKeyApplyConfiguration, error) {
+	return ExtractImportedKeyFrom(importedKey, fieldManager, "status")
 }
 
-func (b DataKeyApplyConfiguration) IsApplyConfiguration() {}
+func (b ImportedKeyApplyConfiguration) IsApplyConfiguration() {}
 
 // WithKind sets the Kind field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Kind field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithKind(value string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithKind(value string) *ImportedKeyApplyConfiguration {
 	b.TypeMetaApplyConfiguration.Kind = &value
 	return b
 }
@@ -87,7 +87,7 @@ func (b *DataKeyApplyConfiguration) WithKind(value string) *DataKeyApplyConfigur
 // WithAPIVersion sets the APIVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the APIVersion field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithAPIVersion(value string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithAPIVersion(value string) *ImportedKeyApplyConfiguration {
 	b.TypeMetaApplyConfiguration.APIVersion = &value
 	return b
 }
@@ -95,7 +95,7 @@ func (b *DataKeyApplyConfiguration) WithAPIVersion(value string) *DataKeyApplyCo
 // WithName sets the Name field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Name field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithName(value string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithName(value string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Name = &value
 	return b
@@ -104,7 +104,7 @@ func (b *DataKeyApplyConfiguration) WithName(value string) *DataKeyApplyConfigur
 // WithGenerateName sets the GenerateName field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the GenerateName field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithGenerateName(value string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithGenerateName(value string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.GenerateName = &value
 	return b
@@ -113,7 +113,7 @@ func (b *DataKeyApplyConfiguration) WithGenerateName(value string) *DataKeyApply
 // WithNamespace sets the Namespace field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Namespace field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithNamespace(value string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithNamespace(value string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Namespace = &value
 	return b
@@ -122,7 +122,7 @@ func (b *DataKeyApplyConfiguration) WithNamespace(value string) *DataKeyApplyCon
 // WithUID sets the UID field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the UID field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithUID(value types.UID) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithUID(value types.UID) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.UID = &value
 	return b
@@ -131,7 +131,7 @@ func (b *DataKeyApplyConfiguration) WithUID(value types.UID) *DataKeyApplyConfig
 // WithResourceVersion sets the ResourceVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the ResourceVersion field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithResourceVersion(value string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithResourceVersion(value string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.ResourceVersion = &value
 	return b
@@ -140,7 +140,7 @@ func (b *DataKeyApplyConfiguration) WithResourceVersion(value string) *DataKeyAp
 // WithGeneration sets the Generation field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Generation field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithGeneration(value int64) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithGeneration(value int64) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Generation = &value
 	return b
@@ -149,7 +149,7 @@ func (b *DataKeyApplyConfiguration) WithGeneration(value int64) *DataKeyApplyCon
 // WithCreationTimestamp sets the CreationTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CreationTimestamp field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.CreationTimestamp = &value
 	return b
@@ -158,7 +158,7 @@ func (b *DataKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *Da
 // WithDeletionTimestamp sets the DeletionTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionTimestamp field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionTimestamp = &value
 	return b
@@ -167,7 +167,7 @@ func (b *DataKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *Da
 // WithDeletionGracePeriodSeconds sets the DeletionGracePeriodSeconds field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionGracePeriodSeconds field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionGracePeriodSeconds = &value
 	return b
@@ -177,7 +177,7 @@ func (b *DataKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) 
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Labels field,
 // overwriting an existing map entries in Labels field with the same key.
-func (b *DataKeyApplyConfiguration) WithLabels(entries map[string]string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithLabels(entries map[string]string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Labels == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Labels = make(map[string]string, len(entries))
@@ -192,7 +192,7 @@ func (b *DataKeyApplyConfiguration) WithLabels(entries map[string]string) *DataK
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Annotations field,
 // overwriting an existing map entries in Annotations field with the same key.
-func (b *DataKeyApplyConfiguration) WithAnnotations(entries map[string]string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithAnnotations(entries map[string]string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Annotations == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Annotations = make(map[string]string, len(entries))
@@ -206,7 +206,7 @@ func (b *DataKeyApplyConfiguration) WithAnnotations(entries map[string]string) *
 // WithOwnerReferences adds the given value to the OwnerReferences field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the OwnerReferences field.
-func (b *DataKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		if values[i] == nil {
@@ -220,7 +220,7 @@ func (b *DataKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerRefer
 // WithFinalizers adds the given value to the Finalizers field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Finalizers field.
-func (b *DataKeyApplyConfiguration) WithFinalizers(values ...string) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithFinalizers(values ...string) *ImportedKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		b.ObjectMetaApplyConfiguration.Finalizers = append(b.ObjectMetaApplyConfiguration.Finalizers, values[i])
@@ -228,7 +228,7 @@ func (b *DataKeyApplyConfiguration) WithFinalizers(values ...string) *DataKeyApp
 	return b
 }
 
-func (b *DataKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
+func (b *ImportedKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
 	if b.ObjectMetaApplyConfiguration == nil {
 		b.ObjectMetaApplyConfiguration = &v1.ObjectMetaApplyConfiguration{}
 	}
@@ -237,7 +237,7 @@ func (b *DataKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
 // WithSpec sets the Spec field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Spec field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithSpec(value *DataKeySpecApplyConfiguration) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithSpec(value *ImportedKeySpecApplyConfiguration) *ImportedKeyApplyConfiguration {
 	b.Spec = value
 	return b
 }
@@ -245,29 +245,29 @@ func (b *DataKeyApplyConfiguration) WithSpec(value *DataKeySpecApplyConfiguratio
 // WithStatus sets the Status field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Status field is set to the value of the last call.
-func (b *DataKeyApplyConfiguration) WithStatus(value *DataKeyStatusApplyConfiguration) *DataKeyApplyConfiguration {
+func (b *ImportedKeyApplyConfiguration) WithStatus(value *ImportedKeyStatusApplyConfiguration) *ImportedKeyApplyConfiguration {
 	b.Status = value
 	return b
 }
 
 // GetKind retrieves the value of the Kind field in the declarative configuration.
-func (b *DataKeyApplyConfiguration) GetKind() *string {
+func (b *ImportedKeyApplyConfiguration) GetKind() *string {
 	return b.TypeMetaApplyConfiguration.Kind
 }
 
 // GetAPIVersion retrieves the value of the APIVersion field in the declarative configuration.
-func (b *DataKeyApplyConfiguration) GetAPIVersion() *string {
+func (b *ImportedKeyApplyConfiguration) GetAPIVersion() *string {
 	return b.TypeMetaApplyConfiguration.APIVersion
 }
 
 // GetName retrieves the value of the Name field in the declarative configuration.
-func (b *DataKeyApplyConfiguration) GetName() *string {
+func (b *ImportedKeyApplyConfiguration) GetName() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Name
 }
 
 // GetNamespace retrieves the value of the Namespace field in the declarative configuration.
-func (b *DataKeyApplyConfiguration) GetNamespace() *string {
+func (b *ImportedKeyApplyConfiguration) GetNamespace() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Namespace
 }

@@ -24,9 +24,6 @@ type ImportParametersApplyConfiguration struct {
 	WrappingKeySpec *apiv1alpha1.WrappingKeySpec `json:"wrappingKeySpec,omitempty"`
 	// WrappingAlgorithm is how the material must be wrapped.
 	WrappingAlgorithm *string `json:"wrappingAlgorithm,omitempty"`
-	// Renewal is the value of the annotation keyconvoy.io/renew-import-parameters that these
-	// parameters answer.
-	Renewal *string `json:"renewal,omitempty"`
 }
 
 // ImportParametersApplyConfiguration constructs a declarative configuration of the ImportParameters type for use with
@@ -80,13 +77,5 @@ func (b *ImportParametersApplyConfiguration) WithWrappingKeySpec(value apiv1alph
 // If called multiple times, the WrappingAlgorithm field is set to the value of the last call.
 func (b *ImportParametersApplyConfiguration) WithWrappingAlgorithm(value string) *ImportParametersApplyConfiguration {
 	b.WrappingAlgorithm = &value
-	return b
-}
-
-// WithRenewal sets the Renewal field in the declarative configuration to the given value
-// and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the Renewal field is set to the value of the last call.
-func (b *ImportParametersApplyConfiguration) WithRenewal(value string) *ImportParametersApplyConfiguration {
-	b.Renewal = &value
 	return b
 }

@@ -3,81 +3,83 @@
 package v1alpha1
 
 import (
+	internal "github.com/keyconvoy/keyconvoy/api/applyconfiguration/internal"
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	internal "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/internal"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	managedfields "k8s.io/apimachinery/pkg/util/managedfields"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
-// ClusterKeyStoreApplyConfiguration represents a declarative configuration of the ClusterKeyStore type for use
+// ExportedDataKeyApplyConfiguration represents a declarative configuration of the ExportedDataKey type for use
 // with apply.
 //
-// ClusterKeyStore is a cryptographic module for the keys of many namespaces.
-type ClusterKeyStoreApplyConfiguration struct {
+// ExportedDataKey is a data key under a recipient's public key (ExportDataKey).
+type ExportedDataKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	Spec                             *ClusterKeyStoreSpecApplyConfiguration `json:"spec,omitempty"`
-	Status                           *KeyStoreStatusApplyConfiguration      `json:"status,omitempty"`
+	Spec                             *ExportedDataKeySpecApplyConfiguration   `json:"spec,omitempty"`
+	Status                           *ExportedDataKeyStatusApplyConfiguration `json:"status,omitempty"`
 }
 
-// ClusterKeyStore constructs a declarative configuration of the ClusterKeyStore type for use with
+// ExportedDataKey constructs a declarative configuration of the ExportedDataKey type for use with
 // apply.
-func ClusterKeyStore(name string) *ClusterKeyStoreApplyConfiguration {
-	b := &ClusterKeyStoreApplyConfiguration{}
+func ExportedDataKey(name, namespace string) *ExportedDataKeyApplyConfiguration {
+	b := &ExportedDataKeyApplyConfiguration{}
 	b.WithName(name)
-	b.WithKind("ClusterKeyStore")
+	b.WithNamespace(namespace)
+	b.WithKind("ExportedDataKey")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b
 }
 
-// ExtractClusterKeyStoreFrom extracts the applied configuration owned by fieldManager from
-// clusterKeyStore for the specified subresource. Pass an empty string for subresource to extract
+// ExtractExportedDataKeyFrom extracts the applied configuration owned by fieldManager from
+// exportedDataKey for the specified subresource. Pass an empty string for subresource to extract
 // the main resource. Common subresources include "status", "scale", etc.
-// clusterKeyStore must be a unmodified ClusterKeyStore API object that was retrieved from the Kubernetes API.
-// ExtractClusterKeyStoreFrom provides a way to perform a extract/modify-in-place/apply workflow.
+// exportedDataKey must be a unmodified ExportedDataKey API object that was retrieved from the Kubernetes API.
+// ExtractExportedDataKeyFrom provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractClusterKeyStoreFrom(clusterKeyStore *apiv1alpha1.ClusterKeyStore, fieldManager string, subresource string) (*ClusterKeyStoreApplyConfiguration, error) {
-	b := &ClusterKeyStoreApplyConfiguration{}
-	err := managedfields.ExtractInto(clusterKeyStore, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterKeyStore"), fieldManager, b, subresource)
+func ExtractExportedDataKeyFrom(exportedDataKey *apiv1alpha1.ExportedDataKey, fieldManager string, subresource string) (*ExportedDataKeyApplyConfiguration, error) {
+	b := &ExportedDataKeyApplyConfiguration{}
+	err := managedfields.ExtractInto(exportedDataKey, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportedDataKey"), fieldManager, b, subresource)
 	if err != nil {
 		return nil, err
 	}
-	b.WithName(clusterKeyStore.Name)
+	b.WithName(exportedDataKey.Name)
+	b.WithNamespace(exportedDataKey.Namespace)
 
-	b.WithKind("ClusterKeyStore")
+	b.WithKind("ExportedDataKey")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b, nil
 }
 
-// ExtractClusterKeyStore extracts the applied configuration owned by fieldManager from
-// clusterKeyStore. If no managedFields are found in clusterKeyStore for fieldManager, a
-// ClusterKeyStoreApplyConfiguration is returned with only the Name, Namespace (if applicable),
+// ExtractExportedDataKey extracts the applied configuration owned by fieldManager from
+// exportedDataKey. If no managedFields are found in exportedDataKey for fieldManager, a
+// ExportedDataKeyApplyConfiguration is returned with only the Name, Namespace (if applicable),
 // APIVersion and Kind populated. It is possible that no managed fields were found for because other
 // field managers have taken ownership of all the fields previously owned by fieldManager, or because
 // the fieldManager never owned fields any fields.
-// clusterKeyStore must be a unmodified ClusterKeyStore API object that was retrieved from the Kubernetes API.
-// ExtractClusterKeyStore provides a way to perform a extract/modify-in-place/apply workflow.
+// exportedDataKey must be a unmodified ExportedDataKey API object that was retrieved from the Kubernetes API.
+// ExtractExportedDataKey provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractClusterKeyStore(clusterKeyStore *apiv1alpha1.ClusterKeyStore, fieldManager string) (*ClusterKeyStoreApplyConfiguration, error) {
-	return ExtractClusterKeyStoreFrom(clusterKeyStore, fieldManager, "")
+func ExtractExportedDataKey(exportedDataKey *apiv1alpha1.ExportedDataKey, fieldManager string) (*ExportedDataKeyApplyConfiguration, error) {
+	return ExtractExportedDataKeyFrom(exportedDataKey, fieldManager, "")
 }
 
-// ExtractClusterKeyStoreStatus extracts the applied configuration owned by fieldManager from
-// clusterKeyStore for the status subresource.
-func ExtractClusterKeyStoreStatus(clusterKeyStore *apiv1alpha1.ClusterKeyStore, fieldManager string) (*ClusterKeyStoreApplyConfiguration, error) {
-	return ExtractClusterKeyStoreFrom(clusterKeyStore, fieldManager, "status")
+// ExtractExportedDataKeyStatus extracts the applied configuration owned by fieldManager from
+// exportedDataKey for the status subresource.
+func ExtractExportedDataKeyStatus(exportedDataKey *apiv1alpha1.ExportedDataKey, fieldManager string) (*ExportedDataKeyApplyConfiguration, error) {
+	return ExtractExportedDataKeyFrom(exportedDataKey, fieldManager, "status")
 }
 
-func (b ClusterKeyStoreApplyConfiguration) IsApplyConfiguration() {}
+func (b ExportedDataKeyApplyConfiguration) IsApplyConfiguration() {}
 
 // WithKind sets the Kind field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Kind field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithKind(value string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithKind(value string) *ExportedDataKeyApplyConfiguration {
 	b.TypeMetaApplyConfiguration.Kind = &value
 	return b
 }
@@ -85,7 +87,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithKind(value string) *ClusterKeySt
 // WithAPIVersion sets the APIVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the APIVersion field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithAPIVersion(value string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithAPIVersion(value string) *ExportedDataKeyApplyConfiguration {
 	b.TypeMetaApplyConfiguration.APIVersion = &value
 	return b
 }
@@ -93,7 +95,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithAPIVersion(value string) *Cluste
 // WithName sets the Name field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Name field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithName(value string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithName(value string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Name = &value
 	return b
@@ -102,7 +104,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithName(value string) *ClusterKeySt
 // WithGenerateName sets the GenerateName field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the GenerateName field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithGenerateName(value string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithGenerateName(value string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.GenerateName = &value
 	return b
@@ -111,7 +113,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithGenerateName(value string) *Clus
 // WithNamespace sets the Namespace field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Namespace field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithNamespace(value string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithNamespace(value string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Namespace = &value
 	return b
@@ -120,7 +122,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithNamespace(value string) *Cluster
 // WithUID sets the UID field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the UID field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithUID(value types.UID) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithUID(value types.UID) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.UID = &value
 	return b
@@ -129,7 +131,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithUID(value types.UID) *ClusterKey
 // WithResourceVersion sets the ResourceVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the ResourceVersion field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithResourceVersion(value string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithResourceVersion(value string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.ResourceVersion = &value
 	return b
@@ -138,7 +140,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithResourceVersion(value string) *C
 // WithGeneration sets the Generation field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Generation field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithGeneration(value int64) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithGeneration(value int64) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Generation = &value
 	return b
@@ -147,7 +149,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithGeneration(value int64) *Cluster
 // WithCreationTimestamp sets the CreationTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CreationTimestamp field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithCreationTimestamp(value metav1.Time) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.CreationTimestamp = &value
 	return b
@@ -156,7 +158,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithCreationTimestamp(value metav1.T
 // WithDeletionTimestamp sets the DeletionTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionTimestamp field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionTimestamp = &value
 	return b
@@ -165,7 +167,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithDeletionTimestamp(value metav1.T
 // WithDeletionGracePeriodSeconds sets the DeletionGracePeriodSeconds field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionGracePeriodSeconds field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionGracePeriodSeconds = &value
 	return b
@@ -175,7 +177,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithDeletionGracePeriodSeconds(value
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Labels field,
 // overwriting an existing map entries in Labels field with the same key.
-func (b *ClusterKeyStoreApplyConfiguration) WithLabels(entries map[string]string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithLabels(entries map[string]string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Labels == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Labels = make(map[string]string, len(entries))
@@ -190,7 +192,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithLabels(entries map[string]string
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Annotations field,
 // overwriting an existing map entries in Annotations field with the same key.
-func (b *ClusterKeyStoreApplyConfiguration) WithAnnotations(entries map[string]string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithAnnotations(entries map[string]string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Annotations == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Annotations = make(map[string]string, len(entries))
@@ -204,7 +206,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithAnnotations(entries map[string]s
 // WithOwnerReferences adds the given value to the OwnerReferences field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the OwnerReferences field.
-func (b *ClusterKeyStoreApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		if values[i] == nil {
@@ -218,7 +220,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithOwnerReferences(values ...*v1.Ow
 // WithFinalizers adds the given value to the Finalizers field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Finalizers field.
-func (b *ClusterKeyStoreApplyConfiguration) WithFinalizers(values ...string) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithFinalizers(values ...string) *ExportedDataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		b.ObjectMetaApplyConfiguration.Finalizers = append(b.ObjectMetaApplyConfiguration.Finalizers, values[i])
@@ -226,7 +228,7 @@ func (b *ClusterKeyStoreApplyConfiguration) WithFinalizers(values ...string) *Cl
 	return b
 }
 
-func (b *ClusterKeyStoreApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
+func (b *ExportedDataKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
 	if b.ObjectMetaApplyConfiguration == nil {
 		b.ObjectMetaApplyConfiguration = &v1.ObjectMetaApplyConfiguration{}
 	}
@@ -235,7 +237,7 @@ func (b *ClusterKeyStoreApplyConfiguration) ensureObjectMetaApplyConfigurationEx
 // WithSpec sets the Spec field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Spec field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithSpec(value *ClusterKeyStoreSpecApplyConfiguration) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithSpec(value *ExportedDataKeySpecApplyConfiguration) *ExportedDataKeyApplyConfiguration {
 	b.Spec = value
 	return b
 }
@@ -243,29 +245,29 @@ func (b *ClusterKeyStoreApplyConfiguration) WithSpec(value *ClusterKeyStoreSpecA
 // WithStatus sets the Status field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Status field is set to the value of the last call.
-func (b *ClusterKeyStoreApplyConfiguration) WithStatus(value *KeyStoreStatusApplyConfiguration) *ClusterKeyStoreApplyConfiguration {
+func (b *ExportedDataKeyApplyConfiguration) WithStatus(value *ExportedDataKeyStatusApplyConfiguration) *ExportedDataKeyApplyConfiguration {
 	b.Status = value
 	return b
 }
 
 // GetKind retrieves the value of the Kind field in the declarative configuration.
-func (b *ClusterKeyStoreApplyConfiguration) GetKind() *string {
+func (b *ExportedDataKeyApplyConfiguration) GetKind() *string {
 	return b.TypeMetaApplyConfiguration.Kind
 }
 
 // GetAPIVersion retrieves the value of the APIVersion field in the declarative configuration.
-func (b *ClusterKeyStoreApplyConfiguration) GetAPIVersion() *string {
+func (b *ExportedDataKeyApplyConfiguration) GetAPIVersion() *string {
 	return b.TypeMetaApplyConfiguration.APIVersion
 }
 
 // GetName retrieves the value of the Name field in the declarative configuration.
-func (b *ClusterKeyStoreApplyConfiguration) GetName() *string {
+func (b *ExportedDataKeyApplyConfiguration) GetName() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Name
 }
 
 // GetNamespace retrieves the value of the Namespace field in the declarative configuration.
-func (b *ClusterKeyStoreApplyConfiguration) GetNamespace() *string {
+func (b *ExportedDataKeyApplyConfiguration) GetNamespace() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Namespace
 }

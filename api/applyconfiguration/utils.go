@@ -3,9 +3,9 @@
 package applyconfiguration
 
 import (
+	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/applyconfiguration/api/v1alpha1"
+	internal "github.com/keyconvoy/keyconvoy/api/applyconfiguration/internal"
 	v1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/api/v1alpha1"
-	internal "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/internal"
 	runtime "k8s.io/apimachinery/pkg/runtime"
 	schema "k8s.io/apimachinery/pkg/runtime/schema"
 	managedfields "k8s.io/apimachinery/pkg/util/managedfields"

@@ -288,9 +288,6 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: publicKeyFingerprint
       type:
         scalar: string
-    - name: renewal
-      type:
-        scalar: string
     - name: tokenExpireTime
       type:
         namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
@@ -381,6 +378,9 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: numeric
     - name: origin
+      type:
+        scalar: string
+    - name: renewedFor
       type:
         scalar: string
     - name: sourcesVersion

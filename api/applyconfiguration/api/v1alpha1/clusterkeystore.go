@@ -3,83 +3,81 @@
 package v1alpha1
 
 import (
+	internal "github.com/keyconvoy/keyconvoy/api/applyconfiguration/internal"
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	internal "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/internal"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	managedfields "k8s.io/apimachinery/pkg/util/managedfields"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
-// KeyStoreApplyConfiguration represents a declarative configuration of the KeyStore type for use
+// ClusterKeyStoreApplyConfiguration represents a declarative configuration of the ClusterKeyStore type for use
 // with apply.
 //
-// KeyStore is a cryptographic module for the keys of one namespace.
-type KeyStoreApplyConfiguration struct {
+// ClusterKeyStore is a cryptographic module for the keys of many namespaces.
+type ClusterKeyStoreApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	Spec                             *KeyStoreSpecApplyConfiguration   `json:"spec,omitempty"`
-	Status                           *KeyStoreStatusApplyConfiguration `json:"status,omitempty"`
+	Spec                             *ClusterKeyStoreSpecApplyConfiguration `json:"spec,omitempty"`
+	Status                           *KeyStoreStatusApplyConfiguration      `json:"status,omitempty"`
 }
 
-// KeyStore constructs a declarative configuration of the KeyStore type for use with
+// ClusterKeyStore constructs a declarative configuration of the ClusterKeyStore type for use with
 // apply.
-func KeyStore(name, namespace string) *KeyStoreApplyConfiguration {
-	b := &KeyStoreApplyConfiguration{}
+func ClusterKeyStore(name string) *ClusterKeyStoreApplyConfiguration {
+	b := &ClusterKeyStoreApplyConfiguration{}
 	b.WithName(name)
-	b.WithNamespace(namespace)
-	b.WithKind("KeyStore")
+	b.WithKind("ClusterKeyStore")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b
 }
 
-// ExtractKeyStoreFrom extracts the applied configuration owned by fieldManager from
-// keyStore for the specified subresource. Pass an empty string for subresource to extract
+// ExtractClusterKeyStoreFrom extracts the applied configuration owned by fieldManager from
+// clusterKeyStore for the specified subresource. Pass an empty string for subresource to extract
 // the main resource. Common subresources include "status", "scale", etc.
-// keyStore must be a unmodified KeyStore API object that was retrieved from the Kubernetes API.
-// ExtractKeyStoreFrom provides a way to perform a extract/modify-in-place/apply workflow.
+// clusterKeyStore must be a unmodified ClusterKeyStore API object that was retrieved from the Kubernetes API.
+// ExtractClusterKeyStoreFrom provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractKeyStoreFrom(keyStore *apiv1alpha1.KeyStore, fieldManager string, subresource string) (*KeyStoreApplyConfiguration, error) {
-	b := &KeyStoreApplyConfiguration{}
-	err := managedfields.ExtractInto(keyStore, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStore"), fieldManager, b, subresource)
+func ExtractClusterKeyStoreFrom(clusterKeyStore *apiv1alpha1.ClusterKeyStore, fieldManager string, subresource string) (*ClusterKeyStoreApplyConfiguration, error) {
+	b := &ClusterKeyStoreApplyConfiguration{}
+	err := managedfields.ExtractInto(clusterKeyStore, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterKeyStore"), fieldManager, b, subresource)
 	if err != nil {
 		return nil, err
 	}
-	b.WithName(keyStore.Name)
-	b.WithNamespace(keyStore.Namespace)
+	b.WithName(clusterKeyStore.Name)
 
-	b.WithKind("KeyStore")
+	b.WithKind("ClusterKeyStore")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b, nil
 }
 
-// ExtractKeyStore extracts the applied configuration owned by fieldManager from
-// keyStore. If no managedFields are found in keyStore for fieldManager, a
-// KeyStoreApplyConfiguration is returned with only the Name, Namespace (if applicable),
+// ExtractClusterKeyStore extracts the applied configuration owned by fieldManager from
+// clusterKeyStore. If no managedFields are found in clusterKeyStore for fieldManager, a
+// ClusterKeyStoreApplyConfiguration is returned with only the Name, Namespace (if applicable),
 // APIVersion and Kind populated. It is possible that no managed fields were found for because other
 // field managers have taken ownership of all the fields previously owned by fieldManager, or because
 // the fieldManager never owned fields any fields.
-// keyStore must be a unmodified KeyStore API object that was retrieved from the Kubernetes API.
-// ExtractKeyStore provides a way to perform a extract/modify-in-place/apply workflow.
+// clusterKeyStore must be a unmodified ClusterKeyStore API object that was retrieved from the Kubernetes API.
+// ExtractClusterKeyStore provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractKeyStore(keyStore *apiv1alpha1.KeyStore, fieldManager string) (*KeyStoreApplyConfiguration, error) {
-	return ExtractKeyStoreFrom(keyStore, fieldManager, "")
+func ExtractClusterKeyStore(clusterKeyStore *apiv1alpha1.ClusterKeyStore, fieldManager string) (*ClusterKeyStoreApplyConfiguration, error) {
+	return ExtractClusterKeyStoreFrom(clusterKeyStore, fieldManager, "")
 }
 
-// ExtractKeyStoreStatus extracts the applied configuration owned by fieldManager from
-// keyStore for the status subresource.
-func ExtractKeyStoreStatus(keyStore *apiv1alpha1.KeyStore, fieldManager string) (*KeyStoreApplyConfiguration, error) {
-	return ExtractKeyStoreFrom(keyStore, fieldManager, "status")
+// ExtractClusterKeyStoreStatus extracts the applied configuration owned by fieldManager from
+// clusterKeyStore for the status subresource.
+func ExtractClusterKeyStoreStatus(clusterKeyStore *apiv1alpha1.ClusterKeyStore, fieldManager string) (*ClusterKeyStoreApplyConfiguration, error) {
+	return ExtractClusterKeyStoreFrom(clusterKeyStore, fieldManager, "status")
 }
 
-func (b KeyStoreApplyConfiguration) IsApplyConfiguration() {}
+func (b ClusterKeyStoreApplyConfiguration) IsApplyConfiguration() {}
 
 // WithKind sets the Kind field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Kind field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithKind(value string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithKind(value string) *ClusterKeyStoreApplyConfiguration {
 	b.TypeMetaApplyConfiguration.Kind = &value
 	return b
 }
@@ -87,7 +85,7 @@ func (b *KeyStoreApplyConfiguration) WithKind(value string) *KeyStoreApplyConfig
 // WithAPIVersion sets the APIVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the APIVersion field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithAPIVersion(value string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithAPIVersion(value string) *ClusterKeyStoreApplyConfiguration {
 	b.TypeMetaApplyConfiguration.APIVersion = &value
 	return b
 }
@@ -95,7 +93,7 @@ func (b *KeyStoreApplyConfiguration) WithAPIVersion(value string) *KeyStoreApply
 // WithName sets the Name field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Name field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithName(value string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithName(value string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Name = &value
 	return b
@@ -104,7 +102,7 @@ func (b *KeyStoreApplyConfiguration) WithName(value string) *KeyStoreApplyConfig
 // WithGenerateName sets the GenerateName field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the GenerateName field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithGenerateName(value string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithGenerateName(value string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.GenerateName = &value
 	return b
@@ -113,7 +111,7 @@ func (b *KeyStoreApplyConfiguration) WithGenerateName(value string) *KeyStoreApp
 // WithNamespace sets the Namespace field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Namespace field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithNamespace(value string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithNamespace(value string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Namespace = &value
 	return b
@@ -122,7 +120,7 @@ func (b *KeyStoreApplyConfiguration) WithNamespace(value string) *KeyStoreApplyC
 // WithUID sets the UID field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the UID field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithUID(value types.UID) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithUID(value types.UID) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.UID = &value
 	return b
@@ -131,7 +129,7 @@ func (b *KeyStoreApplyConfiguration) WithUID(value types.UID) *KeyStoreApplyConf
 // WithResourceVersion sets the ResourceVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the ResourceVersion field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithResourceVersion(value string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithResourceVersion(value string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.ResourceVersion = &value
 	return b
@@ -140,7 +138,7 @@ func (b *KeyStoreApplyConfiguration) WithResourceVersion(value string) *KeyStore
 // WithGeneration sets the Generation field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Generation field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithGeneration(value int64) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithGeneration(value int64) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Generation = &value
 	return b
@@ -149,7 +147,7 @@ func (b *KeyStoreApplyConfiguration) WithGeneration(value int64) *KeyStoreApplyC
 // WithCreationTimestamp sets the CreationTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CreationTimestamp field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithCreationTimestamp(value metav1.Time) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithCreationTimestamp(value metav1.Time) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.CreationTimestamp = &value
 	return b
@@ -158,7 +156,7 @@ func (b *KeyStoreApplyConfiguration) WithCreationTimestamp(value metav1.Time) *K
 // WithDeletionTimestamp sets the DeletionTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionTimestamp field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionTimestamp = &value
 	return b
@@ -167,7 +165,7 @@ func (b *KeyStoreApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *K
 // WithDeletionGracePeriodSeconds sets the DeletionGracePeriodSeconds field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionGracePeriodSeconds field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionGracePeriodSeconds = &value
 	return b
@@ -177,7 +175,7 @@ func (b *KeyStoreApplyConfiguration) WithDeletionGracePeriodSeconds(value int64)
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Labels field,
 // overwriting an existing map entries in Labels field with the same key.
-func (b *KeyStoreApplyConfiguration) WithLabels(entries map[string]string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithLabels(entries map[string]string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Labels == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Labels = make(map[string]string, len(entries))
@@ -192,7 +190,7 @@ func (b *KeyStoreApplyConfiguration) WithLabels(entries map[string]string) *KeyS
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Annotations field,
 // overwriting an existing map entries in Annotations field with the same key.
-func (b *KeyStoreApplyConfiguration) WithAnnotations(entries map[string]string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithAnnotations(entries map[string]string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Annotations == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Annotations = make(map[string]string, len(entries))
@@ -206,7 +204,7 @@ func (b *KeyStoreApplyConfiguration) WithAnnotations(entries map[string]string) 
 // WithOwnerReferences adds the given value to the OwnerReferences field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the OwnerReferences field.
-func (b *KeyStoreApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		if values[i] == nil {
@@ -220,7 +218,7 @@ func (b *KeyStoreApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerRefe
 // WithFinalizers adds the given value to the Finalizers field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Finalizers field.
-func (b *KeyStoreApplyConfiguration) WithFinalizers(values ...string) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithFinalizers(values ...string) *ClusterKeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		b.ObjectMetaApplyConfiguration.Finalizers = append(b.ObjectMetaApplyConfiguration.Finalizers, values[i])
@@ -228,7 +226,7 @@ func (b *KeyStoreApplyConfiguration) WithFinalizers(values ...string) *KeyStoreA
 	return b
 }
 
-func (b *KeyStoreApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
+func (b *ClusterKeyStoreApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
 	if b.ObjectMetaApplyConfiguration == nil {
 		b.ObjectMetaApplyConfiguration = &v1.ObjectMetaApplyConfiguration{}
 	}
@@ -237,7 +235,7 @@ func (b *KeyStoreApplyConfiguration) ensureObjectMetaApplyConfigurationExists() 
 // WithSpec sets the Spec field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Spec field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithSpec(value *KeyStoreSpecApplyConfiguration) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithSpec(value *ClusterKeyStoreSpecApplyConfiguration) *ClusterKeyStoreApplyConfiguration {
 	b.Spec = value
 	return b
 }
@@ -245,29 +243,29 @@ func (b *KeyStoreApplyConfiguration) WithSpec(value *KeyStoreSpecApplyConfigurat
 // WithStatus sets the Status field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Status field is set to the value of the last call.
-func (b *KeyStoreApplyConfiguration) WithStatus(value *KeyStoreStatusApplyConfiguration) *KeyStoreApplyConfiguration {
+func (b *ClusterKeyStoreApplyConfiguration) WithStatus(value *KeyStoreStatusApplyConfiguration) *ClusterKeyStoreApplyConfiguration {
 	b.Status = value
 	return b
 }
 
 // GetKind retrieves the value of the Kind field in the declarative configuration.
-func (b *KeyStoreApplyConfiguration) GetKind() *string {
+func (b *ClusterKeyStoreApplyConfiguration) GetKind() *string {
 	return b.TypeMetaApplyConfiguration.Kind
 }
 
 // GetAPIVersion retrieves the value of the APIVersion field in the declarative configuration.
-func (b *KeyStoreApplyConfiguration) GetAPIVersion() *string {
+func (b *ClusterKeyStoreApplyConfiguration) GetAPIVersion() *string {
 	return b.TypeMetaApplyConfiguration.APIVersion
 }
 
 // GetName retrieves the value of the Name field in the declarative configuration.
-func (b *KeyStoreApplyConfiguration) GetName() *string {
+func (b *ClusterKeyStoreApplyConfiguration) GetName() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Name
 }
 
 // GetNamespace retrieves the value of the Namespace field in the declarative configuration.
-func (b *KeyStoreApplyConfiguration) GetNamespace() *string {
+func (b *ClusterKeyStoreApplyConfiguration) GetNamespace() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Namespace
 }

@@ -3,83 +3,83 @@
 package v1alpha1
 
 import (
+	internal "github.com/keyconvoy/keyconvoy/api/applyconfiguration/internal"
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	internal "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/internal"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	managedfields "k8s.io/apimachinery/pkg/util/managedfields"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
-// ImportedKeyApplyConfiguration represents a declarative configuration of the ImportedKey type for use
+// KeyStoreApplyConfiguration represents a declarative configuration of the KeyStore type for use
 // with apply.
 //
-// ImportedKey is a customer master key whose material is brought in (Origin EXTERNAL).
-type ImportedKeyApplyConfiguration struct {
+// KeyStore is a cryptographic module for the keys of one namespace.
+type KeyStoreApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	Spec                             *ImportedKeySpecApplyConfiguration   `json:"spec,omitempty"`
-	Status                           *ImportedKeyStatusApplyConfiguration `json:"status,omitempty"`
+	Spec                             *KeyStoreSpecApplyConfiguration   `json:"spec,omitempty"`
+	Status                           *KeyStoreStatusApplyConfiguration `json:"status,omitempty"`
 }
 
-// ImportedKey constructs a declarative configuration of the ImportedKey type for use with
+// KeyStore constructs a declarative configuration of the KeyStore type for use with
 // apply.
-func ImportedKey(name, namespace string) *ImportedKeyApplyConfiguration {
-	b := &ImportedKeyApplyConfiguration{}
+func KeyStore(name, namespace string) *KeyStoreApplyConfiguration {
+	b := &KeyStoreApplyConfiguration{}
 	b.WithName(name)
 	b.WithNamespace(namespace)
-	b.WithKind("ImportedKey")
+	b.WithKind("KeyStore")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b
 }
 
-// ExtractImportedKeyFrom extracts the applied configuration owned by fieldManager from
-// importedKey for the specified subresource. Pass an empty string for subresource to extract
+// ExtractKeyStoreFrom extracts the applied configuration owned by fieldManager from
+// keyStore for the specified subresource. Pass an empty string for subresource to extract
 // the main resource. Common subresources include "status", "scale", etc.
-// importedKey must be a unmodified ImportedKey API object that was retrieved from the Kubernetes API.
-// ExtractImportedKeyFrom provides a way to perform a extract/modify-in-place/apply workflow.
+// keyStore must be a unmodified KeyStore API object that was retrieved from the Kubernetes API.
+// ExtractKeyStoreFrom provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractImportedKeyFrom(importedKey *apiv1alpha1.ImportedKey, fieldManager string, subresource string) (*ImportedKeyApplyConfiguration, error) {
-	b := &ImportedKeyApplyConfiguration{}
-	err := managedfields.ExtractInto(importedKey, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportedKey"), fieldManager, b, subresource)
+func ExtractKeyStoreFrom(keyStore *apiv1alpha1.KeyStore, fieldManager string, subresource string) (*KeyStoreApplyConfiguration, error) {
+	b := &KeyStoreApplyConfiguration{}
+	err := managedfields.ExtractInto(keyStore, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStore"), fieldManager, b, subresource)
 	if err != nil {
 		return nil, err
 	}
-	b.WithName(importedKey.Name)
-	b.WithNamespace(importedKey.Namespace)
+	b.WithName(keyStore.Name)
+	b.WithNamespace(keyStore.Namespace)
 
-	b.WithKind("ImportedKey")
+	b.WithKind("KeyStore")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b, nil
 }
 
-// ExtractImportedKey extracts the applied configuration owned by fieldManager from
-// importedKey. If no managedFields are found in importedKey for fieldManager, a
-// ImportedKeyApplyConfiguration is returned with only the Name, Namespace (if applicable),
+// ExtractKeyStore extracts the applied configuration owned by fieldManager from
+// keyStore. If no managedFields are found in keyStore for fieldManager, a
+// KeyStoreApplyConfiguration is returned with only the Name, Namespace (if applicable),
 // APIVersion and Kind populated. It is possible that no managed fields were found for because other
 // field managers have taken ownership of all the fields previously owned by fieldManager, or because
 // the fieldManager never owned fields any fields.
-// importedKey must be a unmodified ImportedKey API object that was retrieved from the Kubernetes API.
-// ExtractImportedKey provides a way to perform a extract/modify-in-place/apply workflow.
+// keyStore must be a unmodified KeyStore API object that was retrieved from the Kubernetes API.
+// ExtractKeyStore provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractImportedKey(importedKey *apiv1alpha1.ImportedKey, fieldManager string) (*ImportedKeyApplyConfiguration, error) {
-	return ExtractImportedKeyFrom(importedKey, fieldManager, "")
+func ExtractKeyStore(keyStore *apiv1alpha1.KeyStore, fieldManager string) (*KeyStoreApplyConfiguration, error) {
+	return ExtractKeyStoreFrom(keyStore, fieldManager, "")
 }
 
-// ExtractImportedKeyStatus extracts the applied configuration owned by fieldManager from
-// importedKey for the status subresource.
-func ExtractImportedKeyStatus(importedKey *apiv1alpha1.ImportedKey, fieldManager string) (*ImportedKeyApplyConfiguration, error) {
-	return ExtractImportedKeyFrom(importedKey, fieldManager, "status")
+// ExtractKeyStoreStatus extracts the applied configuration owned by fieldManager from
+// keyStore for the status subresource.
+func ExtractKeyStoreStatus(keyStore *apiv1alpha1.KeyStore, fieldManager string) (*KeyStoreApplyConfiguration, error) {
+	return ExtractKeyStoreFrom(keyStore, fieldManager, "status")
 }
 
-func (b ImportedKeyApplyConfiguration) IsApplyConfiguration() {}
+func (b KeyStoreApplyConfiguration) IsApplyConfiguration() {}
 
 // WithKind sets the Kind field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Kind field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithKind(value string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithKind(value string) *KeyStoreApplyConfiguration {
 	b.TypeMetaApplyConfiguration.Kind = &value
 	return b
 }
@@ -87,7 +87,7 @@ func (b *ImportedKeyApplyConfiguration) WithKind(value string) *ImportedKeyApply
 // WithAPIVersion sets the APIVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the APIVersion field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithAPIVersion(value string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithAPIVersion(value string) *KeyStoreApplyConfiguration {
 	b.TypeMetaApplyConfiguration.APIVersion = &value
 	return b
 }
@@ -95,7 +95,7 @@ func (b *ImportedKeyApplyConfiguration) WithAPIVersion(value string) *ImportedKe
 // WithName sets the Name field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Name field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithName(value string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithName(value string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Name = &value
 	return b
@@ -104,7 +104,7 @@ func (b *ImportedKeyApplyConfiguration) WithName(value string) *ImportedKeyApply
 // WithGenerateName sets the GenerateName field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the GenerateName field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithGenerateName(value string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithGenerateName(value string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.GenerateName = &value
 	return b
@@ -113,7 +113,7 @@ func (b *ImportedKeyApplyConfiguration) WithGenerateName(value string) *Imported
 // WithNamespace sets the Namespace field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Namespace field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithNamespace(value string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithNamespace(value string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Namespace = &value
 	return b
@@ -122,7 +122,7 @@ func (b *ImportedKeyApplyConfiguration) WithNamespace(value string) *ImportedKey
 // WithUID sets the UID field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the UID field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithUID(value types.UID) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithUID(value types.UID) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.UID = &value
 	return b
@@ -131,7 +131,7 @@ func (b *ImportedKeyApplyConfiguration) WithUID(value types.UID) *ImportedKeyApp
 // WithResourceVersion sets the ResourceVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the ResourceVersion field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithResourceVersion(value string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithResourceVersion(value string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.ResourceVersion = &value
 	return b
@@ -140,7 +140,7 @@ func (b *ImportedKeyApplyConfiguration) WithResourceVersion(value string) *Impor
 // WithGeneration sets the Generation field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Generation field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithGeneration(value int64) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithGeneration(value int64) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Generation = &value
 	return b
@@ -149,7 +149,7 @@ func (b *ImportedKeyApplyConfiguration) WithGeneration(value int64) *ImportedKey
 // WithCreationTimestamp sets the CreationTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CreationTimestamp field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithCreationTimestamp(value metav1.Time) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.CreationTimestamp = &value
 	return b
@@ -158,7 +158,7 @@ func (b *ImportedKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time)
 // WithDeletionTimestamp sets the DeletionTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionTimestamp field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionTimestamp = &value
 	return b
@@ -167,7 +167,7 @@ func (b *ImportedKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time)
 // WithDeletionGracePeriodSeconds sets the DeletionGracePeriodSeconds field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionGracePeriodSeconds field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionGracePeriodSeconds = &value
 	return b
@@ -177,7 +177,7 @@ func (b *ImportedKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Labels field,
 // overwriting an existing map entries in Labels field with the same key.
-func (b *ImportedKeyApplyConfiguration) WithLabels(entries map[string]string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithLabels(entries map[string]string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Labels == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Labels = make(map[string]string, len(entries))
@@ -192,7 +192,7 @@ func (b *ImportedKeyApplyConfiguration) WithLabels(entries map[string]string) *I
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Annotations field,
 // overwriting an existing map entries in Annotations field with the same key.
-func (b *ImportedKeyApplyConfiguration) WithAnnotations(entries map[string]string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithAnnotations(entries map[string]string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Annotations == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Annotations = make(map[string]string, len(entries))
@@ -206,7 +206,7 @@ func (b *ImportedKeyApplyConfiguration) WithAnnotations(entries map[string]strin
 // WithOwnerReferences adds the given value to the OwnerReferences field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the OwnerReferences field.
-func (b *ImportedKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		if values[i] == nil {
@@ -220,7 +220,7 @@ func (b *ImportedKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerR
 // WithFinalizers adds the given value to the Finalizers field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Finalizers field.
-func (b *ImportedKeyApplyConfiguration) WithFinalizers(values ...string) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithFinalizers(values ...string) *KeyStoreApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		b.ObjectMetaApplyConfiguration.Finalizers = append(b.ObjectMetaApplyConfiguration.Finalizers, values[i])
@@ -228,7 +228,7 @@ func (b *ImportedKeyApplyConfiguration) WithFinalizers(values ...string) *Import
 	return b
 }
 
-func (b *ImportedKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
+func (b *KeyStoreApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
 	if b.ObjectMetaApplyConfiguration == nil {
 		b.ObjectMetaApplyConfiguration = &v1.ObjectMetaApplyConfiguration{}
 	}
@@ -237,7 +237,7 @@ func (b *ImportedKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists
 // WithSpec sets the Spec field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Spec field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithSpec(value *ImportedKeySpecApplyConfiguration) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithSpec(value *KeyStoreSpecApplyConfiguration) *KeyStoreApplyConfiguration {
 	b.Spec = value
 	return b
 }
@@ -245,29 +245,29 @@ func (b *ImportedKeyApplyConfiguration) WithSpec(value *ImportedKeySpecApplyConf
 // WithStatus sets the Status field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Status field is set to the value of the last call.
-func (b *ImportedKeyApplyConfiguration) WithStatus(value *ImportedKeyStatusApplyConfiguration) *ImportedKeyApplyConfiguration {
+func (b *KeyStoreApplyConfiguration) WithStatus(value *KeyStoreStatusApplyConfiguration) *KeyStoreApplyConfiguration {
 	b.Status = value
 	return b
 }
 
 // GetKind retrieves the value of the Kind field in the declarative configuration.
-func (b *ImportedKeyApplyConfiguration) GetKind() *string {
+func (b *KeyStoreApplyConfiguration) GetKind() *string {
 	return b.TypeMetaApplyConfiguration.Kind
 }
 
 // GetAPIVersion retrieves the value of the APIVersion field in the declarative configuration.
-func (b *ImportedKeyApplyConfiguration) GetAPIVersion() *string {
+func (b *KeyStoreApplyConfiguration) GetAPIVersion() *string {
 	return b.TypeMetaApplyConfiguration.APIVersion
 }
 
 // GetName retrieves the value of the Name field in the declarative configuration.
-func (b *ImportedKeyApplyConfiguration) GetName() *string {
+func (b *KeyStoreApplyConfiguration) GetName() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Name
 }
 
 // GetNamespace retrieves the value of the Namespace field in the declarative configuration.
-func (b *ImportedKeyApplyConfiguration) GetNamespace() *string {
+func (b *KeyStoreApplyConfiguration) GetNamespace() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Namespace
 }

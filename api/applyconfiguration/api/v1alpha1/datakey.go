@@ -3,83 +3,83 @@
 package v1alpha1
 
 import (
+	internal "github.com/keyconvoy/keyconvoy/api/applyconfiguration/internal"
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	internal "github.com/keyconvoy/keyconvoy/api/v1alpha1/applyconfiguration/internal"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	types "k8s.io/apimachinery/pkg/types"
 	managedfields "k8s.io/apimachinery/pkg/util/managedfields"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
-// ExportedDataKeyApplyConfiguration represents a declarative configuration of the ExportedDataKey type for use
+// DataKeyApplyConfiguration represents a declarative configuration of the DataKey type for use
 // with apply.
 //
-// ExportedDataKey is a data key under a recipient's public key (ExportDataKey).
-type ExportedDataKeyApplyConfiguration struct {
+// DataKey is a data key that nobody has seen (GenerateDataKeyWithoutPlaintext).
+type DataKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	Spec                             *ExportedDataKeySpecApplyConfiguration   `json:"spec,omitempty"`
-	Status                           *ExportedDataKeyStatusApplyConfiguration `json:"status,omitempty"`
+	Spec                             *DataKeySpecApplyConfiguration   `json:"spec,omitempty"`
+	Status                           *DataKeyStatusApplyConfiguration `json:"status,omitempty"`
 }
 
-// ExportedDataKey constructs a declarative configuration of the ExportedDataKey type for use with
+// DataKey constructs a declarative configuration of the DataKey type for use with
 // apply.
-func ExportedDataKey(name, namespace string) *ExportedDataKeyApplyConfiguration {
-	b := &ExportedDataKeyApplyConfiguration{}
+func DataKey(name, namespace string) *DataKeyApplyConfiguration {
+	b := &DataKeyApplyConfiguration{}
 	b.WithName(name)
 	b.WithNamespace(namespace)
-	b.WithKind("ExportedDataKey")
+	b.WithKind("DataKey")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b
 }
 
-// ExtractExportedDataKeyFrom extracts the applied configuration owned by fieldManager from
-// exportedDataKey for the specified subresource. Pass an empty string for subresource to extract
+// ExtractDataKeyFrom extracts the applied configuration owned by fieldManager from
+// dataKey for the specified subresource. Pass an empty string for subresource to extract
 // the main resource. Common subresources include "status", "scale", etc.
-// exportedDataKey must be a unmodified ExportedDataKey API object that was retrieved from the Kubernetes API.
-// ExtractExportedDataKeyFrom provides a way to perform a extract/modify-in-place/apply workflow.
+// dataKey must be a unmodified DataKey API object that was retrieved from the Kubernetes API.
+// ExtractDataKeyFrom provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractExportedDataKeyFrom(exportedDataKey *apiv1alpha1.ExportedDataKey, fieldManager string, subresource string) (*ExportedDataKeyApplyConfiguration, error) {
-	b := &ExportedDataKeyApplyConfiguration{}
-	err := managedfields.ExtractInto(exportedDataKey, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportedDataKey"), fieldManager, b, subresource)
+func ExtractDataKeyFrom(dataKey *apiv1alpha1.DataKey, fieldManager string, subresource string) (*DataKeyApplyConfiguration, error) {
+	b := &DataKeyApplyConfiguration{}
+	err := managedfields.ExtractInto(dataKey, internal.Parser().Type("com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKey"), fieldManager, b, subresource)
 	if err != nil {
 		return nil, err
 	}
-	b.WithName(exportedDataKey.Name)
-	b.WithNamespace(exportedDataKey.Namespace)
+	b.WithName(dataKey.Name)
+	b.WithNamespace(dataKey.Namespace)
 
-	b.WithKind("ExportedDataKey")
+	b.WithKind("DataKey")
 	b.WithAPIVersion("keyconvoy.io/v1alpha1")
 	return b, nil
 }
 
-// ExtractExportedDataKey extracts the applied configuration owned by fieldManager from
-// exportedDataKey. If no managedFields are found in exportedDataKey for fieldManager, a
-// ExportedDataKeyApplyConfiguration is returned with only the Name, Namespace (if applicable),
+// ExtractDataKey extracts the applied configuration owned by fieldManager from
+// dataKey. If no managedFields are found in dataKey for fieldManager, a
+// DataKeyApplyConfiguration is returned with only the Name, Namespace (if applicable),
 // APIVersion and Kind populated. It is possible that no managed fields were found for because other
 // field managers have taken ownership of all the fields previously owned by fieldManager, or because
 // the fieldManager never owned fields any fields.
-// exportedDataKey must be a unmodified ExportedDataKey API object that was retrieved from the Kubernetes API.
-// ExtractExportedDataKey provides a way to perform a extract/modify-in-place/apply workflow.
+// dataKey must be a unmodified DataKey API object that was retrieved from the Kubernetes API.
+// ExtractDataKey provides a way to perform a extract/modify-in-place/apply workflow.
 // Note that an extracted apply configuration will contain fewer fields than what the fieldManager previously
 // applied if another fieldManager has updated or force applied any of the previously applied fields.
-func ExtractExportedDataKey(exportedDataKey *apiv1alpha1.ExportedDataKey, fieldManager string) (*ExportedDataKeyApplyConfiguration, error) {
-	return ExtractExportedDataKeyFrom(exportedDataKey, fieldManager, "")
+func ExtractDataKey(dataKey *apiv1alpha1.DataKey, fieldManager string) (*DataKeyApplyConfiguration, error) {
+	return ExtractDataKeyFrom(dataKey, fieldManager, "")
 }
 
-// ExtractExportedDataKeyStatus extracts the applied configuration owned by fieldManager from
-// exportedDataKey for the status subresource.
-func ExtractExportedDataKeyStatus(exportedDataKey *apiv1alpha1.ExportedDataKey, fieldManager string) (*ExportedDataKeyApplyConfiguration, error) {
-	return ExtractExportedDataKeyFrom(exportedDataKey, fieldManager, "status")
+// ExtractDataKeyStatus extracts the applied configuration owned by fieldManager from
+// dataKey for the status subresource.
+func ExtractDataKeyStatus(dataKey *apiv1alpha1.DataKey, fieldManager string) (*DataKeyApplyConfiguration, error) {
+	return ExtractDataKeyFrom(dataKey, fieldManager, "status")
 }
 
-func (b ExportedDataKeyApplyConfiguration) IsApplyConfiguration() {}
+func (b DataKeyApplyConfiguration) IsApplyConfiguration() {}
 
 // WithKind sets the Kind field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Kind field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithKind(value string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithKind(value string) *DataKeyApplyConfiguration {
 	b.TypeMetaApplyConfiguration.Kind = &value
 	return b
 }
@@ -87,7 +87,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithKind(value string) *ExportedData
 // WithAPIVersion sets the APIVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the APIVersion field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithAPIVersion(value string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithAPIVersion(value string) *DataKeyApplyConfiguration {
 	b.TypeMetaApplyConfiguration.APIVersion = &value
 	return b
 }
@@ -95,7 +95,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithAPIVersion(value string) *Export
 // WithName sets the Name field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Name field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithName(value string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithName(value string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Name = &value
 	return b
@@ -104,7 +104,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithName(value string) *ExportedData
 // WithGenerateName sets the GenerateName field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the GenerateName field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithGenerateName(value string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithGenerateName(value string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.GenerateName = &value
 	return b
@@ -113,7 +113,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithGenerateName(value string) *Expo
 // WithNamespace sets the Namespace field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Namespace field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithNamespace(value string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithNamespace(value string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Namespace = &value
 	return b
@@ -122,7 +122,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithNamespace(value string) *Exporte
 // WithUID sets the UID field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the UID field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithUID(value types.UID) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithUID(value types.UID) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.UID = &value
 	return b
@@ -131,7 +131,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithUID(value types.UID) *ExportedDa
 // WithResourceVersion sets the ResourceVersion field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the ResourceVersion field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithResourceVersion(value string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithResourceVersion(value string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.ResourceVersion = &value
 	return b
@@ -140,7 +140,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithResourceVersion(value string) *E
 // WithGeneration sets the Generation field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Generation field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithGeneration(value int64) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithGeneration(value int64) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.Generation = &value
 	return b
@@ -149,7 +149,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithGeneration(value int64) *Exporte
 // WithCreationTimestamp sets the CreationTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CreationTimestamp field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithCreationTimestamp(value metav1.Time) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.CreationTimestamp = &value
 	return b
@@ -158,7 +158,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithCreationTimestamp(value metav1.T
 // WithDeletionTimestamp sets the DeletionTimestamp field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionTimestamp field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithDeletionTimestamp(value metav1.Time) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionTimestamp = &value
 	return b
@@ -167,7 +167,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithDeletionTimestamp(value metav1.T
 // WithDeletionGracePeriodSeconds sets the DeletionGracePeriodSeconds field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DeletionGracePeriodSeconds field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value int64) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	b.ObjectMetaApplyConfiguration.DeletionGracePeriodSeconds = &value
 	return b
@@ -177,7 +177,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithDeletionGracePeriodSeconds(value
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Labels field,
 // overwriting an existing map entries in Labels field with the same key.
-func (b *ExportedDataKeyApplyConfiguration) WithLabels(entries map[string]string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithLabels(entries map[string]string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Labels == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Labels = make(map[string]string, len(entries))
@@ -192,7 +192,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithLabels(entries map[string]string
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Annotations field,
 // overwriting an existing map entries in Annotations field with the same key.
-func (b *ExportedDataKeyApplyConfiguration) WithAnnotations(entries map[string]string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithAnnotations(entries map[string]string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	if b.ObjectMetaApplyConfiguration.Annotations == nil && len(entries) > 0 {
 		b.ObjectMetaApplyConfiguration.Annotations = make(map[string]string, len(entries))
@@ -206,7 +206,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithAnnotations(entries map[string]s
 // WithOwnerReferences adds the given value to the OwnerReferences field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the OwnerReferences field.
-func (b *ExportedDataKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithOwnerReferences(values ...*v1.OwnerReferenceApplyConfiguration) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		if values[i] == nil {
@@ -220,7 +220,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithOwnerReferences(values ...*v1.Ow
 // WithFinalizers adds the given value to the Finalizers field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Finalizers field.
-func (b *ExportedDataKeyApplyConfiguration) WithFinalizers(values ...string) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithFinalizers(values ...string) *DataKeyApplyConfiguration {
 	b.ensureObjectMetaApplyConfigurationExists()
 	for i := range values {
 		b.ObjectMetaApplyConfiguration.Finalizers = append(b.ObjectMetaApplyConfiguration.Finalizers, values[i])
@@ -228,7 +228,7 @@ func (b *ExportedDataKeyApplyConfiguration) WithFinalizers(values ...string) *Ex
 	return b
 }
 
-func (b *ExportedDataKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
+func (b *DataKeyApplyConfiguration) ensureObjectMetaApplyConfigurationExists() {
 	if b.ObjectMetaApplyConfiguration == nil {
 		b.ObjectMetaApplyConfiguration = &v1.ObjectMetaApplyConfiguration{}
 	}
@@ -237,7 +237,7 @@ func (b *ExportedDataKeyApplyConfiguration) ensureObjectMetaApplyConfigurationEx
 // WithSpec sets the Spec field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Spec field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithSpec(value *ExportedDataKeySpecApplyConfiguration) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithSpec(value *DataKeySpecApplyConfiguration) *DataKeyApplyConfiguration {
 	b.Spec = value
 	return b
 }
@@ -245,29 +245,29 @@ func (b *ExportedDataKeyApplyConfiguration) WithSpec(value *ExportedDataKeySpecA
 // WithStatus sets the Status field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Status field is set to the value of the last call.
-func (b *ExportedDataKeyApplyConfiguration) WithStatus(value *ExportedDataKeyStatusApplyConfiguration) *ExportedDataKeyApplyConfiguration {
+func (b *DataKeyApplyConfiguration) WithStatus(value *DataKeyStatusApplyConfiguration) *DataKeyApplyConfiguration {
 	b.Status = value
 	return b
 }
 
 // GetKind retrieves the value of the Kind field in the declarative configuration.
-func (b *ExportedDataKeyApplyConfiguration) GetKind() *string {
+func (b *DataKeyApplyConfiguration) GetKind() *string {
 	return b.TypeMetaApplyConfiguration.Kind
 }
 
 // GetAPIVersion retrieves the value of the APIVersion field in the declarative configuration.
-func (b *ExportedDataKeyApplyConfiguration) GetAPIVersion() *string {
+func (b *DataKeyApplyConfiguration) GetAPIVersion() *string {
 	return b.TypeMetaApplyConfiguration.APIVersion
 }
 
 // GetName retrieves the value of the Name field in the declarative configuration.
-func (b *ExportedDataKeyApplyConfiguration) GetName() *string {
+func (b *DataKeyApplyConfiguration) GetName() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Name
 }
 
 // GetNamespace retrieves the value of the Namespace field in the declarative configuration.
-func (b *ExportedDataKeyApplyConfiguration) GetNamespace() *string {
+func (b *DataKeyApplyConfiguration) GetNamespace() *string {
 	b.ensureObjectMetaApplyConfigurationExists()
 	return b.ObjectMetaApplyConfiguration.Namespace
 }

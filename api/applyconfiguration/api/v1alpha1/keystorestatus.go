@@ -19,8 +19,8 @@ type KeyStoreStatusApplyConfiguration struct {
 	Module *ModuleInfoApplyConfiguration `json:"module,omitempty"`
 	// Capabilities are what the self-test saw the module do.
 	Capabilities []CapabilityApplyConfiguration `json:"capabilities,omitempty"`
-	// RefusedPINSecret is the version of the PIN's Secret whose PIN the module refused. That version
-	// is not tried again, also not after a restart, because tries lock the token.
+	// RefusedPINSecret is the generation of this object and the version of the PIN's Secret whose PIN
+	// the module refused. They are not tried again, also not after a restart: tries lock the token.
 	RefusedPINSecret *string `json:"refusedPINSecret,omitempty"`
 }
 

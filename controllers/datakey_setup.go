@@ -1,0 +1,62 @@
+package controllers
+
+import (
+	"context"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
+)
+
+func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.DataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
+		WatchesRawSource(source.Channel(r.modules.subscribe(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfStore))).
+		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfSecret)).
+		WithOptions(options).
+		Complete(r)
+}
+
+// keyStateChanged lets through what makes a master key usable or not.
+var keyStateChanged = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		was, is := e.ObjectOld.(*v1alpha1.ImportedKey), e.ObjectNew.(*v1alpha1.ImportedKey)
+		return was.Status.KeyState != is.Status.KeyState || was.Status.KeyVersionID != is.Status.KeyVersionID
+	},
+}
+
+func (r *dataKeyReconciler) dataKeysOfKey(ctx context.Context, key client.Object) []reconcile.Request {
+	return r.findDataKeys(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()})
+}
+
+// dataKeysOfStore finds the data keys that wait for a key store that begins to serve.
+func (r *dataKeyReconciler) dataKeysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, key := range r.findKeys(ctx, nil, client.MatchingFields{indexStore: idOfObject(store).String()}) {
+		requests = append(requests, r.findDataKeys(ctx, waitingDataKey,
+			client.InNamespace(key.Namespace), client.MatchingFields{indexKey: key.Name})...)
+	}
+	return requests
+}
+
+func (r *dataKeyReconciler) dataKeysOfSecret(ctx context.Context, secret client.Object) []reconcile.Request {
+	return r.findDataKeys(ctx, nil, client.InNamespace(secret.GetNamespace()),
+		client.MatchingFields{indexContent: contentIndex(secrets.Secret, secret.GetName())})
+}
+
+func (s *shared) findDataKeys(ctx context.Context, want func(*v1alpha1.DataKey) bool, options ...client.ListOption) []reconcile.Request {
+	items := func(l *v1alpha1.DataKeyList) []v1alpha1.DataKey { return l.Items }
+	return find(ctx, s.client, &v1alpha1.DataKeyList{}, items, want, options...)
+}
+
+func waitingDataKey(k *v1alpha1.DataKey) bool { return !ready(k.Status.Conditions) }

@@ -1,0 +1,246 @@
+package controllers
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/b64"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+// renewBefore is how long before their end the parameters of a key that still waits are renewed. The
+// former pair stays good until its own end.
+const renewBefore = 2 * time.Hour
+
+// identify sets key, and the status fields that follow from the object alone.
+func (r *importedKeyReconciler) identify(_ context.Context, s *importScope) error {
+	key, err := keyOf(s.object)
+	if err != nil {
+		return err
+	}
+	s.key = key
+	status := &s.object.Status
+	status.KeyID = key.ID.String()
+	status.KeyVersionID = key.VersionID().String()
+	status.Origin = string(key.Origin)
+	status.KeyState = v1alpha1.KeyState(key.State)
+	return nil
+}
+
+// publishParameters keeps a public key and token in the status while the key waits for material, or
+// when the user asks for new ones. It sets after. Reasons: those of operations, UnsupportedOperation,
+// ServiceUnavailableTemporary.
+func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *importScope) error {
+	now := r.clock.Now()
+	decision := decideParameters(s.object, now)
+	if decision != keepParameters {
+		ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
+		if err != nil {
+			return err
+		}
+		defer giveBack()
+		if err := ops.DestroyImportParameters(ctx, s.key.ID, false); err != nil {
+			return err
+		}
+		s.object.Status.ImportParameters, err = r.newParameters(ctx, ops, s, decision)
+		if err != nil {
+			return err
+		}
+	}
+	if p := s.object.Status.ImportParameters; p != nil {
+		s.after = p.TokenExpireTime.Sub(now)
+		if s.key.State == kms.StatePendingImport {
+			s.after -= renewBefore
+		}
+		s.after = max(s.after, time.Second)
+	}
+	return nil
+}
+
+func (r *importedKeyReconciler) newParameters(ctx context.Context, ops kms.Operations, s *importScope, decision parametersDecision) (*v1alpha1.ImportParameters, error) {
+	if decision == endParameters {
+		return nil, nil
+	}
+	spec := s.object.Spec.ImportParameters
+	asked := renewalOf(s.object)
+	// The client token follows from what was published before: should the status not be written, the
+	// next try finds the same pair instead of making another.
+	token := asked
+	if p := s.object.Status.ImportParameters; p != nil {
+		token += "/" + p.PublicKeyFingerprint
+	}
+	made, err := ops.GetParametersForImport(ctx, kms.ImportParametersRequest{
+		Key:               s.key,
+		WrappingKeySpec:   wrapping.KeySpec(spec.WrappingKeySpec),
+		WrappingAlgorithm: wrapping.Algorithm(spec.WrappingAlgorithm),
+		ClientToken:       token,
+	})
+	if err != nil {
+		return s.object.Status.ImportParameters, err
+	}
+	s.object.Status.RenewedFor = asked
+	return &v1alpha1.ImportParameters{
+		PublicKey:            made.PublicKey.Base64(),
+		PublicKeyFingerprint: made.PublicKey.Fingerprint(),
+		ImportToken:          base64.StdEncoding.EncodeToString(made.ImportToken),
+		TokenExpireTime:      metav1.NewTime(made.TokenExpireTime),
+		WrappingKeySpec:      spec.WrappingKeySpec,
+		WrappingAlgorithm:    spec.WrappingAlgorithm,
+	}, nil
+}
+
+type parametersDecision int
+
+const (
+	keepParameters  parametersDecision = iota // as they are, also when there are none
+	renewParameters                           // publish new ones
+	endParameters                             // they have ended and nobody waits for others
+)
+
+// decideParameters says what is to be done about the import parameters.
+func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDecision {
+	p, want := object.Status.ImportParameters, object.Spec.ImportParameters
+	waits := kms.KeyState(object.Status.KeyState) == kms.StatePendingImport
+	switch {
+	case renewalOf(object) != object.Status.RenewedFor:
+		return renewParameters
+	case p == nil && waits:
+		return renewParameters
+	case p == nil:
+		return keepParameters
+	case waits && (p.WrappingKeySpec != want.WrappingKeySpec || p.WrappingAlgorithm != want.WrappingAlgorithm):
+		return renewParameters
+	case waits && !now.Before(p.TokenExpireTime.Add(-renewBefore)):
+		return renewParameters
+	case !now.Before(p.TokenExpireTime.Time):
+		return endParameters
+	}
+	return keepParameters
+}
+
+// renewalOf is the value of the annotation that asks for new parameters, as the status keeps it.
+func renewalOf(object *v1alpha1.ImportedKey) string {
+	value := object.Annotations[v1alpha1.AnnotationRenewImportParameters]
+	if len(value) > 64 {
+		return digest(value)
+	}
+	return value
+}
+
+// importMaterial imports the material unless the very same was imported before. Reasons: PendingImport,
+// SourceNotFound, those of operations, and the codes of ImportKeyMaterial.
+func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importScope) error {
+	status := &s.object.Status
+	if s.object.Spec.Material == nil {
+		if s.key.State == kms.StateEnabled {
+			return nil
+		}
+		return reconciler.Wait(v1alpha1.ReasonPendingImport, fmt.Sprintf(
+			"The key waits for its material. Wrap %d bytes under status.importParameters.publicKey (keyconvoy wrap --key %s -n %s --apply, or openssl) and put them into spec.material.",
+			s.key.Spec.Len(), s.object.Name, s.object.Namespace))
+	}
+	if err := r.findMaterial(ctx, s); err != nil {
+		return err
+	}
+	// Sources that are cleaned away after the import are missed by nobody.
+	if s.key.State == kms.StateEnabled && (s.sources == "" || s.sources == status.SourcesVersion) {
+		return nil
+	}
+	material, token, err := r.readMaterial(ctx, s)
+	if err != nil {
+		return err
+	}
+	inputs := digest(string(material), string(token))
+	if s.key.State == kms.StateEnabled && inputs == status.InputsDigest {
+		status.SourcesVersion = s.sources
+		return nil
+	}
+	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	imported, err := ops.ImportKeyMaterial(ctx, kms.ImportKeyMaterialRequest{Key: s.key, EncryptedKeyMaterial: material, ImportToken: token})
+	if err != nil {
+		return err
+	}
+	status.KeyState = v1alpha1.KeyState(kms.StateEnabled)
+	status.MaterialFingerprint = imported.Fingerprint.String()
+	status.Custody = v1alpha1.Custody(imported.Custody)
+	status.InputsDigest = inputs
+	status.SourcesVersion = s.sources
+	return nil
+}
+
+// findMaterial sets sources from the cache, without reading anything; "" when something is missing.
+func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope) error {
+	m := s.object.Spec.Material
+	version := func(inline string, from *v1alpha1.EntrySource) (string, error) {
+		if from == nil {
+			return digest(inline), nil
+		}
+		kind, ref := entryOf(from)
+		found, err := r.secrets.Look(ctx, kind, inNamespace(s.object, string(ref.Name)))
+		if err != nil || found == nil {
+			return "", err
+		}
+		return secrets.Version(found) + "/" + string(ref.Key), nil
+	}
+	material, err := version(m.EncryptedKeyMaterial, m.EncryptedKeyMaterialFrom)
+	if err != nil {
+		return err
+	}
+	token, err := version(m.ImportToken, m.ImportTokenFrom)
+	if err != nil {
+		return err
+	}
+	if material != "" && token != "" {
+		s.sources = digest(material, token)
+	}
+	return nil
+}
+
+// readMaterial returns the wrapped material and the token. Reasons: SourceNotFound, InvalidParameter.
+func (r *importedKeyReconciler) readMaterial(ctx context.Context, s *importScope) (material, token []byte, err error) {
+	m := s.object.Spec.Material
+	material, err = r.readBinary(ctx, s.object, "EncryptedKeyMaterial", m.EncryptedKeyMaterial, m.EncryptedKeyMaterialFrom)
+	if err != nil {
+		return nil, nil, err
+	}
+	token, err = r.readBinary(ctx, s.object, "ImportToken", m.ImportToken, m.ImportTokenFrom)
+	return material, token, err
+}
+
+func (r *importedKeyReconciler) readBinary(ctx context.Context, object *v1alpha1.ImportedKey, field, inline string, from *v1alpha1.EntrySource) ([]byte, error) {
+	if from == nil {
+		raw, err := b64.Decode(inline)
+		if err != nil {
+			return nil, &kms.Error{Code: kms.InvalidParameter, Parameter: field,
+				Detail: "It is not standard Base64. openssl base64 -A, or keyconvoy wrap, writes it."}
+		}
+		return raw, nil
+	}
+	kind, ref := entryOf(from)
+	key := inNamespace(object, string(ref.Name))
+	value, _, err := r.secrets.Entry(ctx, kind, key, string(ref.Key))
+	if err != nil {
+		return nil, err
+	}
+	if value == nil {
+		return nil, missingSource(kind, key, ref, field)
+	}
+	// What an ExportedDataKey writes is raw; what a person puts there is Base64. Raw ciphertext of an
+	// RSA or SM2 key is never Base64 text through and through.
+	if raw, err := b64.Decode(string(value)); err == nil {
+		return raw, nil
+	}
+	return value, nil
+}

@@ -1,0 +1,62 @@
+package controllers
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
+)
+
+func (r *importedKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
+	byStore := handler.EnqueueRequestsFromMapFunc(r.keysOfStore)
+	namespaces := &metav1.PartialObjectMetadata{}
+	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.ImportedKey{}, builder.WithPredicates(
+			predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
+		Watches(&v1alpha1.KeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WatchesRawSource(source.Channel(r.modules.subscribe(), byStore)).
+		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.keysOfContent(secrets.Secret))).
+		WatchesMetadata(secrets.ConfigMap.Metadata(), handler.EnqueueRequestsFromMapFunc(r.keysOfContent(secrets.ConfigMap))).
+		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.keysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
+		WithOptions(options).
+		Complete(r)
+}
+
+// keysOfStore finds the keys that wait for a key store. One that is Ready needs no store until it
+// changes itself; one that is being deleted does.
+func (r *importedKeyReconciler) keysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
+	return r.findKeys(ctx, waitingKey, client.MatchingFields{indexStore: idOfObject(store).String()})
+}
+
+func (r *importedKeyReconciler) keysOfContent(kind secrets.Kind) handler.MapFunc {
+	return func(ctx context.Context, o client.Object) []reconcile.Request {
+		return r.findKeys(ctx, nil, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(kind, o.GetName())})
+	}
+}
+
+// keysOfNamespace finds the keys to which a namespace's labels may open a key store.
+func (r *importedKeyReconciler) keysOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
+	return r.findKeys(ctx, waitingKey, client.InNamespace(namespace.GetName()))
+}
+
+func (s *shared) findKeys(ctx context.Context, want func(*v1alpha1.ImportedKey) bool, options ...client.ListOption) []reconcile.Request {
+	items := func(l *v1alpha1.ImportedKeyList) []v1alpha1.ImportedKey { return l.Items }
+	return find(ctx, s.client, &v1alpha1.ImportedKeyList{}, items, want, options...)
+}
+
+func waitingKey(k *v1alpha1.ImportedKey) bool {
+	return !k.DeletionTimestamp.IsZero() || !ready(k.Status.Conditions)
+}

@@ -1,0 +1,79 @@
+package controllers
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+)
+
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=keystores;clusterkeystores,verbs=get;list;watch
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=keystores/status;clusterkeystores/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=configmaps;namespaces,verbs=get;list;watch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// healthInterval is how often an open module is asked whether it still works, and how long a wrong
+// configuration is left alone that may be repaired outside the cluster.
+const healthInterval = time.Minute
+
+// keyStoreReconciler opens the modules of KeyStores or ClusterKeyStores and says how they are.
+type keyStoreReconciler struct {
+	*shared
+	kind              string // kindKeyStore or kindClusterKeyStore
+	open              OpenModule
+	operatorNamespace string
+}
+
+// keyStoreScope is what the phases hand on.
+type keyStoreScope struct {
+	storeObject
+	pinVersion string // set by findPIN
+	rootKey    string // set by openModule: the Secret with a new root key
+	opened     bool   // set by openModule: the module was not open before
+}
+
+// Reconcile opens the module, checks it, and publishes what it can do.
+func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	id := storeID{kind: r.kind, namespace: req.Namespace, name: req.Name}
+	store, err := getStore(ctx, r.client, id)
+	if apierrors.IsNotFound(err) || (err == nil && !store.GetDeletionTimestamp().IsZero()) {
+		r.modules.drop(id)
+		return ctrl.Result{}, nil
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+
+	before := store.DeepCopyObject().(client.Object)
+	conditions := store.status.DeepCopy().Conditions
+	scope := &keyStoreScope{storeObject: store}
+	err = r.findPIN(ctx, scope)
+	if err == nil {
+		err = r.openModule(ctx, scope)
+	}
+	if err == nil {
+		err = r.checkModule(ctx, scope)
+	}
+
+	store.status.ObservedGeneration = store.GetGeneration()
+	reconciler.Summarize(&store.status.Conditions, store.GetGeneration(), err, "The module serves.")
+	if patchErr := reconciler.PatchStatus(ctx, r.client, before, store.Object); patchErr != nil {
+		return ctrl.Result{}, patchErr
+	}
+	r.announceStall(store.Object, conditions, store.status.Conditions)
+	if scope.rootKey != "" {
+		r.recorder.Eventf(store.Object, nil, corev1.EventTypeWarning, "RootKeyCreated", "Create",
+			"A new root key is in Secret %s/%s: back it up. Without it every key of this store is lost.", r.operatorNamespace, scope.rootKey)
+	}
+	// Whoever waits for the store must hear of it when it begins to serve, and when it does again.
+	if err == nil && (scope.opened || !ready(conditions)) {
+		r.modules.announce(ctx, store.Object)
+	}
+	return reconciler.Result(err, healthInterval)
+}

@@ -1,0 +1,168 @@
+package controllers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
+)
+
+// findPIN sets pinVersion. Reasons: SourceNotFound, PINRefused.
+func (r *keyStoreReconciler) findPIN(ctx context.Context, s *keyStoreScope) error {
+	ref := pinRef(s.spec)
+	if ref == nil {
+		return nil
+	}
+	key := r.pinKey(s.storeObject)
+	m, err := r.secrets.Look(ctx, secrets.Secret, key)
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		r.modules.drop(s.id)
+		return missingPIN(key, ref)
+	}
+	s.pinVersion = secrets.Version(m)
+	if s.attempt() == s.status.RefusedPINSecret {
+		return refusedPIN("")
+	}
+	return nil
+}
+
+// openModule opens the module, or opens it again when its configuration or PIN is another. It sets
+// rootKey and opened. Reasons: SourceNotFound, PINRefused, ModuleMisconfigured,
+// ServiceUnavailableTemporary.
+func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) error {
+	config := string(s.GetUID()) + "/" + s.attempt()
+	if r.modules.config(s.id) == config {
+		return nil
+	}
+	// The former module goes first: two on one token would need the token's sessions twice.
+	r.modules.drop(s.id)
+	pin, err := r.readPIN(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer pin.Wipe()
+	ref := v1alpha1.KeyStoreReference{Kind: s.id.kind, Name: v1alpha1.ObjectName(s.id.name)}
+	module, err := r.open(ctx, ModuleRequest{
+		Spec: *s.spec,
+		PIN:  pin,
+		Storage: r.secrets.Storage(r.operatorNamespace, ref, s.id.namespace, func(secret string) {
+			s.rootKey = secret
+		}),
+	})
+	if err != nil {
+		return s.openError(err)
+	}
+	s.status.RefusedPINSecret = ""
+	s.opened = true
+	r.modules.put(s.id, module, config)
+	return nil
+}
+
+// attempt names what was tried: this PIN with this spec.
+func (s *keyStoreScope) attempt() string {
+	return strconv.FormatInt(s.GetGeneration(), 10) + "/" + s.pinVersion
+}
+
+// openError gives a module's refusal to open its reason. A refused PIN is remembered as the attempt
+// that it was, so that not even a restart makes it again.
+func (s *keyStoreScope) openError(err error) error {
+	var e *hsm.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Kind {
+	case hsm.Locked:
+		s.status.RefusedPINSecret = s.attempt()
+		return refusedPIN(e.Detail)
+	case hsm.Misconfigured, hsm.NotSupported:
+		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
+		// can be watched.
+		return &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonModuleMisconfigured, Message: e.Detail, After: healthInterval, Err: err}
+	}
+	return kms.FromModule(err)
+}
+
+// readPIN reads the PIN. Reasons: SourceNotFound.
+func (r *keyStoreReconciler) readPIN(ctx context.Context, s *keyStoreScope) (redact.Bytes, error) {
+	ref := pinRef(s.spec)
+	if ref == nil {
+		return nil, nil
+	}
+	key := r.pinKey(s.storeObject)
+	value, version, err := r.secrets.Entry(ctx, secrets.Secret, key, string(ref.Key))
+	if err != nil {
+		return nil, err
+	}
+	if value == nil {
+		return nil, missingPIN(key, ref)
+	}
+	s.pinVersion = version
+	// Secrets made from a file end in a newline that no PIN has.
+	return bytes.TrimRight(value, "\r\n"), nil
+}
+
+// checkModule asks the module whether it works, and publishes what it is and can. Reasons:
+// ServiceUnavailableTemporary.
+func (r *keyStoreReconciler) checkModule(ctx context.Context, s *keyStoreScope) error {
+	module, giveBack, ok := r.modules.borrow(s.id)
+	if !ok {
+		return &kms.Error{Code: kms.ServiceUnavailableTemporary}
+	}
+	defer giveBack()
+	if err := module.Check(ctx); err != nil {
+		return s.openError(err)
+	}
+	info := module.Info()
+	s.status.Module = &v1alpha1.ModuleInfo{
+		Library: info.Library, Manufacturer: info.Manufacturer, Model: info.Model, Serial: info.Serial, Firmware: info.Firmware,
+	}
+	s.status.Capabilities = nil
+	for _, c := range module.Capabilities() {
+		s.status.Capabilities = append(s.status.Capabilities, v1alpha1.Capability{
+			Operation: string(c.Operation), Algorithm: c.Algorithm, Custody: v1alpha1.Custody(c.Custody),
+		})
+	}
+	return nil
+}
+
+func pinRef(spec *v1alpha1.KeyStoreSpec) *v1alpha1.EntryReference {
+	if spec.PKCS11 == nil {
+		return nil
+	}
+	return spec.PKCS11.PINSecretRef
+}
+
+// pinKey is where the PIN is: a cluster-wide key store reads it from the operator's namespace only.
+func (r *keyStoreReconciler) pinKey(store storeObject) types.NamespacedName {
+	namespace := store.id.namespace
+	if store.id.kind == kindClusterKeyStore {
+		namespace = r.operatorNamespace
+	}
+	return types.NamespacedName{Namespace: namespace, Name: string(pinRef(store.spec).Name)}
+}
+
+func missingPIN(key types.NamespacedName, ref *v1alpha1.EntryReference) error {
+	return reconciler.Wait(v1alpha1.ReasonSourceNotFound, fmt.Sprintf(
+		"The PIN is missing: there is no entry %s in Secret %s. It is read when it is created.", ref.Key, key))
+}
+
+func refusedPIN(detail string) error {
+	message := "The module refused the PIN. It is not tried again, because tries lock the token: put the right PIN into the Secret."
+	if detail != "" {
+		message += " " + detail
+	}
+	return reconciler.Stall(v1alpha1.ReasonPINRefused, message)
+}

@@ -1,0 +1,112 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apimachinery "k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
+)
+
+// Options are what the reconcilers need from the outside.
+type Options struct {
+	// OpenModule opens the modules of key stores.
+	OpenModule OpenModule
+	// OperatorNamespace is where software stores keep their keys, and where the PINs of
+	// ClusterKeyStores are read.
+	OperatorNamespace string
+	// Clock defaults to the wall clock.
+	Clock clock.PassiveClock
+}
+
+// Scheme returns the types that the operator reads and writes.
+func Scheme() (*apimachinery.Scheme, error) {
+	scheme := apimachinery.NewScheme()
+	return scheme, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme))
+}
+
+// CacheOptions are how the manager's cache must be: of Secrets and ConfigMaps it holds some metadata, of
+// everything else no managed fields.
+func CacheOptions() cache.Options {
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Secret{}:    {Transform: secrets.StripMetadata},
+			&corev1.ConfigMap{}: {Transform: secrets.StripMetadata},
+		},
+	}
+}
+
+// ClientOptions are how the manager's client must be: Secrets and ConfigMaps are read live, and a
+// reconciler sees its own status writes before it decides again.
+func ClientOptions() client.Options {
+	return client.Options{Cache: &client.CacheOptions{
+		DisableFor:                      []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}},
+		EnableReadYourWritesConsistency: ptr.To(true),
+	}}
+}
+
+// reconcileTimeout bounds one reconcile, and with it the wait for a module's session.
+const reconcileTimeout = 2 * time.Minute
+
+// Setup adds every reconciler to a manager that has CacheOptions and ClientOptions.
+func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	s := &shared{
+		client:   mgr.GetClient(),
+		secrets:  secrets.New(mgr.GetClient()),
+		modules:  newModules(),
+		recorder: mgr.GetEventRecorder("keyconvoy"),
+		clock:    o.Clock,
+	}
+	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	return errors.Join(
+		(&keyStoreReconciler{s, kindKeyStore, o.OpenModule, o.OperatorNamespace}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, kindClusterKeyStore, o.OpenModule, o.OperatorNamespace}).setup(mgr, controllerOptions(1)),
+		(&importedKeyReconciler{s}).setup(mgr, controllerOptions(2)),
+		(&dataKeyReconciler{s}).setup(mgr, controllerOptions(4)),
+		(&exportedDataKeyReconciler{s}).setup(mgr, controllerOptions(8)),
+		mgr.Add(manager.RunnableFunc(s.closeModules)),
+	)
+}
+
+// closeModules closes the modules when the manager ends: a token should not be left logged in.
+func (s *shared) closeModules(ctx context.Context) error {
+	<-ctx.Done()
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	s.modules.closeAll(bounded)
+	return nil
+}
+
+// controllerOptions gives a controller that many workers for each core: they wait for the API server and
+// the module most of the time.
+func controllerOptions(perCore int) controller.Options {
+	return controller.Options{
+		MaxConcurrentReconciles: perCore * max(2, runtime.NumCPU()),
+		ReconciliationTimeout:   reconcileTimeout,
+		// Whoever waits to be the leader fills its caches meanwhile.
+		EnableWarmup: ptr.To(true),
+		// From a second to minutes: the default makes its first eight tries within 1.3 s.
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 5*time.Minute),
+	}
+}
