@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,11 +22,14 @@ const MaxEncryptionContext = 8192
 type EncryptionContext map[string]string
 
 func (c EncryptionContext) check() error {
-	text, err := json.Marshal(c)
-	if err != nil {
+	// As JSON is written everywhere but in Go, which escapes <, > and & for the sake of HTML.
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(c); err != nil {
 		return &Error{Code: InternalFailure, Err: err}
 	}
-	if n := utf8.RuneCount(text); n > MaxEncryptionContext {
+	if n := utf8.RuneCount(bytes.TrimSpace(text.Bytes())); n > MaxEncryptionContext {
 		return invalid("EncryptionContext", "It has %d characters as JSON; %d are allowed.", n, MaxEncryptionContext)
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
@@ -28,6 +30,7 @@ const (
 	RejectedPendingDeletion     Code = "Rejected.PendingDeletion"
 	RejectedPendingImport       Code = "Rejected.PendingImport"
 	RejectedUnavailable         Code = "Rejected.Unavailable"
+	RejectedStateModifiedFailed Code = "Rejected.StateModifiedFailed"
 	InternalFailure             Code = "InternalFailure"
 	ServiceUnavailableTemporary Code = "ServiceUnavailableTemporary"
 )
@@ -52,6 +55,7 @@ var codes = map[Code]documented{
 	RejectedPendingDeletion:     {http.StatusConflict, "The request was rejected because the key state is PendingDeletion."},
 	RejectedPendingImport:       {http.StatusConflict, "The request was rejected because the key state is PendingImport."},
 	RejectedUnavailable:         {http.StatusConflict, "The request was rejected because the key state is Unavailable."},
+	RejectedStateModifiedFailed: {http.StatusConflict, "Keystate modified failed."},
 	InternalFailure:             {http.StatusInternalServerError, "Internal Failure."},
 	ServiceUnavailableTemporary: {http.StatusServiceUnavailable, "Service Unavailable Temporary."},
 }
@@ -87,21 +91,29 @@ type Error struct {
 	Err error
 }
 
-// Public is the message for people: code, documented message, and detail.
+// Public is the message for people: code, documented message, and detail, as sentences. (Not every
+// documented message ends as one, and a module's details do not begin as one.)
 func (e *Error) Public() string {
 	message := e.Code.Message()
 	if e.Code == MissingParameter {
 		message = fmt.Sprintf("The parameter %q is needed but not provided.", e.Parameter)
 	}
-	parts := []string{string(e.Code) + ": " + message}
+	message = string(e.Code) + ": " + message
 	if e.Code != MissingParameter && e.Parameter != "" {
-		parts = append(parts, e.Parameter+":")
+		message = stopped(message) + " " + e.Parameter + ":"
 	}
-	if e.Detail != "" {
-		parts = append(parts, e.Detail)
+	if e.Detail == "" {
+		return message
 	}
-	return strings.Join(parts, " ")
+	if strings.HasSuffix(message, ":") {
+		return message + " " + stopped(e.Detail)
+	}
+	first, size := utf8.DecodeRuneInString(e.Detail)
+	return stopped(message) + " " + string(unicode.ToUpper(first)) + stopped(e.Detail[size:])
 }
+
+// stopped ends a sentence with a full stop, if it has none.
+func stopped(sentence string) string { return strings.TrimSuffix(sentence, ".") + "." }
 
 // Error implements error: it is for logs.
 func (e *Error) Error() string {
@@ -155,7 +167,11 @@ func FromModule(err error) error {
 	if err == nil {
 		return nil
 	}
-	out := &Error{Code: hsmCodes[hsm.KindOf(err)], Err: err}
+	code, listed := hsmCodes[hsm.KindOf(err)]
+	if !listed {
+		code = InternalFailure
+	}
+	out := &Error{Code: code, Err: err}
 	var e *hsm.Error
 	if errors.As(err, &e) {
 		out.Detail = e.Detail

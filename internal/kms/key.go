@@ -66,7 +66,12 @@ var needsMaterial = map[KeyState]Code{
 // Permit decides whether a key in that state may serve an operation.
 func Permit(op Operation, state KeyState) error {
 	switch op {
-	case OpGetParametersForImport, OpImportKeyMaterial:
+	case OpGetParametersForImport:
+		return nil
+	case OpImportKeyMaterial:
+		if state == StatePendingDeletion {
+			return &Error{Code: RejectedStateModifiedFailed}
+		}
 		return nil
 	case OpGenerateDataKey, OpExportDataKey:
 		code, known := needsMaterial[state]
