@@ -1,0 +1,158 @@
+//go:build cgo
+
+package tokens
+
+// #include <stdlib.h>
+import "C"
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// nssLabel and nssSlot are fixed in NSS; its slot 1 is for session objects only.
+const (
+	nssLabel = "NSS Certificate DB"
+	nssSlot  = 2
+)
+
+// nssTemplate is an empty database with a PIN. C_Initialize is once per process, so it is made once,
+// before anyone uses the library, and copied.
+var nssTemplate = sync.OnceValues(makeNSSDatabase)
+
+// nss is this process's database, there as long as a test uses it.
+var nss struct {
+	sync.Mutex
+	dir   string
+	users int
+}
+
+// NSS returns this process's NSS token. All tests of a process share it, for a process initialises the
+// library for one database only; it is empty again when no test uses it any more.
+//
+// The first call in a process must come before anything else initialises the library.
+func NSS(t testing.TB) Token {
+	t.Helper()
+	nss.Lock()
+	defer nss.Unlock()
+	if nss.users == 0 {
+		nss.dir = newNSSDatabase(t)
+	}
+	nss.users++
+	t.Cleanup(func() {
+		nss.Lock()
+		defer nss.Unlock()
+		if nss.users--; nss.users == 0 {
+			_ = os.RemoveAll(nss.dir)
+		}
+	})
+	return nssToken(t, nss.dir)
+}
+
+// FreshNSS returns a new database, for a child process.
+func FreshNSS(t testing.TB) Token {
+	t.Helper()
+	dir := newNSSDatabase(t)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return nssToken(t, dir)
+}
+
+func nssToken(t testing.TB, dir string) Token {
+	t.Helper()
+	return Token{Path: nssPath(t), Parameters: nssParameters(dir), Label: nssLabel, PIN: pin}
+}
+
+func nssPath(t testing.TB) string {
+	t.Helper()
+	return find(t, nssPaths...)
+}
+
+var nssPaths = []string{"/usr/lib/*/libsoftokn3.so", "/usr/lib/*/nss/libsoftokn3.so", "/usr/lib/libsoftokn3.so"}
+
+func nssParameters(dir string) string {
+	return fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags= ", dir)
+}
+
+func newNSSDatabase(t testing.TB) string {
+	t.Helper()
+	nssPath(t)
+	template, err := nssTemplate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := directory("nss")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range template {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// makeNSSDatabase lets the library make a database, as certutil -N does: a new one takes an empty
+// security officer's PIN. It returns the files.
+func makeNSSDatabase() (map[string][]byte, error) {
+	dir, err := directory("nss")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	path := ""
+	for _, pattern := range nssPaths {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			path = found[0]
+			break
+		}
+	}
+	lib := pkcs11.New(path)
+	if lib == nil {
+		return nil, fmt.Errorf("%s does not load", path)
+	}
+	if err := initialiseNSS(lib, nssParameters(dir)); err != nil {
+		return nil, fmt.Errorf("make an NSS database: %w", err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return nil, err
+	}
+	content := map[string][]byte{}
+	for _, file := range files {
+		if content[filepath.Base(file)], err = os.ReadFile(file); err != nil { //nolint:gosec // a directory of our own
+			return nil, err
+		}
+	}
+	return content, nil
+}
+
+func initialiseNSS(lib *pkcs11.Ctx, parameters string) (err error) {
+	reserved := unsafe.Pointer(C.CString(parameters))
+	defer C.free(reserved)
+	if err := lib.Initialize(pkcs11.InitializeWithReserved(reserved)); err != nil {
+		return fmt.Errorf("C_Initialize (tokens.NSS must come first): %w", err)
+	}
+	defer func() {
+		if finalErr := lib.Finalize(); err == nil {
+			err = finalErr
+		}
+	}()
+	session, err := lib.OpenSession(nssSlot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return fmt.Errorf("C_OpenSession: %w", err)
+	}
+	if err := lib.Login(session, pkcs11.CKU_SO, ""); err != nil {
+		return fmt.Errorf("C_Login: %w", err)
+	}
+	if err := lib.InitPIN(session, pin); err != nil {
+		return fmt.Errorf("C_InitPIN: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+//go:build cgo
+
+package tokens
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// softHSMConf is the variable that says where SoftHSM's configuration is. The library reads it in
+// C_Initialize, so this process has one configuration for all tests.
+const softHSMConf = "SOFTHSM2_CONF"
+
+// softHSM is the directory of this process's tokens, there as long as a test uses one.
+var softHSM struct {
+	sync.Mutex
+	dir   string
+	users int
+}
+
+// SoftHSM makes a new token with a label of its own.
+//
+// A SoftHSM library that is initialised does not see the new token before its next C_Initialize:
+// package pkcs11 does that when it does not find a token, a limited number of times.
+func SoftHSM(t testing.TB) Token {
+	t.Helper()
+	var random [6]byte
+	_, _ = rand.Read(random[:]) // it never fails (Go 1.24)
+	return SoftHSMLabelled(t, "keyconvoy-"+hex.EncodeToString(random[:]))
+}
+
+// SoftHSMLabelled makes a new token with that label, even if another one has it.
+func SoftHSMLabelled(t testing.TB, label string) Token {
+	t.Helper()
+	path := find(t, "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so")
+	util, err := exec.LookPath("softhsm2-util")
+	if err != nil {
+		t.Fatal("softhsm2-util is not there: apt-get install softhsm2")
+	}
+	env := useSoftHSM(t)
+	cmd := exec.Command(util, "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin) //nolint:gosec // a test's own label
+	cmd.Env = append(os.Environ(), env)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make a SoftHSM token: %v\n%s", err, out)
+	}
+	return Token{Path: path, Label: label, PIN: pin, Env: []string{env}}
+}
+
+// useSoftHSM makes the directory where it is not there; the last test to end takes it away.
+func useSoftHSM(t testing.TB) (env string) {
+	t.Helper()
+	softHSM.Lock()
+	defer softHSM.Unlock()
+	if softHSM.users == 0 {
+		dir, err := newSoftHSMDirectory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		softHSM.dir = dir
+		conf := filepath.Join(dir, "softhsm2.conf")
+		if err := os.Setenv(softHSMConf, conf); err != nil { // cgo passes it on to the library
+			t.Fatal(err)
+		}
+	}
+	softHSM.users++
+	t.Cleanup(func() {
+		softHSM.Lock()
+		defer softHSM.Unlock()
+		if softHSM.users--; softHSM.users == 0 {
+			_ = os.RemoveAll(softHSM.dir)
+		}
+	})
+	return softHSMConf + "=" + filepath.Join(softHSM.dir, "softhsm2.conf")
+}
+
+func newSoftHSMDirectory() (string, error) {
+	dir, err := directory("softhsm")
+	if err != nil {
+		return "", err
+	}
+	tokenDir := filepath.Join(dir, "tokens")
+	if err := os.Mkdir(tokenDir, 0o700); err != nil {
+		return "", err
+	}
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", tokenDir)
+	return dir, os.WriteFile(filepath.Join(dir, "softhsm2.conf"), []byte(conf), 0o600)
+}

@@ -1,0 +1,17 @@
+//go:build !cgo
+
+package pkcs11
+
+import (
+	"context"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+// Module implements hsm.Module. None can be opened without cgo.
+type Module struct{ hsm.Module }
+
+// Open fails: shared libraries need cgo.
+func Open(context.Context, Config) (*Module, error) {
+	return nil, hsm.Errorf(hsm.NotSupported, "this keyconvoy was built without cgo; PKCS#11 modules need a cgo build")
+}
