@@ -65,6 +65,21 @@ func TestStorage_isNotTouchedByWorkWithDataKeys(t *testing.T) {
 	}
 }
 
+func TestStorage_isNotTouchedByTheSameMaterialAgain(t *testing.T) {
+	t.Parallel()
+	f := fill(t)
+	m := open(t, f)
+	before := f.Calls()
+	req := importRequest(t, f.pair, wrapping.SM2PKE, f.material)
+	req.KeyVersionID = f.key
+	if _, err := m.ImportKey(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.Calls() - before; n != 0 {
+		t.Errorf("%d calls of the storage", n)
+	}
+}
+
 func TestStorage_thatDoesNotSave_leavesNothingVisible(t *testing.T) {
 	t.Parallel()
 	storage := &hsmtest.Storage{}
