@@ -184,6 +184,22 @@ func TestSM4GCM_passesWycheproof(t *testing.T) {
 	}
 }
 
+// A data key has one byte at the least; an empty one, though authentic, is not for anybody to use.
+func TestOpen_refusesAnAuthenticBlobOfNothing(t *testing.T) {
+	t.Parallel()
+	master := aesBlock(t, make([]byte, 32))
+	aead, err := cipher.NewGCM(master)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binding := ciphertext.Bind(versionA, nil)
+	iv := make([]byte, 12)
+	blob := ciphertext.Blob{KeyVersionID: versionA, Scheme: ciphertext.DirectGCM, Payload: aead.Seal(iv, iv, nil, binding[:])}
+	if got, err := ciphertext.Open(blob, master, binding); got != nil || !errors.Is(err, ciphertext.ErrOpen) {
+		t.Errorf("opens to %x, %v", got, err)
+	}
+}
+
 func BenchmarkSeal(b *testing.B) {
 	binding := ciphertext.Bind(versionA, testContext)
 	for name, s := range sealings(b) {

@@ -93,6 +93,9 @@ func TestParsePrivateKey_refusesWithAReasonThatSaysWhatToDo(t *testing.T) {
 		"an SM2 scalar of 33 bytes":         {sm2Private(sec1(append([]byte{0}, otherScalar...))), "damaged"},
 		"bytes after the SM2 scalar":        {sm2Private(sec1(otherScalar, 0x05, 0x00)), "damaged"},
 		"bytes after the inner SM2 key":     {sm2Private(append(sec1(otherScalar), 0x05, 0x00)), "damaged"},
+		"PKCS#8 of version 2":               {replaced(t, sm2DER, []byte{0x02, 0x01, 0x00, 0x30, 0x13}, []byte{0x02, 0x01, 0x02, 0x30, 0x13}), "damaged"},
+		"PKCS#8 of a negative version":      {replaced(t, sm2DER, []byte{0x02, 0x01, 0x00, 0x30, 0x13}, []byte{0x02, 0x01, 0xff, 0x30, 0x13}), "damaged"},
+		"SEC 1 of version 2":                {sm2Private(append([]byte{0x30, 0x25, 0x02, 0x01, 0x02, 0x04, 0x20}, otherScalar...)), "damaged"},
 		"the public half of another key":    {swapScalar(t, sm2DER, otherScalar), "do not belong together"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -228,6 +231,9 @@ func TestPrivateKey_neverPrints(t *testing.T) {
 		}
 		held := holder{*key, []*wrapping.PrivateKey{key}, *key, key}
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "% x", "%t", "%o", "%b"} {
+			if got := fmt.Sprintf(verb, key) + fmt.Sprintf(verb, *key); got != key.String()+key.String() {
+				t.Errorf("%s prints %s", verb, got)
+			}
 			for _, value := range []any{key, *key, held, &held} {
 				fmt.Fprintf(&out, verb+"\n", value)
 			}

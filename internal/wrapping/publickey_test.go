@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -152,6 +153,12 @@ func TestParsePublicKey_refusesWithAReasonThatSaysWhatToDo(t *testing.T) {
 		"SM2 compressed":                  {sh.read("compressed.pem"), "-conv_form uncompressed"},
 		"SM2 off the curve":               {offCurve, "not on the curve"},
 		"SM2 at infinity":                 {append(append([]byte{0x30, 0x19}, sm2DER[2:23]...), 0x03, 0x02, 0x00, 0x00), "not on the curve"},
+		"a byte after the key inside":     {rsaSPKI(t, rsaPublic.RSA(), nil, []byte{0}, nil), "damaged"},
+		"an integer after the key inside": {rsaSPKI(t, rsaPublic.RSA(), nil, []byte{2, 1, 1}, nil), "damaged"},
+		"a byte after the algorithm":      {rsaSPKI(t, rsaPublic.RSA(), []byte{0}, nil, nil), "damaged"},
+		"a byte after the bits":           {rsaSPKI(t, rsaPublic.RSA(), nil, nil, []byte{0}), "damaged"},
+		"a value after the bits":          {rsaSPKI(t, rsaPublic.RSA(), nil, nil, []byte{5, 0}), "SubjectPublicKeyInfo"},
+		"two curves":                      {sm2SPKI(t, sm2DER, []byte{6, 1, 42}), "does not name the curve"},
 		"SM2 with unused bits":            {replaced(t, sm2DER, []byte{0x03, 0x42, 0x00, 0x04}, []byte{0x03, 0x42, 0x01, 0x04}), "damaged"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -166,6 +173,43 @@ func TestParsePublicKey_refusesWithAReasonThatSaysWhatToDo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sequence is a DER SEQUENCE of the given parts.
+func sequence(t *testing.T, parts ...[]byte) []byte {
+	t.Helper()
+	der, err := asn1.Marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: bytes.Join(parts, nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func bits(t *testing.T, content []byte) []byte {
+	t.Helper()
+	der, err := asn1.Marshal(asn1.BitString{Bytes: content, BitLength: 8 * len(content)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// rsaSPKI is a SubjectPublicKeyInfo with something more in its algorithm, its key or behind both.
+func rsaSPKI(t *testing.T, key *rsa.PublicKey, inAlgorithm, inKey, behind []byte) []byte {
+	t.Helper()
+	n, err := asn1.Marshal(key.N)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oid := []byte{0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01}
+	algorithm := sequence(t, oid, []byte{5, 0}, inAlgorithm)
+	return sequence(t, algorithm, bits(t, sequence(t, n, []byte{2, 3, 1, 0, 1}, inKey)), behind)
+}
+
+// sm2SPKI is der with something more after the curve.
+func sm2SPKI(t *testing.T, der, inAlgorithm []byte) []byte {
+	t.Helper()
+	return sequence(t, sequence(t, der[4:23], inAlgorithm), der[23:])
 }
 
 func parseRSA(t *testing.T, der []byte) *rsa.PrivateKey {
@@ -323,5 +367,17 @@ func TestFromNative_refusesWhatIsNoKey(t *testing.T) {
 		if got, err := wrapping.FromRSA(key); got != nil || err == nil {
 			t.Errorf("%s: taken", sentence)
 		}
+	}
+}
+
+// The helpers above make keys that are refused for what they add, and for nothing else.
+func TestParsePublicKey_takesWhatTheHelpersMakeWithoutAddition(t *testing.T) {
+	t.Parallel()
+	rsaPublic, sm2Public := rsaKey().Public(), sm2Key().Public()
+	if got := rsaSPKI(t, rsaPublic.RSA(), nil, nil, nil); !bytes.Equal(got, rsaPublic.SPKI()) {
+		t.Errorf("RSA: %x", got)
+	}
+	if got := sm2SPKI(t, sm2Public.SPKI(), nil); !bytes.Equal(got, sm2Public.SPKI()) {
+		t.Errorf("SM2: %x", got)
 	}
 }

@@ -173,6 +173,9 @@ func TestSM2_refusesPointsInOtherForms(t *testing.T) {
 			if got, err := key.Unwrap(wrapping.SM2PKE, format, ciphertext); got != nil || !errors.Is(err, wrapping.ErrUnwrap) {
 				t.Errorf("%s, format %q: %v", sentence, format, err)
 			}
+			if got, err := wrapping.ConvertSM2(ciphertext, format, wrapping.ASN1); got != nil || !errors.Is(err, wrapping.ErrUnwrap) {
+				t.Errorf("%s, format %q, converts to %x, %v", sentence, format, got, err)
+			}
 		}
 	}
 }

@@ -242,3 +242,21 @@ func TestValid_knowsTheListed(t *testing.T) {
 		t.Error("the empty value is valid")
 	}
 }
+
+// RFC 8017, section 7.1.2, step 1b: a ciphertext has the length of the modulus, also when it begins
+// with a zero.
+func TestUnwrap_refusesARSACiphertextWithoutItsLeadingZero(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []wrapping.Algorithm{wrapping.RSAESOAEPSHA256, wrapping.RSAESPKCS1V15} {
+		ciphertext := []byte{1}
+		for ciphertext[0] != 0 {
+			ciphertext = wrap(t, rsaKey().Public(), algorithm, "", []byte("key"))
+		}
+		if got, err := rsaKey().Unwrap(algorithm, "", ciphertext[1:]); got != nil || !errors.Is(err, wrapping.ErrUnwrap) {
+			t.Errorf("%s: %v", algorithm, err)
+		}
+		if _, err := rsaKey().Unwrap(algorithm, "", ciphertext); err != nil {
+			t.Errorf("%s, whole: %v", algorithm, err)
+		}
+	}
+}
