@@ -1,0 +1,478 @@
+package kms_test
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+func TestGetParametersForImport_refuses(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for sentence, tc := range map[string]struct {
+		change func(*kms.ImportParametersRequest)
+		code   kms.Code
+		says   string
+	}{
+		"a key that was not made for import":   {func(r *kms.ImportParametersRequest) { r.Key.Origin = "" }, kms.UnsupportedOrigin, ""},
+		"an algorithm for another kind of key": {func(r *kms.ImportParametersRequest) { r.WrappingKeySpec = wrapping.RSA2048 }, kms.InvalidParameter, "WrappingAlgorithm: SM2PKE needs an EC_SM2 key"},
+		"a wrapping key that does not exist":   {func(r *kms.ImportParametersRequest) { r.WrappingKeySpec = "RSA_1024" }, kms.InvalidParameter, "RSA_4096"},
+		"an algorithm that does not exist":     {func(r *kms.ImportParametersRequest) { r.WrappingAlgorithm = "ROT13" }, kms.InvalidParameter, "WrappingAlgorithm"},
+		"a key type that the module has not":   {func(r *kms.ImportParametersRequest) { r.Key.Spec = "DES" }, kms.UnsupportedOperation, "MasterKey DES"},
+		"PKCS#1 v1.5 where it is not allowed":  {pkcs1v15, kms.UnsupportedOperation, "RSAES_OAEP_SHA_256"},
+		"nothing where all is right":           {func(*kms.ImportParametersRequest) {}, "", ""},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			req := sm2(newKey(hsm.AES256))
+			tc.change(&req)
+			_, err := s.GetParametersForImport(t.Context(), req)
+			if tc.code != "" {
+				wantError(t, err, tc.code, tc.says)
+			} else if err != nil {
+				t.Error(err)
+			}
+			if pairs, err := s.Module.ListWrappingKeys(t.Context(), req.Key.ID); tc.code != "" && (err != nil || len(pairs) > 0) {
+				t.Errorf("%d pairs were made (%v)", len(pairs), err)
+			}
+		})
+	}
+}
+
+func pkcs1v15(r *kms.ImportParametersRequest) {
+	r.WrappingKeySpec, r.WrappingAlgorithm = wrapping.RSA2048, wrapping.RSAESPKCS1V15
+}
+
+func TestImportKeyMaterial_bringsInEveryKeyTypeUnderEveryAlgorithm(t *testing.T) {
+	t.Parallel()
+	s := openService(t, &hsmtest.Storage{}, true)
+	algorithms := map[wrapping.Algorithm]wrapping.KeySpec{
+		wrapping.RSAESOAEPSHA256: wrapping.RSA2048,
+		wrapping.RSAESOAEPSHA1:   wrapping.RSA2048,
+		wrapping.RSAESPKCS1V15:   wrapping.RSA2048,
+		wrapping.SM2PKE:          wrapping.ECSM2,
+	}
+	for algorithm, wrappingSpec := range algorithms {
+		t.Run(string(algorithm), func(t *testing.T) {
+			t.Parallel()
+			for _, spec := range hsm.KeySpecs() {
+				key, material := newKey(spec), random(spec.Len())
+				p := s.parameters(t, kms.ImportParametersRequest{Key: key, WrappingKeySpec: wrappingSpec, WrappingAlgorithm: algorithm})
+				if p.PublicKey.Spec() != wrappingSpec {
+					t.Errorf("the public key is %s", p.PublicKey.Spec())
+				}
+				imported, err := s.ImportKeyMaterial(t.Context(), request(t, key, p, algorithm, material))
+				if err != nil {
+					t.Fatal(err)
+				}
+				want, err := hsm.FingerprintOf(spec, material)
+				if err != nil || imported.Fingerprint != want || imported.Custody != hsm.CustodySoftware {
+					t.Errorf("imported %+v, want fingerprint %s (%v) and custody Software", imported, want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestImportKeyMaterial_refusesBeforeTheModuleIsAsked(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key := newKey(hsm.AES256)
+	good := request(t, key, s.parameters(t, sm2(key)), wrapping.SM2PKE, random(32))
+	s.module.Reset()
+	for sentence, tc := range map[string]struct {
+		change func(*kms.ImportKeyMaterialRequest)
+		code   kms.Code
+		says   string
+	}{
+		"no material":                        {func(r *kms.ImportKeyMaterialRequest) { r.EncryptedKeyMaterial = nil }, kms.MissingParameter, `"EncryptedKeyMaterial"`},
+		"no token":                           {func(r *kms.ImportKeyMaterialRequest) { r.ImportToken = nil }, kms.MissingParameter, `"ImportToken"`},
+		"a token that is none":               {func(r *kms.ImportKeyMaterialRequest) { r.ImportToken = []byte("token") }, kms.InvalidImportToken, "published together with the public key"},
+		"a key that was not made for import": {func(r *kms.ImportKeyMaterialRequest) { r.Key.Origin = "Aliyun_KMS" }, kms.UnsupportedOrigin, ""},
+	} {
+		req := good
+		tc.change(&req)
+		_, err := s.ImportKeyMaterial(t.Context(), req)
+		wantError(t, err, tc.code, tc.says)
+		if calls := s.module.Calls(); len(calls) > 0 {
+			t.Errorf("%s: the module was asked: %v", sentence, calls)
+		}
+	}
+}
+
+// Whatever goes wrong inside the unwrapping looks the same: it is no oracle. And nothing is left behind.
+func TestImportKeyMaterial_refusesMaterialThatDoesNotUnwrap(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, tc := range []struct {
+		spec      wrapping.KeySpec
+		algorithm wrapping.Algorithm
+		other     wrapping.Algorithm // another one for the same pair
+	}{
+		{wrapping.RSA2048, wrapping.RSAESOAEPSHA256, wrapping.RSAESOAEPSHA1},
+		{wrapping.RSA2048, wrapping.RSAESOAEPSHA1, wrapping.RSAESOAEPSHA256},
+		{wrapping.ECSM2, wrapping.SM2PKE, wrapping.SM2PKE},
+	} {
+		t.Run(string(tc.algorithm), func(t *testing.T) {
+			t.Parallel()
+			key, material := newKey(hsm.AES256), random(32)
+			p := s.parameters(t, kms.ImportParametersRequest{Key: key, WrappingKeySpec: tc.spec, WrappingAlgorithm: tc.algorithm})
+			wrapped := wrap(t, p.PublicKey, tc.algorithm, material)
+			causes := map[string][]byte{
+				"another key pair":  wrap(t, recipient(t, tc.spec).Public(), tc.algorithm, material),
+				"the first byte":    flipped(wrapped, 0),
+				"a byte within":     flipped(wrapped, len(wrapped)/2),
+				"the last byte":     flipped(wrapped, len(wrapped)-1),
+				"cut short":         wrapped[:len(wrapped)-1],
+				"one byte too long": append(bytes.Clone(wrapped), 0),
+				"zeros":             make([]byte, len(wrapped)),
+				"one byte":          {4},
+				"not wrapped":       material,
+			}
+			if tc.other != tc.algorithm {
+				causes["another hash"] = wrap(t, p.PublicKey, tc.other, material)
+			}
+			messages := map[string]string{}
+			for cause, encrypted := range causes {
+				_, err := s.ImportKeyMaterial(t.Context(), kms.ImportKeyMaterialRequest{
+					Key: key, ImportToken: p.ImportToken, EncryptedKeyMaterial: encrypted,
+				})
+				messages[cause] = wantError(t, err, kms.InvalidKeyMaterial)
+			}
+			wantSame(t, messages)
+			wantNoKey(t, s, key)
+
+			// And the right one still works.
+			if _, err := s.ImportKeyMaterial(t.Context(), request(t, key, p, tc.algorithm, material)); err != nil {
+				t.Errorf("the right material afterwards: %v", err)
+			}
+		})
+	}
+}
+
+func wantNoKey(t testing.TB, s service, key kms.Key) {
+	t.Helper()
+	if _, err := s.Module.FindKey(t.Context(), key.VersionID()); hsm.KindOf(err) != hsm.NotFound {
+		t.Errorf("a refused import left a key behind (%v)", err)
+	}
+}
+
+func TestImportKeyMaterial_refusesEveryOtherLength(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, spec := range hsm.KeySpecs() {
+		t.Run(string(spec), func(t *testing.T) {
+			t.Parallel()
+			key := newKey(spec)
+			p := s.parameters(t, sm2(key))
+			for _, n := range []int{1, 8, 15, 16, 17, 24, 31, 32, 33, 64, 190} {
+				if n == spec.Len() {
+					continue
+				}
+				_, err := s.ImportKeyMaterial(t.Context(), request(t, key, p, wrapping.SM2PKE, random(n)))
+				wantError(t, err, kms.InvalidKeyMaterial, fmt.Sprintf("%d bytes", spec.Len()), fmt.Sprint(n), string(spec))
+			}
+			wantNoKey(t, s, key)
+		})
+	}
+}
+
+func TestImportKeyMaterial_again(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for sentence, tc := range map[string]struct {
+		destroyed bool // the material went meanwhile, as at its expiry
+		same      bool
+		code      kms.Code
+	}{
+		"the same material changes nothing":            {false, true, ""},
+		"other material is refused":                    {false, false, kms.InvalidKeyMaterial},
+		"the same material comes back after it went":   {true, true, ""},
+		"other material is refused also after it went": {true, false, kms.InvalidKeyMaterial},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			key, material := s.enabled(t, hsm.AES256)
+			blob := s.dataKey(t, key, nil)
+			if tc.destroyed {
+				for range 2 { // what is gone already is no error
+					if err := s.DeleteKeyMaterial(t.Context(), key); err != nil {
+						t.Fatal(err)
+					}
+				}
+				wantError(t, s.VerifyDataKey(t.Context(), key, blob, nil), kms.ForbiddenKeyVersionNotFound)
+			}
+			again := random(32)
+			if tc.same {
+				again = material
+			}
+			imported, err := s.ImportKeyMaterial(t.Context(), request(t, key, s.parameters(t, sm2(key)), wrapping.SM2PKE, again))
+			if tc.code != "" {
+				wantError(t, err, tc.code, "first imported")
+			} else if err != nil || imported.Fingerprint != *key.Fingerprint {
+				t.Errorf("got %+v, %v; want fingerprint %s", imported, err, key.Fingerprint)
+			}
+			// A refused import changes nothing, and a good one brings everything back.
+			want := kms.Code("")
+			if tc.destroyed && !tc.same {
+				want = kms.ForbiddenKeyVersionNotFound
+			}
+			if err := s.VerifyDataKey(t.Context(), key, blob, nil); kms.CodeOf(err) != want {
+				t.Errorf("a data key made before fails with %v, want %q", err, want)
+			}
+		})
+	}
+}
+
+func TestImportKeyMaterial_intoTwoKeys_makesNoTwins(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	one, material := s.enabled(t, hsm.AES256)
+	two := newKey(hsm.AES256)
+	imported, err := s.ImportKeyMaterial(t.Context(), request(t, two, s.parameters(t, sm2(two)), wrapping.SM2PKE, material))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if imported.Fingerprint != *one.Fingerprint {
+		t.Errorf("the same material has fingerprints %s and %s", one.Fingerprint, imported.Fingerprint)
+	}
+	two.State = kms.StateEnabled
+	wantError(t, s.VerifyDataKey(t.Context(), two, s.dataKey(t, one, nil), nil), kms.InvalidParameter, "CiphertextBlob")
+}
+
+func TestImportToken_isTakenNowhereElse(t *testing.T) {
+	t.Parallel()
+	s, elsewhere := newService(t), newService(t)
+	key, other := newKey(hsm.AES256), newKey(hsm.AES256)
+	material := random(32)
+	p := s.parameters(t, sm2(key))
+	good := request(t, key, p, wrapping.SM2PKE, material)
+	refused := func(s service, req kms.ImportKeyMaterialRequest) string {
+		_, err := s.ImportKeyMaterial(t.Context(), req)
+		return wantError(t, err, kms.InvalidImportToken)
+	}
+
+	messages := map[string]string{}
+	for at := range p.ImportToken {
+		req := good
+		req.ImportToken = flipped(p.ImportToken, at)
+		messages[fmt.Sprintf("byte %d changed", at)] = refused(s, req)
+	}
+	for n := 1; n < len(p.ImportToken); n++ {
+		req := good
+		req.ImportToken = p.ImportToken[:n]
+		messages[fmt.Sprintf("cut to %d bytes", n)] = refused(s, req)
+	}
+	req := good
+	req.ImportToken = append(bytes.Clone(p.ImportToken), 0)
+	messages["a byte more"] = refused(s, req)
+	req = good
+	req.Key = other
+	messages["another key"] = refused(s, req)
+	req = good
+	req.ImportToken = s.parameters(t, sm2(other)).ImportToken
+	messages["the token of another key"] = refused(s, req)
+	messages["another module"] = refused(elsewhere, good)
+	wantSame(t, messages)
+	wantNoKey(t, s, key)
+	wantNoKey(t, s, other)
+
+	if _, err := s.ImportKeyMaterial(t.Context(), good); err != nil {
+		t.Errorf("the token in its own place: %v", err)
+	}
+}
+
+func TestImportToken_ofOnePairWithMaterialForAnother_doesNotUnwrap(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key := newKey(hsm.AES256)
+	first := sm2(key)
+	first.ClientToken = "first"
+	one, two := s.parameters(t, first), s.parameters(t, sm2(key))
+	req := request(t, key, one, wrapping.SM2PKE, random(32))
+	req.ImportToken = two.ImportToken
+	_, err := s.ImportKeyMaterial(t.Context(), req)
+	wantError(t, err, kms.InvalidKeyMaterial)
+}
+
+func TestImportToken_endsAfterADay(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key, material := newKey(hsm.AES256), random(32)
+	start := s.clock.Now()
+	p := s.parameters(t, sm2(key))
+	if want := start.Add(24 * time.Hour).Truncate(time.Second); !p.TokenExpireTime.Equal(want) || p.TokenExpireTime.Location() != time.UTC {
+		t.Errorf("it ends at %s, want %s in UTC", p.TokenExpireTime, want)
+	}
+	req := request(t, key, p, wrapping.SM2PKE, material)
+	for _, tc := range []struct {
+		at   time.Time
+		code kms.Code
+	}{
+		{start, ""},
+		{start.Add(12 * time.Hour), ""}, // it may be used again and again
+		{p.TokenExpireTime.Add(-time.Nanosecond), ""},
+		{p.TokenExpireTime, kms.ExpiredImportToken},
+		{p.TokenExpireTime.AddDate(1, 0, 0), kms.ExpiredImportToken},
+	} {
+		s.clock.set(tc.at)
+		_, err := s.ImportKeyMaterial(t.Context(), req)
+		switch {
+		case tc.code != "":
+			wantError(t, err, tc.code, "Wrap the material again")
+		case err != nil:
+			t.Errorf("at %s: %v", tc.at, err)
+		}
+	}
+	// A wrong key does not learn that a token has ended: it is none of its business.
+	req.Key = newKey(hsm.AES256)
+	_, err := s.ImportKeyMaterial(t.Context(), req)
+	wantError(t, err, kms.InvalidImportToken)
+}
+
+func TestGetParametersForImport_withTheSameClientToken_answersTheSame(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key := newKey(hsm.AES256)
+	req := sm2(key)
+	req.ClientToken = "a"
+	first := s.parameters(t, req)
+	s.clock.set(s.clock.Now().Add(time.Hour))
+	again := s.parameters(t, req)
+	if !first.PublicKey.Equal(again.PublicKey) || !bytes.Equal(first.ImportToken, again.ImportToken) || !first.TokenExpireTime.Equal(again.TokenExpireTime) {
+		t.Errorf("asked again it answers %+v, before %+v", again, first)
+	}
+
+	req.ClientToken = "b"
+	other := s.parameters(t, req)
+	if other.PublicKey.Equal(first.PublicKey) || bytes.Equal(other.ImportToken, first.ImportToken) {
+		t.Error("another client token gets the same pair")
+	}
+	if pairs, err := s.Module.ListWrappingKeys(t.Context(), key.ID); err != nil || len(pairs) != 2 {
+		t.Errorf("%d pairs, %v; want 2", len(pairs), err)
+	}
+	// The older pair is as good as the newer one.
+	for _, p := range []kms.ImportParameters{first, other, again} {
+		if _, err := s.ImportKeyMaterial(t.Context(), request(t, key, p, wrapping.SM2PKE, bytes.Repeat([]byte{7}, 32))); err != nil {
+			t.Error(err)
+		}
+	}
+	// The same client token of another key is another one.
+	theirs := sm2(newKey(hsm.AES256))
+	theirs.ClientToken = "a"
+	if s.parameters(t, theirs).PublicKey.Equal(first.PublicKey) {
+		t.Error("two keys share a pair")
+	}
+}
+
+// Who asked and was away for a day before anybody heard the answer must not get one that has ended.
+func TestGetParametersForImport_replacesAPairThatHasEnded(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key := newKey(hsm.AES256)
+	first := s.parameters(t, sm2(key))
+	s.clock.set(first.TokenExpireTime)
+	again := s.parameters(t, sm2(key))
+	if again.PublicKey.Equal(first.PublicKey) || !again.TokenExpireTime.Equal(first.TokenExpireTime.Add(kms.TokenLifetime)) {
+		t.Errorf("it answers with a pair that ends at %s", again.TokenExpireTime)
+	}
+	if _, err := s.ImportKeyMaterial(t.Context(), request(t, key, again, wrapping.SM2PKE, random(32))); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDestroyImportParameters(t *testing.T) {
+	t.Parallel()
+	for sentence, tc := range map[string]struct {
+		all  bool
+		left int
+	}{
+		"those that have ended go": {false, 1},
+		"all go":                   {true, 0},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			key, neighbour := newKey(hsm.AES256), newKey(hsm.AES256)
+			older := s.parameters(t, sm2(key))
+			s.parameters(t, sm2(neighbour))
+			s.clock.set(older.TokenExpireTime.Add(-time.Hour))
+			req := sm2(key)
+			req.ClientToken = "newer"
+			newer := s.parameters(t, req)
+
+			// Nothing has ended yet.
+			if err := s.DestroyImportParameters(t.Context(), key.ID, false); err != nil || s.pairs(t, key.ID) != 2 {
+				t.Fatalf("%d pairs are left, %v", s.pairs(t, key.ID), err)
+			}
+			s.clock.set(older.TokenExpireTime)
+			for range 2 {
+				if err := s.DestroyImportParameters(t.Context(), key.ID, tc.all); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := s.pairs(t, key.ID); n != tc.left {
+				t.Errorf("%d pairs are left, want %d", n, tc.left)
+			}
+			if n := s.pairs(t, neighbour.ID); n != 1 {
+				t.Errorf("the neighbour has %d pairs, want 1", n)
+			}
+			_, err := s.ImportKeyMaterial(t.Context(), request(t, key, newer, wrapping.SM2PKE, random(32)))
+			if tc.all {
+				wantError(t, err, kms.InvalidImportToken, "Ask for new import parameters")
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func (s service) pairs(t testing.TB, owner uuid.UUID) int {
+	t.Helper()
+	pairs, err := s.Module.ListWrappingKeys(t.Context(), owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(pairs)
+}
+
+// A token outlives the permission that it was made under; the module does not.
+func TestImportKeyMaterial_withPKCS1v15_whenItIsNoLongerAllowed(t *testing.T) {
+	t.Parallel()
+	storage := &hsmtest.Storage{}
+	s := openService(t, storage, true)
+	key := newKey(hsm.AES256)
+	req := sm2(key)
+	pkcs1v15(&req)
+	p := s.parameters(t, req)
+	if err := s.Module.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s = openService(t, storage, false)
+	_, err := s.ImportKeyMaterial(t.Context(), request(t, key, p, wrapping.RSAESPKCS1V15, random(32)))
+	wantError(t, err, kms.UnsupportedOperation, "RSAES_OAEP_SHA_256")
+	wantNoKey(t, s, key)
+}
+
+func TestVersionID_isAStableNameOfItsOwn(t *testing.T) {
+	t.Parallel()
+	// Written down: CKA_ID of every key in every module is this, for ever.
+	key := kms.Key{ID: uuid.MustParse("b0c1d2e3-0000-4000-8000-000000000001")}
+	const want = "b13dbd89-f62c-5df1-a694-12f51025dd02"
+	if got := key.VersionID().String(); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if v := key.VersionID(); v.Version() != 5 || v == key.ID || strings.ToLower(v.String()) != v.String() {
+		t.Errorf("%s is no UUIDv5 of its own", v)
+	}
+}
