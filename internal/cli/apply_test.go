@@ -118,16 +118,12 @@ func TestWrapApply_saysWhatIsWrongAndLeavesTheKeyAlone(t *testing.T) {
 
 func TestWrapApply_saysThatAClusterLacksKeyconvoy(t *testing.T) {
 	t.Parallel()
-	env := testenv.Start(t)
-	empty := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		if r.URL.Path != "/api" && r.URL.Path != "/apis" {
-			w.WriteHeader(http.StatusNotFound)
-		}
-		_, _ = w.Write([]byte(`{"kind":"APIGroupList","apiVersion":"v1","groups":[]}`))
+	// As a kube-apiserver answers for a group that it does not serve.
+	empty := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "404 page not found", http.StatusNotFound)
 	}))
 	defer empty.Close()
-	kubeconfig := env.Kubeconfig(t, &rest.Config{Host: empty.URL}, "default")
+	kubeconfig := (&testenv.Env{}).Kubeconfig(t, &rest.Config{Host: empty.URL}, "default")
 	keyconvoy(t, "wrap", "--kubeconfig", kubeconfig, "--key", "payments", "--in", file(t, "m", canary), "--apply").
 		fails(t, 1, "the cluster does not know ImportedKeys", "kubectl apply -k config/default")
 }

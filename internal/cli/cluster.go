@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -78,8 +79,18 @@ func (f *clusterFlags) connect(warnings io.Writer) (cluster, error) {
 	if err := keyconvoy.AddToScheme(scheme); err != nil {
 		return cluster{}, err
 	}
-	c, err := client.New(restConfig, client.Options{Scheme: scheme})
+	c, err := client.New(restConfig, client.Options{Scheme: scheme, Mapper: resources()})
 	return cluster{client: c, namespace: namespace}, err
+}
+
+// resources maps the kinds that we ask for. Known beforehand, they cost no discovery, which would be
+// more requests than ours and does not end with a context.
+func resources() meta.RESTMapper {
+	mapper := meta.NewDefaultRESTMapper(nil)
+	ours := keyconvoy.GroupVersion
+	mapper.AddSpecific(ours.WithKind("ImportedKey"), ours.WithResource("importedkeys"), ours.WithResource("importedkey"), meta.RESTScopeNamespace)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
+	return mapper
 }
 
 func (c cluster) importedKey(ctx context.Context, name string) (*keyconvoy.ImportedKey, error) {
@@ -104,7 +115,7 @@ func (c cluster) patch(ctx context.Context, name string, patch []byte) error {
 // explain says what to do about an answer of the API server.
 func (c cluster) explain(err error, doing, name string) error {
 	switch {
-	case meta.IsNoMatchError(err):
+	case isUnknownResource(err):
 		return errors.New("the cluster does not know ImportedKeys: install Keyconvoy in it (kubectl apply -k config/default), " +
 			"or choose another cluster with --context")
 	case apierrors.IsNotFound(err):
@@ -115,4 +126,15 @@ func (c cluster) explain(err error, doing, name string) error {
 			"in namespace %s: %w", keyconvoy.GroupVersion.Group, c.namespace, err)
 	}
 	return fmt.Errorf("%s ImportedKey %s/%s: %w", doing, c.namespace, name, err)
+}
+
+// isUnknownResource tells the API server's answer for a resource that it does not serve from that for
+// an object that does not exist: only the latter names the object.
+func isUnknownResource(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {
+		return false
+	}
+	details := status.Status().Details
+	return details == nil || details.Name == "" || len(details.Causes) > 0
 }

@@ -50,11 +50,11 @@ type outcome struct {
 }
 
 // selfEnv is the environment of a child that is keyconvoy: without a kubeconfig of this machine.
-func selfEnv(extra ...string) []string {
+func selfEnv(home string, extra ...string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "KUBECONFIG=") || strings.HasPrefix(v, "HOME=") || strings.HasPrefix(v, "KUBERNETES_")
 	})
-	return append(append(env, beKeyconvoy+"=1", "HOME="+os.DevNull), extra...)
+	return append(append(env, beKeyconvoy+"=1", "HOME="+home), extra...)
 }
 
 // command prepares a call that a test wants to drive itself.
@@ -71,7 +71,7 @@ func (c call) command(t testing.TB) *exec.Cmd {
 	if c.name != "" {
 		cmd.Args[0] = c.name
 	}
-	cmd.Dir, cmd.Stdin, cmd.Env = c.dir, c.stdin, selfEnv(c.env...)
+	cmd.Dir, cmd.Stdin, cmd.Env = c.dir, c.stdin, selfEnv(t.TempDir(), c.env...)
 	return cmd
 }
 

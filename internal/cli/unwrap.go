@@ -132,6 +132,8 @@ func (o *unwrapOptions) check(cmd *cobra.Command) error {
 		return usagef("--encoding is one of %s", strings.Join(encodings(), ", "))
 	case o.out == "" || o.keyFile == "":
 		return usagef("--key-file and --out need a file name")
+	case o.keyFile == standardStream && o.in == standardStream && o.secretDir == "":
+		return usagef("private key and ciphertext cannot both come from standard input: name a file with --in or --key-file")
 	case toStandardOutput && isTerminal(cmd.OutOrStdout()) && !o.toTerminal:
 		return usagef("standard output is a terminal, and would show the data key: name a file with --out, use a pipe, " +
 			"or add --to-terminal (with --encoding hex or base64)")
