@@ -195,6 +195,7 @@ endif
 
 $(LAUNCHER): $(wildcard hack/controlplane/*.go) hack/controlplane/go.mod hack/controlplane/go.sum
 	@$(GO) -C hack/controlplane build -o $@ .
+	@touch $@
 
 $(CONTROLLER_GEN) $(KUSTOMIZE) &: hack/tools/go.mod hack/tools/go.sum
 	$(call say,Building controller-gen and kustomize; this happens once and takes about a minute …)
