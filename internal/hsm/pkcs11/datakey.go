@@ -103,11 +103,24 @@ func (s *session) deriveOnHost(master p11.ObjectHandle, scheme ciphertext.Scheme
 // VerifyDataKey implements hsm.Module.
 func (m *Module) VerifyDataKey(ctx context.Context, req hsm.OpenRequest) error {
 	req.Blob.Payload = bytes.Clone(req.Blob.Payload)
-	length, err := dataKeyLen(req.Blob)
-	if err == nil && !m.opensInside(req.Blob, length) && !m.allows(hsm.CustodyHost) {
-		return hsm.Errorf(hsm.NotSupported, "this data key opens on the host only, which custody ModuleOnly forbids; %s", m.can.lengthsInside())
+	if err := m.reads(req.Blob); err != nil {
+		return err
 	}
 	return m.operate(ctx, func(s *session) error { return s.verify(req) })
+}
+
+// reads refuses blobs that cannot be opened here, in good order or not.
+func (m *Module) reads(blob ciphertext.Blob) error {
+	length, err := dataKeyLen(blob)
+	switch {
+	case blob.Scheme == ciphertext.DirectGCM:
+		return hsm.Errorf(hsm.NotSupported, "a blob of scheme %s needs a master key that encrypts, and those in a token only derive", blob.Scheme)
+	case m.allows(hsm.CustodyHost):
+		return nil
+	case blob.Scheme == ciphertext.DerivedGCM, err == nil && !m.opensInside(blob, length):
+		return hsm.Errorf(hsm.NotSupported, "this data key opens on the host only, which custody ModuleOnly forbids; %s", m.can.lengthsInside())
+	}
+	return nil
 }
 
 // verify opens a blob, inside where that can be.
@@ -144,7 +157,7 @@ func dataKeyLen(blob ciphertext.Blob) (int, error) {
 		if length < 1 || length > hsm.MaxDataKeyLen {
 			return 0, errInvalidBlob
 		}
-	default: // our master keys derive and do nothing else, so no blob of theirs has another scheme
+	default:
 		return 0, errInvalidBlob
 	}
 	return length, nil
@@ -197,8 +210,13 @@ func (m *Module) ExportDataKey(ctx context.Context, req hsm.ExportRequest) (hsm.
 	// A blob that is none is told so only once its master key is found.
 	length, _ := dataKeyLen(req.Blob)
 	custody := m.exportCustody(req, length)
+	if err := m.reads(req.Blob); err != nil {
+		return hsm.ExportedDataKey{}, err
+	}
 	if !m.allows(custody) {
-		return hsm.ExportedDataKey{}, m.errExportOnHost(req, length)
+		return hsm.ExportedDataKey{}, hsm.Errorf(hsm.NotSupported,
+			"the token offers %s only with the data key encrypted on the host, which custody ModuleOnly forbids; %s",
+			req.Algorithm, m.can.inside(m.can.exports))
 	}
 	return result(ctx, m, func(s *session) (hsm.ExportedDataKey, error) {
 		out, err := s.export(req, custody)
@@ -231,14 +249,6 @@ func (m *Module) exportCustody(req hsm.ExportRequest, length int) hsm.Custody {
 		return custody
 	}
 	return hsm.CustodyHost
-}
-
-func (m *Module) errExportOnHost(req hsm.ExportRequest, length int) error {
-	if length > 0 && !m.opensInside(req.Blob, length) {
-		return hsm.Errorf(hsm.NotSupported, "this data key opens on the host only, which custody ModuleOnly forbids; %s", m.can.lengthsInside())
-	}
-	return hsm.Errorf(hsm.NotSupported,
-		"the token offers %s only with the data key encrypted on the host, which custody ModuleOnly forbids; %s", req.Algorithm, m.can.inside(m.can.exports))
 }
 
 func (s *session) export(req hsm.ExportRequest, custody hsm.Custody) ([]byte, error) {
