@@ -71,7 +71,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	}
 	s := &shared{
 		client:   mgr.GetClient(),
-		secrets:  secrets.New(mgr.GetClient()),
+		secrets:  secrets.New(mgr.GetClient(), mgr.GetCache()),
 		modules:  newModules(),
 		recorder: mgr.GetEventRecorder("keyconvoy"),
 		clock:    o.Clock,

@@ -27,10 +27,17 @@ import (
 // Client reads and writes Secrets and ConfigMaps.
 type Client struct {
 	client client.Client
+	cache  client.Reader
 }
 
-// New makes a Client. c must read Secrets and ConfigMaps live and their metadata from a cache.
-func New(c client.Client) *Client { return &Client{client: c} }
+// New makes a Client. c must read Secrets and ConfigMaps live; cache knows their metadata.
+//
+// Metadata is read from the cache itself: a client that reads a kind live reads its metadata live too.
+func New(c client.Client, cache client.Reader) *Client { return &Client{client: c, cache: cache} }
+
+// live is for every read of content. Waiting for the cache to see earlier writes would start a cache of
+// whole objects.
+const live = client.DisableReadYourWritesConsistency
 
 // Kind is Secret or ConfigMap.
 type Kind string
@@ -51,7 +58,7 @@ func (k Kind) Metadata() *metav1.PartialObjectMetadata {
 // Look returns an object's metadata from the cache, or nil when there is no such object.
 func (c *Client) Look(ctx context.Context, kind Kind, key types.NamespacedName) (*metav1.PartialObjectMetadata, error) {
 	m := kind.Metadata()
-	if err := c.client.Get(ctx, key, m); err != nil {
+	if err := c.cache.Get(ctx, key, m); err != nil {
 		return nil, client.IgnoreNotFound(err)
 	}
 	return m, nil
@@ -71,7 +78,7 @@ func Version(object client.Object) string {
 func (c *Client) Entry(ctx context.Context, kind Kind, key types.NamespacedName, entry string) (value []byte, version string, err error) {
 	if kind == ConfigMap {
 		var m corev1.ConfigMap
-		if err := c.client.Get(ctx, key, &m); err != nil {
+		if err := c.client.Get(ctx, key, &m, live); err != nil {
 			return nil, "", client.IgnoreNotFound(err)
 		}
 		if text, ok := m.Data[entry]; ok {
@@ -89,7 +96,7 @@ func (c *Client) Entry(ctx context.Context, kind Kind, key types.NamespacedName,
 // Read returns a Secret live, or nil when there is none.
 func (c *Client) Read(ctx context.Context, key types.NamespacedName) (*corev1.Secret, error) {
 	var s corev1.Secret
-	if err := c.client.Get(ctx, key, &s); err != nil {
+	if err := c.client.Get(ctx, key, &s, live); err != nil {
 		return nil, client.IgnoreNotFound(err)
 	}
 	return &s, nil

@@ -104,7 +104,7 @@ func (s *Storage) readRootKey(ctx context.Context, key types.NamespacedName) (re
 // Load returns every sealed record by its name. It lists, so it is for opening a store only.
 func (s *Storage) Load(ctx context.Context) (map[string][]byte, error) {
 	var list corev1.SecretList
-	err := s.secrets.client.List(ctx, &list, client.InNamespace(s.namespace), client.MatchingLabels{labelStore: s.store})
+	err := s.secrets.client.List(ctx, &list, client.InNamespace(s.namespace), client.MatchingLabels{labelStore: s.store}, live)
 	if err != nil {
 		return nil, hsm.Wrap(hsm.Unavailable, err, "")
 	}
