@@ -51,10 +51,14 @@ var shared struct {
 	err    error
 }
 
-// Main runs a package's tests and then stops the API server, if a test started one.
-func Main(m *testing.M) {
+// Main runs a package's tests and then stops the API server, if a test started one. after is what else
+// is to be done once the tests are over: Main ends the process.
+func Main(m *testing.M, after ...func()) {
 	shared.inMain = true
 	code := m.Run()
+	for _, do := range after {
+		do()
+	}
 	if err := stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "Stopping the API server:", err)
 		code = max(code, 1)
