@@ -112,10 +112,17 @@ type Target struct {
 	Immutable   bool
 	// Owner controls the Secret, so that it goes when the owner goes; nil for a Secret that stays.
 	Owner *metav1ac.OwnerReferenceApplyConfiguration
-	// UID of the Secret that is replaced; empty when there is none. It keeps a Secret that took the
-	// name in between from being overwritten.
+	// UID of the Secret that is replaced; empty to make one. Either way a Secret that took the name in
+	// between is not touched.
 	UID types.UID
+	// Overwrite replaces whatever has the name, without a look at UID: for names that are the
+	// operator's own.
+	Overwrite bool
 }
+
+// neverVersion is a resourceVersion that no object ever has: etcd's first write makes 2. An apply with
+// it makes an object, and is refused with a Conflict where there is one.
+const neverVersion = "1"
 
 // Apply writes a Secret by server-side apply and says how it is now. A Conflict or Invalid error means
 // that the name belongs to another Secret.
@@ -130,8 +137,12 @@ func (c *Client) Apply(ctx context.Context, t Target) (v1alpha1.SecretReference,
 	if t.Owner != nil {
 		s.WithOwnerReferences(t.Owner)
 	}
-	if t.UID != "" {
+	switch {
+	case t.Overwrite:
+	case t.UID != "":
 		s.WithUID(t.UID)
+	default:
+		s.WithResourceVersion(neverVersion)
 	}
 	// Secrets are read live, so there is no cache to wait for; waiting would start one of whole Secrets.
 	err := c.client.Apply(ctx, s, client.FieldOwner(v1alpha1.ManagedBy), client.ForceOwnership, client.DisableReadYourWritesConsistency)

@@ -119,8 +119,9 @@ func (s *Storage) Load(ctx context.Context) (map[string][]byte, error) {
 func (s *Storage) Save(ctx context.Context, name string, sealed []byte) error {
 	_, err := s.secrets.Apply(ctx, Target{
 		Key: s.key(name), Type: typeSealedKey,
-		Data:   map[string][]byte{sealedKeyEntry: sealed},
-		Labels: map[string]string{labelStore: s.store},
+		Data:      map[string][]byte{sealedKeyEntry: sealed},
+		Labels:    map[string]string{labelStore: s.store},
+		Overwrite: true,
 	})
 	if err != nil {
 		return hsm.Wrap(hsm.Unavailable, err, "")
