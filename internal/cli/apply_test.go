@@ -215,7 +215,7 @@ func halfOld(key *v1alpha1.ImportedKey) {
 func checkFieldManager(t testing.TB, key *v1alpha1.ImportedKey) {
 	t.Helper()
 	for _, entry := range key.ManagedFields {
-		if entry.Manager == "keyconvoy-wrap" && strings.Contains(string(entry.FieldsV1.Raw), "f:encryptedKeyMaterial") {
+		if entry.Manager == "keyconvoy-wrap" && strings.Contains(entry.FieldsV1.GetRawString(), "f:encryptedKeyMaterial") {
 			return
 		}
 	}
