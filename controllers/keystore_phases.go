@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -34,7 +38,7 @@ func (r *keyStoreReconciler) findPIN(ctx context.Context, s *keyStoreScope) erro
 	}
 	s.pinVersion = secrets.Version(m)
 	if s.attempt() == s.status.RefusedPINSecret {
-		return refusedPIN("")
+		return s.stillRefused()
 	}
 	return nil
 }
@@ -90,7 +94,8 @@ func (s *keyStoreScope) openError(err error) error {
 	case hsm.Misconfigured, hsm.NotSupported:
 		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
 		// can be watched.
-		return &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonModuleMisconfigured, Message: e.Detail, After: healthInterval, Err: err}
+		return &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonModuleMisconfigured, After: healthInterval, Err: err,
+			Message: withDetail("The module cannot be used as it is configured.", e.Detail)}
 	}
 	return kms.FromModule(err)
 }
@@ -160,9 +165,25 @@ func missingPIN(key types.NamespacedName, ref *v1alpha1.EntryReference) error {
 }
 
 func refusedPIN(detail string) error {
-	message := "The module refused the PIN. It is not tried again, because tries lock the token: put the right PIN into the Secret."
-	if detail != "" {
-		message += " " + detail
+	return reconciler.Stall(v1alpha1.ReasonPINRefused, withDetail(
+		"The module refused the PIN. It is not tried again, because tries lock the token: put the right PIN into the Secret.", detail))
+}
+
+// stillRefused says again what was said when the PIN was refused: how the module did that nobody knows
+// any more, and other words would be another write.
+func (s *keyStoreScope) stillRefused() error {
+	c := meta.FindStatusCondition(s.status.Conditions, v1alpha1.ConditionStalled)
+	if c != nil && c.Reason == v1alpha1.ReasonPINRefused {
+		return reconciler.Stall(c.Reason, c.Message)
 	}
-	return reconciler.Stall(v1alpha1.ReasonPINRefused, message)
+	return refusedPIN("")
+}
+
+// withDetail adds a module's detail, which is no whole sentence, to a message.
+func withDetail(message, detail string) string {
+	if detail == "" {
+		return message
+	}
+	first, size := utf8.DecodeRuneInString(detail)
+	return message + " " + string(unicode.ToUpper(first)) + strings.TrimSuffix(detail[size:], ".") + "."
 }
