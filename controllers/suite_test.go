@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -33,13 +34,15 @@ import (
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/software"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard()) // each operator has a log of its own
+	testenv.Main(m, process.end)
+}
 
 const (
 	// labelOperator is on every object of ours that a test makes: an operator serves those with its
@@ -67,12 +70,11 @@ type operator struct {
 	// requests counts what the operator sends.
 	requests *testenv.Counter
 
-	cfg       *rest.Config
-	clock     clock.PassiveClock
-	libraries map[string]tokens.Token
-	onOpen    func(context.Context, controllers.ModuleRequest) error
-	onModule  func(*hsmtest.Recorder)
-	stopped   func() // nil while it does not run
+	cfg      *rest.Config
+	clock    clock.PassiveClock
+	onOpen   func(context.Context, controllers.ModuleRequest) error
+	onModule func(*hsmtest.Recorder)
+	stopped  func() // nil while it does not run
 
 	mu     sync.Mutex
 	opened []opened
@@ -90,11 +92,6 @@ type option func(*operator)
 
 // withClock gives the operator another clock than the wall's. Moving it wakes nobody: see touch.
 func withClock(c clock.PassiveClock) option { return func(o *operator) { o.clock = c } }
-
-// withLibrary allows a token's PKCS#11 library by a name.
-func withLibrary(name string, token tokens.Token) option {
-	return func(o *operator) { o.libraries[name] = token }
-}
 
 // withModules has each module prepared when it is opened, before it is used.
 func withModules(prepare func(*hsmtest.Recorder)) option {
@@ -117,16 +114,13 @@ func startOperator(t *testing.T, options ...option) *operator {
 	o := &operator{
 		Client: env.Client, env: env,
 		namespace: env.Namespace(t), ownNamespace: env.Namespace(t),
-		clock: clock.RealClock{}, libraries: map[string]tokens.Token{}, hidden: map[string][]byte{},
+		clock: clock.RealClock{}, hidden: map[string][]byte{},
 		onOpen:   func(context.Context, controllers.ModuleRequest) error { return nil },
 		onModule: func(*hsmtest.Recorder) {},
 	}
 	o.cfg, o.requests = env.Counting()
 	for _, change := range options {
 		change(o)
-	}
-	for name, token := range o.libraries {
-		o.hide("PIN of "+name, []byte(token.PIN))
 	}
 	t.Cleanup(func() {
 		o.checkStatuses(t)
@@ -249,10 +243,10 @@ func (o *operator) openBare(ctx context.Context, req controllers.ModuleRequest) 
 	if spec == nil {
 		return software.Open(ctx, software.Config{Storage: req.Storage, AllowPKCS1v15Import: req.Spec.AllowPKCS1V15Import})
 	}
-	token, ok := o.libraries[spec.Module]
-	if !ok {
+	if spec.Module != onSoftHSM && spec.Module != onNSS {
 		return nil, hsm.Errorf(hsm.Misconfigured, "The operator knows no PKCS#11 module %q.", spec.Module)
 	}
+	token := commonToken(spec.Module) // of which only the library counts
 	custody := hsm.CustodyHost
 	if req.Spec.Custody == v1alpha1.CustodyModuleOnly {
 		custody = hsm.CustodyModule
@@ -522,7 +516,7 @@ func (o *operator) checkStatuses(t *testing.T) {
 	eventually(t, func() string {
 		for _, object := range o.objects(t) {
 			if problem := statusProblem(object); problem != "" {
-				return fmt.Sprintf("%T %s: %s: %s", object, object.GetName(), problem, toJSON(object))
+				return fmt.Sprintf("%T %s: %s: %s", object, object.GetName(), problem, statusJSON(object))
 			}
 		}
 		return ""
