@@ -171,7 +171,7 @@ func (r *dataKeyReconciler) generate(ctx context.Context, s *dataKeyScope) error
 	if s.blob != "" {
 		return nil
 	}
-	if err := kms.Permit(kms.OpGenerateDataKey, s.key.State); err != nil {
+	if err := kms.Permit(kms.OpGenerateDataKey, s.key.StateAt(r.clock.Now())); err != nil {
 		return err
 	}
 	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.imported.Spec.KeyStoreRef)

@@ -30,11 +30,13 @@ type exportScope struct {
 	object      *v1alpha1.ExportedDataKey
 	target      target                // set by findDataKey
 	blob        string                // set by findDataKey
+	namespace   string                // set by findDataKey: where the data key's master key is looked for first
 	version     uuid.UUID             // set by findDataKey: the key version that the blob names
 	context     kms.EncryptionContext // set by findDataKey
 	recipient   *wrapping.PublicKey   // set by findRecipient; nil when the fingerprint is known from before
 	fingerprint string                // set by findRecipient: the recipient's
 	source      string                // set by findRecipient: the version of where the public key is
+	imported    *v1alpha1.ImportedKey // set by askConsent: the master key
 	inputs      string                // set by compare: the digest of all inputs
 	done        bool                  // set by compare: nothing is to be exported
 	secret      *corev1.Secret        // set by compare: the Secret to replace
@@ -54,12 +56,21 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 	before := object.DeepCopy()
 	scope := &exportScope{object: object}
 	var err error
-	for _, phase := range []func(context.Context, *exportScope) error{
-		r.findDataKey, r.findRecipient, r.compare, r.export, r.writeSecret,
-	} {
+	phases := []func(context.Context, *exportScope) error{
+		r.keepConsent, r.findDataKey, r.findRecipient, r.askConsent, r.compare, r.export, r.writeSecret,
+	}
+	if object.Spec.DryRun {
+		phases = []func(context.Context, *exportScope) error{
+			r.keepConsent, r.findDataKey, r.findRecipient, r.askConsent, r.export,
+		}
+	}
+	for _, phase := range phases {
 		if err = phase(ctx, scope); err != nil || scope.done {
 			break
 		}
+	}
+	if object.Spec.DryRun {
+		err = kms.DryRun(err)
 	}
 
 	object.Status.ObservedGeneration = object.Generation

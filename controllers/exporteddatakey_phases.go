@@ -39,28 +39,25 @@ const (
 	annotationTime      = "keyconvoy.io/export-time"
 )
 
-// findDataKey sets target, blob, version and context. Reasons: KeyNotReady, InvalidParameter.
+// findDataKey sets target, blob, namespace, version and context. Reasons: KeyNotReady, InvalidParameter.
 func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportScope) error {
 	spec := &s.object.Spec
 	var err error
-	if spec.Target == nil {
-		s.target, err = targetOf(s.object, nil)
-	} else {
-		s.target, err = targetOf(s.object, &spec.Target.SecretTarget)
-	}
-	if err != nil {
+	if s.target, err = exportTargetOf(s.object); err != nil {
 		return err
 	}
 	s.blob, s.context = spec.CiphertextBlob, encryptionContext(spec.EncryptionContext)
+	s.namespace = s.object.Namespace
 	if spec.DataKeyRef != nil {
-		name := string(spec.DataKeyRef.Name)
+		key := dataKeyOf(s.object)
+		s.namespace = key.Namespace
 		dataKey := &v1alpha1.DataKey{}
-		err := r.client.Get(ctx, inNamespace(s.object, name), dataKey)
+		err := r.client.Get(ctx, key, dataKey)
 		if client.IgnoreNotFound(err) != nil {
 			return err
 		}
 		if err != nil || dataKey.Status.CiphertextBlob == "" {
-			return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("The DataKey %s does not exist or has no data key yet: its conditions say why.", name))
+			return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("The DataKey %s does not exist or has no data key yet: its conditions say why.", key))
 		}
 		s.blob, s.context = dataKey.Status.CiphertextBlob, encryptionContext(dataKey.Spec.EncryptionContext)
 	}
@@ -69,6 +66,13 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 	}
 	s.version, err = kms.KeyVersionOf(s.blob)
 	return err
+}
+
+func exportTargetOf(object *v1alpha1.ExportedDataKey) (target, error) {
+	if object.Spec.Target == nil {
+		return targetOf(object, nil)
+	}
+	return targetOf(object, &object.Spec.Target.SecretTarget)
 }
 
 // findRecipient sets fingerprint and source, and recipient unless the public key is in an object that
@@ -233,24 +237,19 @@ func (s *exportScope) finish(ref v1alpha1.SecretReference) {
 	s.done = true
 }
 
-// export calls ExportDataKey. Reasons: ForbiddenKeyVersionNotFound, those of operations, and the codes
-// of ExportDataKey.
+// export calls ExportDataKey. Reasons: those of operations, and the codes of ExportDataKey.
 func (r *exportedDataKeyReconciler) export(ctx context.Context, s *exportScope) error {
-	imported, err := r.ownerOf(ctx, s)
+	key, err := keyOf(s.imported)
 	if err != nil {
 		return err
 	}
-	key, err := keyOf(imported)
-	if err != nil {
-		return err
-	}
-	if err := kms.Permit(kms.OpExportDataKey, key.State); err != nil {
+	if err := kms.Permit(kms.OpExportDataKey, key.StateAt(r.clock.Now())); err != nil {
 		return err
 	}
 	if err := r.loadRecipient(ctx, s); err != nil {
 		return err
 	}
-	ops, giveBack, err := r.operations(ctx, s.object.Namespace, imported.Spec.KeyStoreRef)
+	ops, giveBack, err := r.operations(ctx, s.imported.Namespace, s.imported.Spec.KeyStoreRef)
 	if err != nil {
 		return err
 	}
@@ -264,23 +263,9 @@ func (r *exportedDataKeyReconciler) export(ctx context.Context, s *exportScope) 
 		WrappingKeySpec:     wrapping.KeySpec(spec.WrappingKeySpec),
 		WrappingAlgorithm:   wrapping.Algorithm(spec.WrappingAlgorithm),
 		SM2CiphertextFormat: wrapping.SM2Format(spec.SM2CiphertextFormat),
+		DryRun:              spec.DryRun,
 	})
 	return err
-}
-
-// ownerOf finds the ImportedKey whose version the blob names. It must be of the same namespace: this is
-// the one place that says so, and an inline blob does not go round it.
-func (r *exportedDataKeyReconciler) ownerOf(ctx context.Context, s *exportScope) (*v1alpha1.ImportedKey, error) {
-	var keys v1alpha1.ImportedKeyList
-	err := r.client.List(ctx, &keys, client.InNamespace(s.object.Namespace), client.MatchingFields{indexVersion: s.version.String()})
-	if err != nil {
-		return nil, err
-	}
-	if len(keys.Items) == 0 {
-		return nil, &kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
-			"No ImportedKey of this namespace has the key version %s that the blob names. It is looked for again when one is created.", s.version)}
-	}
-	return &keys.Items[0], nil
 }
 
 // loadRecipient reads the public key when findRecipient did not have to. Reasons: as there.

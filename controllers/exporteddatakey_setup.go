@@ -3,6 +3,8 @@ package controllers
 import (
 	"context"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,15 +20,21 @@ import (
 )
 
 func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
-	byKey := handler.EnqueueRequestsFromMapFunc(r.exportsOfKey)
+	namespaces := &metav1.PartialObjectMetadata{}
+	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	mapped := handler.EnqueueRequestsFromMapFunc
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.ExportedDataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&v1alpha1.DataKey{}, handler.EnqueueRequestsFromMapFunc(r.exportsOfDataKey), builder.WithPredicates(blobChanged)).
-		Watches(&v1alpha1.ImportedKey{}, byKey, builder.WithPredicates(keyStateChanged)).
-		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.exportsToKey), builder.WithPredicates(parametersChanged)).
-		WatchesRawSource(source.Channel(r.modules.subscribe(), handler.EnqueueRequestsFromMapFunc(r.exportsOfStore))).
-		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.exportsOfContent(secrets.Secret))).
-		WatchesMetadata(secrets.ConfigMap.Metadata(), handler.EnqueueRequestsFromMapFunc(r.exportsOfContent(secrets.ConfigMap))).
+		Watches(&v1alpha1.DataKey{}, mapped(r.exportsOfDataKey), builder.WithPredicates(blobChanged)).
+		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsThatWaitForKey), builder.WithPredicates(keyStateChanged)).
+		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsToKey), builder.WithPredicates(parametersChanged)).
+		WatchesRawSource(source.Channel(r.modules.subscribe(), mapped(r.exportsThatWaitForStore))).
+		WatchesMetadata(secrets.Secret.Metadata(), mapped(r.exportsOfContent(secrets.Secret))).
+		WatchesMetadata(secrets.ConfigMap.Metadata(), mapped(r.exportsOfContent(secrets.ConfigMap))).
+		// Who may consent, or withdraw: the key's owner, the key store's, and whoever labels namespaces.
+		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.ClusterKeyStore{}, mapped(r.exportsOfStore), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WatchesMetadata(namespaces, mapped(r.exportsOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
 		Complete(r)
 }
@@ -48,20 +56,28 @@ var parametersChanged = predicate.Funcs{
 }
 
 func (r *exportedDataKeyReconciler) exportsOfDataKey(ctx context.Context, dataKey client.Object) []reconcile.Request {
-	return r.findExports(ctx, nil, client.InNamespace(dataKey.GetNamespace()), client.MatchingFields{indexDataKey: dataKey.GetName()})
+	return r.findExports(ctx, nil, client.MatchingFields{indexDataKey: client.ObjectKeyFromObject(dataKey).String()})
 }
 
-// exportsOfKey finds the exports that wait for a master key, by their DataKeys or their inline blobs.
-func (r *exportedDataKeyReconciler) exportsOfKey(ctx context.Context, key client.Object) []reconcile.Request {
-	namespace := client.InNamespace(key.GetNamespace())
+// exportsOf finds the exports of the data keys under a master key, by their DataKeys and by the key
+// version, in every namespace.
+func (r *exportedDataKeyReconciler) exportsOf(ctx context.Context, key client.Object, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
 	var requests []reconcile.Request
-	for _, dataKey := range r.findDataKeys(ctx, nil, namespace, client.MatchingFields{indexKey: key.GetName()}) {
-		requests = append(requests, r.findExports(ctx, waitingExport, namespace, client.MatchingFields{indexDataKey: dataKey.Name})...)
+	for _, dataKey := range r.findDataKeys(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()}) {
+		requests = append(requests, r.findExports(ctx, want, client.MatchingFields{indexDataKey: dataKey.String()})...)
 	}
 	for _, version := range importedKeyVersion(key) {
-		requests = append(requests, r.findExports(ctx, waitingExport, namespace, client.MatchingFields{indexVersion: version})...)
+		requests = append(requests, r.findExports(ctx, want, client.MatchingFields{indexVersion: version})...)
 	}
 	return requests
+}
+
+func (r *exportedDataKeyReconciler) exportsOfKey(ctx context.Context, key client.Object) []reconcile.Request {
+	return r.exportsOf(ctx, key, nil)
+}
+
+func (r *exportedDataKeyReconciler) exportsThatWaitForKey(ctx context.Context, key client.Object) []reconcile.Request {
+	return r.exportsOf(ctx, key, waitingExport)
 }
 
 // exportsToKey finds the exports whose recipient is an ImportedKey.
@@ -69,8 +85,16 @@ func (r *exportedDataKeyReconciler) exportsToKey(ctx context.Context, key client
 	return r.findExports(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()})
 }
 
-// exportsOfStore finds the exports that wait for a key store that begins to serve.
 func (r *exportedDataKeyReconciler) exportsOfStore(ctx context.Context, store client.Object) []reconcile.Request {
+	return r.exportsInStore(ctx, store, nil)
+}
+
+// exportsThatWaitForStore is told of a key store that begins to serve.
+func (r *exportedDataKeyReconciler) exportsThatWaitForStore(ctx context.Context, store client.Object) []reconcile.Request {
+	return r.exportsInStore(ctx, store, waitingExport)
+}
+
+func (r *exportedDataKeyReconciler) exportsInStore(ctx context.Context, store client.Object, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
 	var keys v1alpha1.ImportedKeyList
 	err := r.client.List(ctx, &keys, client.MatchingFields{indexStore: idOfObject(store).String()},
 		client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
@@ -79,9 +103,13 @@ func (r *exportedDataKeyReconciler) exportsOfStore(ctx context.Context, store cl
 	}
 	var requests []reconcile.Request
 	for i := range keys.Items {
-		requests = append(requests, r.exportsOfKey(ctx, &keys.Items[i])...)
+		requests = append(requests, r.exportsOf(ctx, &keys.Items[i], want)...)
 	}
 	return requests
+}
+
+func (r *exportedDataKeyReconciler) exportsOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
+	return r.findExports(ctx, nil, client.InNamespace(namespace.GetName()))
 }
 
 func (r *exportedDataKeyReconciler) exportsOfContent(kind secrets.Kind) handler.MapFunc {

@@ -27,9 +27,11 @@ type importedKeyReconciler struct {
 // importScope is what the phases hand on.
 type importScope struct {
 	object  *v1alpha1.ImportedKey
-	key     kms.Key       // set by identify
+	now     time.Time
+	key     kms.Key       // set by identify, and again after each change of the status
 	sources string        // set by findMaterial: the version of what holds the material and token
-	after   time.Duration // set by publishParameters: when they end or are renewed
+	after   time.Duration // set by publishParameters and nextDeadline: when to look again
+	notes   []note        // what people must know, once the status says it too
 }
 
 // Reconcile brings the key's material into the module, and the parameters for that to the user.
@@ -46,26 +48,38 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	}
 
 	before := object.DeepCopy()
-	scope := &importScope{object: object}
-	err := r.identify(ctx, scope)
-	if err == nil {
-		err = r.publishParameters(ctx, scope)
+	scope := &importScope{object: object, now: r.clock.Now()}
+	var err error
+	for _, phase := range []func(context.Context, *importScope) error{
+		r.identify, r.adopt, r.followClock, r.deleteMaterial, r.followDesire,
+		r.publishParameters, r.importMaterial, r.followDesire, r.explainState,
+	} {
+		if err = phase(ctx, scope); err != nil {
+			break
+		}
 	}
-	if err == nil {
-		err = r.importMaterial(ctx, scope)
-	}
+	scope.nextDeadline()
 
 	r.summarize(object, err)
 	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {
 		return ctrl.Result{}, patchErr
 	}
+	scope.noteState(before.Status.KeyState)
+	r.announce(object, scope.notes)
 	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
 	return reconciler.Result(err, scope.after)
 }
 
 func (r *importedKeyReconciler) summarize(object *v1alpha1.ImportedKey, err error) {
 	object.Status.ObservedGeneration = object.Generation
-	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, "The key is in the module and Enabled.")
+	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, readyMessages[kms.KeyState(object.Status.KeyState)])
+}
+
+// readyMessages say what it means that a key in each state is what its owner wants.
+var readyMessages = map[kms.KeyState]string{
+	kms.StateEnabled:         "The key is in the module and Enabled.",
+	kms.StateDisabled:        "The key is in the module and Disabled, as its owner wants: no operation uses it.",
+	kms.StatePendingDeletion: "The key is destroyed at status.deletionTime, unless desiredState becomes another before.",
 }
 
 func (r *importedKeyReconciler) addFinalizer(ctx context.Context, object *v1alpha1.ImportedKey) error {

@@ -69,6 +69,7 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 		return err
 	}
 	if object.Spec.DeletionPolicy == v1alpha1.DeletionDelete {
+		r.announce(object, r.noteUse(ctx, object))
 		return ops.DeleteKeyMaterial(ctx, key)
 	}
 	return nil

@@ -3,7 +3,7 @@ package controllers
 import (
 	"context"
 	"encoding/base64"
-	"fmt"
+	"strconv"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,7 +11,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/b64"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
-	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
@@ -39,8 +38,7 @@ func (r *importedKeyReconciler) identify(_ context.Context, s *importScope) erro
 // when the user asks for new ones. It sets after. Reasons: those of operations, UnsupportedOperation,
 // ServiceUnavailableTemporary.
 func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *importScope) error {
-	now := r.clock.Now()
-	decision := decideParameters(s.object, now)
+	decision := decideParameters(s.object, s.now)
 	if decision != keepParameters {
 		ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
 		if err != nil {
@@ -56,11 +54,11 @@ func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *import
 		}
 	}
 	if p := s.object.Status.ImportParameters; p != nil {
-		s.after = p.TokenExpireTime.Sub(now)
+		end := p.TokenExpireTime.Time
 		if s.key.State == kms.StatePendingImport {
-			s.after -= renewBefore
+			end = end.Add(-renewBefore)
 		}
-		s.after = max(s.after, time.Second)
+		s.lookAgain(end)
 	}
 	return nil
 }
@@ -70,7 +68,7 @@ func (r *importedKeyReconciler) newParameters(ctx context.Context, ops kms.Opera
 		return nil, nil
 	}
 	spec := s.object.Spec.ImportParameters
-	asked := renewalOf(s.object)
+	asked := annotationValue(s.object, v1alpha1.AnnotationRenewImportParameters)
 	// The client token follows from what was published before: should the status not be written, the
 	// next try finds the same pair instead of making another.
 	token := asked
@@ -110,7 +108,7 @@ func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDec
 	p, want := object.Status.ImportParameters, object.Spec.ImportParameters
 	waits := kms.KeyState(object.Status.KeyState) == kms.StatePendingImport
 	switch {
-	case renewalOf(object) != object.Status.RenewedFor:
+	case annotationValue(object, v1alpha1.AnnotationRenewImportParameters) != object.Status.RenewedFor:
 		return renewParameters
 	case p == nil && waits:
 		return renewParameters
@@ -126,9 +124,9 @@ func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDec
 	return keepParameters
 }
 
-// renewalOf is the value of the annotation that asks for new parameters, as the status keeps it.
-func renewalOf(object *v1alpha1.ImportedKey) string {
-	value := object.Annotations[v1alpha1.AnnotationRenewImportParameters]
+// annotationValue is an annotation's value as the status keeps it.
+func annotationValue(object *v1alpha1.ImportedKey, name string) string {
+	value := object.Annotations[name]
 	if len(value) > 64 {
 		return digest(value)
 	}
@@ -139,27 +137,27 @@ func renewalOf(object *v1alpha1.ImportedKey) string {
 // SourceNotFound, those of operations, and the codes of ImportKeyMaterial.
 func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importScope) error {
 	status := &s.object.Status
-	if s.object.Spec.Material == nil {
-		if s.key.State == kms.StateEnabled {
-			return nil
-		}
-		return reconciler.Wait(v1alpha1.ReasonPendingImport, fmt.Sprintf(
-			"The key waits for its material. Wrap %d bytes under status.importParameters.publicKey (keyconvoy wrap --key %s -n %s --apply, or openssl) and put them into spec.material.",
-			s.key.Spec.Len(), s.object.Name, s.object.Namespace))
+	if s.object.Spec.Material == nil || s.key.State == kms.StatePendingDeletion || s.key.State == kms.StateDeleted {
+		return nil
 	}
 	if err := r.findMaterial(ctx, s); err != nil {
 		return err
 	}
 	// Sources that are cleaned away after the import are missed by nobody.
-	if s.key.State == kms.StateEnabled && (s.sources == "" || s.sources == status.SourcesVersion) {
+	if s.object.HasMaterial() && (s.sources == "" || s.sources == status.SourcesVersion) {
+		return nil
+	}
+	// What was imported and has ended comes back only by another import.
+	if !s.object.HasMaterial() && s.sources != "" && s.sources == status.SourcesVersion {
 		return nil
 	}
 	material, token, err := r.readMaterial(ctx, s)
 	if err != nil {
 		return err
 	}
-	inputs := digest(string(material), string(token))
-	if s.key.State == kms.StateEnabled && inputs == status.InputsDigest {
+	expires := expireUnix(s.object)
+	inputs := digest(string(material), string(token), strconv.FormatInt(expires, 10))
+	if inputs == status.InputsDigest {
 		status.SourcesVersion = s.sources
 		return nil
 	}
@@ -168,16 +166,26 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 		return err
 	}
 	defer giveBack()
-	imported, err := ops.ImportKeyMaterial(ctx, kms.ImportKeyMaterialRequest{Key: s.key, EncryptedKeyMaterial: material, ImportToken: token})
+	imported, err := ops.ImportKeyMaterial(ctx, kms.ImportKeyMaterialRequest{
+		Key: s.key, EncryptedKeyMaterial: material, ImportToken: token, KeyMaterialExpireUnix: expires,
+	})
 	if err != nil {
 		return err
 	}
-	status.KeyState = v1alpha1.KeyState(kms.StateEnabled)
 	status.MaterialFingerprint = imported.Fingerprint.String()
 	status.Custody = v1alpha1.Custody(imported.Custody)
 	status.InputsDigest = inputs
 	status.SourcesVersion = s.sources
-	return nil
+	status.MaterialExpireTime = s.object.Spec.Material.ExpireTime
+	return s.happen(kms.EventImportKeyMaterial)
+}
+
+// expireUnix is KeyMaterialExpireUnix: 0 for never.
+func expireUnix(object *v1alpha1.ImportedKey) int64 {
+	if at := object.Spec.Material.ExpireTime; at != nil {
+		return at.Unix()
+	}
+	return 0
 }
 
 // findMaterial sets sources from the cache, without reading anything; "" when something is missing.
@@ -203,7 +211,7 @@ func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope
 		return err
 	}
 	if material != "" && token != "" {
-		s.sources = digest(material, token)
+		s.sources = digest(material, token, strconv.FormatInt(expireUnix(s.object), 10))
 	}
 	return nil
 }

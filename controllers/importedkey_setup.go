@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -25,6 +26,7 @@ func (r *importedKeyReconciler) setup(mgr ctrl.Manager, options controller.Optio
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.ImportedKey{}, builder.WithPredicates(
 			predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
+		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.keysOfVersion), builder.WithPredicates(gone)).
 		Watches(&v1alpha1.KeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesRawSource(source.Channel(r.modules.subscribe(), byStore)).
@@ -33,6 +35,21 @@ func (r *importedKeyReconciler) setup(mgr ctrl.Manager, options controller.Optio
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.keysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
 		Complete(r)
+}
+
+// gone lets deletions through only.
+var gone = predicate.Funcs{
+	CreateFunc: func(event.CreateEvent) bool { return false },
+	UpdateFunc: func(event.UpdateEvent) bool { return false },
+}
+
+// keysOfVersion finds the keys that would adopt what another one held.
+func (r *importedKeyReconciler) keysOfVersion(ctx context.Context, key client.Object) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, version := range importedKeyVersion(key) {
+		requests = append(requests, r.findKeys(ctx, waitingKey, client.MatchingFields{indexVersion: version})...)
+	}
+	return requests
 }
 
 // keysOfStore finds the keys that wait for a key store. One that is Ready needs no store until it

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -15,12 +16,12 @@ import (
 const (
 	// indexStore: ImportedKeys by key store.
 	indexStore = "keyStore"
-	// indexVersion: ImportedKeys by key version; ExportedDataKeys by the version that their inline
-	// blob names.
+	// indexVersion: ImportedKeys by key version; ExportedDataKeys by the version that they were
+	// exported from, or that their inline blob names.
 	indexVersion = "keyVersion"
 	// indexKey: DataKeys by ImportedKey; ExportedDataKeys by the ImportedKey that is their recipient.
 	indexKey = "importedKey"
-	// indexDataKey: ExportedDataKeys by DataKey.
+	// indexDataKey: ExportedDataKeys by the namespace and name of their DataKey.
 	indexDataKey = "dataKey"
 	// indexContent: every kind by the Secrets and ConfigMaps that it reads or writes.
 	indexContent = "content"
@@ -93,10 +94,20 @@ func dataKeyContent(o client.Object) []string {
 }
 
 func exportDataKey(o client.Object) []string {
-	if ref := o.(*v1alpha1.ExportedDataKey).Spec.DataKeyRef; ref != nil {
-		return []string{string(ref.Name)}
+	e := o.(*v1alpha1.ExportedDataKey)
+	if e.Spec.DataKeyRef == nil {
+		return nil
 	}
-	return nil
+	return []string{dataKeyOf(e).String()}
+}
+
+// dataKeyOf names the DataKey that an object exports.
+func dataKeyOf(e *v1alpha1.ExportedDataKey) types.NamespacedName {
+	ref := e.Spec.DataKeyRef
+	if ref.Namespace == "" {
+		return inNamespace(e, string(ref.Name))
+	}
+	return types.NamespacedName{Namespace: string(ref.Namespace), Name: string(ref.Name)}
 }
 
 func exportRecipientKey(o client.Object) []string {
@@ -107,11 +118,14 @@ func exportRecipientKey(o client.Object) []string {
 }
 
 func exportVersion(o client.Object) []string {
-	blob := o.(*v1alpha1.ExportedDataKey).Spec.CiphertextBlob
-	if blob == "" {
+	e := o.(*v1alpha1.ExportedDataKey)
+	if e.Status.KeyVersionID != "" {
+		return []string{e.Status.KeyVersionID}
+	}
+	if e.Spec.CiphertextBlob == "" {
 		return nil
 	}
-	version, err := kms.KeyVersionOf(blob)
+	version, err := kms.KeyVersionOf(e.Spec.CiphertextBlob)
 	if err != nil {
 		return nil // no key can make it valid
 	}

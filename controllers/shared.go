@@ -11,7 +11,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
@@ -67,22 +66,12 @@ func (s *shared) allowed(ctx context.Context, store storeObject, namespace strin
 	if store.allowed == nil {
 		return nil
 	}
-	denied := &kms.Error{Code: kms.ForbiddenNoPermission, Detail: fmt.Sprintf(
-		"The ClusterKeyStore %s does not serve this namespace: ask its administrator, who decides with spec.allowedNamespaces.", store.id.name)}
-	selector, err := metav1.LabelSelectorAsSelector(store.allowed)
-	if err != nil { // an operator that the API server does not check
-		denied.Err = err
-		return denied
-	}
-	ns := &metav1.PartialObjectMetadata{}
-	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	if err := s.client.Get(ctx, client.ObjectKey{Name: namespace}, ns); err != nil {
+	selected, err := s.selects(ctx, store.allowed, namespace)
+	if err != nil || selected {
 		return err
 	}
-	if !selector.Matches(labels.Set(ns.Labels)) {
-		return denied
-	}
-	return nil
+	return &kms.Error{Code: kms.ForbiddenNoPermission, Detail: fmt.Sprintf(
+		"The ClusterKeyStore %s does not serve this namespace: ask its administrator, who decides with spec.allowedNamespaces.", store.id.name)}
 }
 
 // keyOf is an ImportedKey as the operations know it.
@@ -91,9 +80,20 @@ func keyOf(k *v1alpha1.ImportedKey) (kms.Key, error) {
 	if err != nil {
 		return kms.Key{}, fmt.Errorf("the UID of %s: %w", client.ObjectKeyFromObject(k), err)
 	}
-	key := kms.Key{ID: id, Spec: hsm.KeySpec(k.Spec.KeySpec), Origin: kms.OriginExternal, State: kms.KeyState(k.Status.KeyState)}
+	key := kms.Key{
+		ID: id, Spec: hsm.KeySpec(k.Spec.KeySpec), Origin: kms.OriginExternal,
+		State: kms.KeyState(k.Status.KeyState), Owner: k.Namespace,
+	}
 	if key.State == "" {
 		key.State = kms.StatePendingImport
+	}
+	if k.Spec.Adopt != nil {
+		if key.Adopted, err = uuid.Parse(k.Spec.Adopt.KeyVersionID); err != nil {
+			return kms.Key{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionID", Detail: "It is not a UUID."}
+		}
+	}
+	if k.Status.MaterialExpireTime != nil {
+		key.MaterialExpireTime = k.Status.MaterialExpireTime.Time
 	}
 	if fp, ok := hsm.ParseFingerprint(k.Status.MaterialFingerprint); ok {
 		key.Fingerprint = &fp
@@ -123,6 +123,15 @@ func digest(parts ...string) string {
 
 func inNamespace(o client.Object, name string) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: name}
+}
+
+// note is an event that waits for the status patch. Its text does not vary between tries.
+type note struct{ eventType, reason, action, text string }
+
+func (s *shared) announce(o client.Object, notes []note) {
+	for _, n := range notes {
+		s.recorder.Eventf(o, nil, n.eventType, n.reason, n.action, "%s", n.text)
+	}
 }
 
 // announceStall emits a warning when an object has stalled, or for another reason than before. It is

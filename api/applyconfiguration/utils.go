@@ -16,6 +16,8 @@ import (
 func ForKind(kind schema.GroupVersionKind) interface{} {
 	switch kind {
 	// Group=keyconvoy.io, Version=v1alpha1
+	case v1alpha1.SchemeGroupVersion.WithKind("AdoptSpec"):
+		return &apiv1alpha1.AdoptSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Capability"):
 		return &apiv1alpha1.CapabilityApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ClusterKeyStore"):
@@ -24,6 +26,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ClusterKeyStoreSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("DataKey"):
 		return &apiv1alpha1.DataKeyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("DataKeyReference"):
+		return &apiv1alpha1.DataKeyReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("DataKeySpec"):
 		return &apiv1alpha1.DataKeySpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("DataKeyStatus"):
@@ -38,6 +42,12 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ExportedDataKeySpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ExportedDataKeyStatus"):
 		return &apiv1alpha1.ExportedDataKeyStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ExportNamespaces"):
+		return &apiv1alpha1.ExportNamespacesApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ExportPolicy"):
+		return &apiv1alpha1.ExportPolicyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ExportRecipient"):
+		return &apiv1alpha1.ExportRecipientApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ExportTarget"):
 		return &apiv1alpha1.ExportTargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKey"):

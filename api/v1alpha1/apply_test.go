@@ -213,7 +213,7 @@ func withStatus(ns string) []client.Object {
 		&v1alpha1.ExportedDataKey{
 			ObjectMeta: meta,
 			Spec: v1alpha1.ExportedDataKeySpec{
-				DataKeyRef: &v1alpha1.LocalReference{Name: "ledger"}, PublicKey: v1alpha1.PublicKeySource{Blob: "AA=="},
+				DataKeyRef: &v1alpha1.DataKeyReference{Name: "ledger"}, PublicKey: v1alpha1.PublicKeySource{Blob: "AA=="},
 				WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256",
 			},
 			Status: v1alpha1.ExportedDataKeyStatus{

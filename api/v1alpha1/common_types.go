@@ -29,6 +29,8 @@ const (
 	ReasonSourceNotFound = "SourceNotFound"
 	// ReasonTargetNotOwned: a Secret of the target's name exists and belongs to somebody else.
 	ReasonTargetNotOwned = "TargetNotOwned"
+	// ReasonKeyVersionTaken: another ImportedKey holds the key that this one would adopt.
+	ReasonKeyVersionTaken = "KeyVersionTaken"
 	// ReasonModuleMisconfigured: the module cannot be opened as configured.
 	ReasonModuleMisconfigured = "ModuleMisconfigured"
 	// ReasonPINRefused: the module refused the PIN, or it may not be tried.
@@ -45,6 +47,9 @@ const (
 	ManagedBy = "keyconvoy"
 	// AnnotationRenewImportParameters, with any new value, asks for a new import key pair and token.
 	AnnotationRenewImportParameters = "keyconvoy.io/renew-import-parameters"
+	// AnnotationDeleteKeyMaterial, with any new value, destroys a key's material in the module. The key
+	// stays, and takes the same material again.
+	AnnotationDeleteKeyMaterial = "keyconvoy.io/delete-key-material"
 )
 
 // Types of the Secrets that Keyconvoy writes.
@@ -78,6 +83,12 @@ type WrappingKeySpec string
 // +kubebuilder:validation:MaxLength=253
 // +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
 type ObjectName string
+
+// NamespaceName is the name of a namespace.
+// +kubebuilder:validation:MinLength=1
+// +kubebuilder:validation:MaxLength=63
+// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+type NamespaceName string
 
 // EntryKey is the key of an entry in a Secret or ConfigMap.
 // +kubebuilder:validation:MinLength=1

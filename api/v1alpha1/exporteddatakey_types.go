@@ -24,6 +24,17 @@ type PublicKeySource struct {
 	ImportedKeyRef *LocalReference `json:"importedKeyRef,omitempty"`
 }
 
+// DataKeyReference names a DataKey.
+type DataKeyReference struct {
+	// Name of the DataKey.
+	// +required
+	Name ObjectName `json:"name"`
+	// Namespace of the DataKey; absent means this object's. Another one takes the consent of the key's
+	// owner (exportPolicy).
+	// +optional
+	Namespace NamespaceName `json:"namespace,omitempty"`
+}
+
 // ExportTarget is the Secret that an ExportedDataKey writes.
 type ExportTarget struct {
 	SecretTarget `json:",inline"`
@@ -42,8 +53,9 @@ type ExportTarget struct {
 type ExportedDataKeySpec struct {
 	// DataKeyRef names the DataKey to export.
 	// +optional
-	DataKeyRef *LocalReference `json:"dataKeyRef,omitempty"`
-	// CiphertextBlob is the data key to export, in Base64. Its master key must be of this namespace.
+	DataKeyRef *DataKeyReference `json:"dataKeyRef,omitempty"`
+	// CiphertextBlob is the data key to export, in Base64. The key that it names must consent, as with
+	// dataKeyRef.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=4096
@@ -66,6 +78,10 @@ type ExportedDataKeySpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum=C1C3C2;C1C2C3;ASN1
 	SM2CiphertextFormat string `json:"sm2CiphertextFormat,omitempty"`
+	// DryRun tries everything but the export itself. It always ends in an error: DryRunOperationError
+	// (it would have succeeded), ValidationError or AccessDeniedError. Nothing is written.
+	// +optional
+	DryRun bool `json:"dryRun,omitempty"`
 	// Target is the Secret that is written.
 	// +optional
 	Target *ExportTarget `json:"target,omitempty"`

@@ -5,8 +5,22 @@ import (
 )
 
 // KeyState is the state of a master key, in the words of the seeds.
-// +kubebuilder:validation:Enum=PendingImport;Enabled
+// +kubebuilder:validation:Enum=PendingImport;Enabled;Disabled;PendingDeletion;Deleted
 type KeyState string
+
+// DesiredKeyState is the state that the owner wants a key to be in.
+// +kubebuilder:validation:Enum=Enabled;Disabled;PendingDeletion
+type DesiredKeyState string
+
+// The desired states.
+const (
+	// DesiredEnabled is the default.
+	DesiredEnabled DesiredKeyState = "Enabled"
+	// DesiredDisabled keeps the key, and lets no operation use it.
+	DesiredDisabled DesiredKeyState = "Disabled"
+	// DesiredPendingDeletion destroys the key after a window, within which it can be called off.
+	DesiredPendingDeletion DesiredKeyState = "PendingDeletion"
+)
 
 // OriginExternal is the origin of a key whose material is brought in.
 const OriginExternal = "EXTERNAL"
@@ -58,11 +72,75 @@ type MaterialSpec struct {
 	// ImportTokenFrom reads it from a Secret or ConfigMap.
 	// +optional
 	ImportTokenFrom *EntrySource `json:"importTokenFrom,omitempty"`
+	// ExpireTime is when the material ends and is destroyed in the module; absent means never. Another
+	// time takes another import: wrap the same material again under fresh import parameters.
+	// +optional
+	ExpireTime *metav1.Time `json:"expireTime,omitempty"`
+}
+
+// AdoptSpec names a key that is in the module already.
+type AdoptSpec struct {
+	// KeyVersionID is status.keyVersionID of the object that the key had before.
+	// +required
+	// +kubebuilder:validation:MaxLength=36
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
+	KeyVersionID string `json:"keyVersionID"`
+	// MaterialFingerprint is status.materialFingerprint of that object; when it is given, the key in
+	// the module must have it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	MaterialFingerprint string `json:"materialFingerprint,omitempty"`
+}
+
+// ExportPolicy is the owner's consent to exports of the data keys under a key.
+type ExportPolicy struct {
+	// Namespaces says where an export may be made; absent means in the key's own namespace.
+	// +optional
+	Namespaces *ExportNamespaces `json:"namespaces,omitempty"`
+	// Recipients are the public keys that may be exported to; absent means any.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	Recipients []ExportRecipient `json:"recipients,omitempty"`
+	// WrappingAlgorithms are those that may be used; absent means any.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	WrappingAlgorithms []ExportAlgorithm `json:"wrappingAlgorithms,omitempty"`
+}
+
+// ExportAlgorithm is how a data key is encrypted under a recipient's public key.
+// +kubebuilder:validation:Enum=RSAES_OAEP_SHA_256;RSAES_OAEP_SHA_1;SM2PKE
+type ExportAlgorithm string
+
+// ExportNamespaces selects namespaces.
+// +kubebuilder:validation:XValidation:rule="has(self.selector) == (self.from == 'Selector')",message="selector goes with from: Selector"
+type ExportNamespaces struct {
+	// From is Same (the key's own), All, or Selector.
+	// +required
+	// +kubebuilder:validation:Enum=Same;All;Selector
+	From string `json:"from"`
+	// Selector selects namespaces by their labels, beside the key's own.
+	// +optional
+	Selector *metav1.LabelSelector `json:"selector,omitempty"`
+}
+
+// ExportRecipient is a recipient's public key.
+type ExportRecipient struct {
+	// Fingerprint is SHA256: and the hexadecimal SHA-256 of the SubjectPublicKeyInfo (DER).
+	// +required
+	// +kubebuilder:validation:MaxLength=71
+	// +kubebuilder:validation:Pattern=`^SHA256:[0-9a-f]{64}$`
+	Fingerprint string `json:"fingerprint"`
 }
 
 // ImportedKeySpec is a customer master key whose material is brought in.
 // +kubebuilder:validation:XValidation:rule="self.keyStoreRef == oldSelf.keyStoreRef",message="keyStoreRef cannot be changed: a key does not move between modules; export a data key instead"
 // +kubebuilder:validation:XValidation:rule="self.keySpec == oldSelf.keySpec",message="keySpec cannot be changed: make another ImportedKey"
+// +kubebuilder:validation:XValidation:rule="has(self.adopt) == has(oldSelf.adopt) && (!has(self.adopt) || self.adopt == oldSelf.adopt)",message="adopt cannot be changed: make another ImportedKey"
+// +kubebuilder:validation:XValidation:rule="!has(self.pendingWindowInDays) || (has(self.desiredState) && self.desiredState == 'PendingDeletion')",message="pendingWindowInDays goes with desiredState PendingDeletion"
 type ImportedKeySpec struct {
 	// KeyStoreRef names the key store that holds the key.
 	// +required
@@ -76,6 +154,22 @@ type ImportedKeySpec struct {
 	// Material is the wrapped material; absent until it has been wrapped.
 	// +optional
 	Material *MaterialSpec `json:"material,omitempty"`
+	// DesiredState is Enabled (the default), Disabled or PendingDeletion.
+	// +optional
+	DesiredState DesiredKeyState `json:"desiredState,omitempty"`
+	// PendingWindowInDays is how long a PendingDeletion can be called off; absent means 30. It counts
+	// from when the deletion was asked for.
+	// +optional
+	// +kubebuilder:validation:Minimum=7
+	// +kubebuilder:validation:Maximum=366
+	PendingWindowInDays int32 `json:"pendingWindowInDays,omitempty"`
+	// ExportPolicy is the owner's consent to exports; absent means within this namespace, to anybody.
+	// +optional
+	ExportPolicy *ExportPolicy `json:"exportPolicy,omitempty"`
+	// Adopt binds this object to a key that is in the module already, to restore from a backup. It must
+	// have been imported from a namespace of this name.
+	// +optional
+	Adopt *AdoptSpec `json:"adopt,omitempty"`
 	// DeletionPolicy says what deleting this object does to the key in the module; absent means
 	// Retain.
 	// +optional
@@ -127,7 +221,7 @@ type ImportedKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyVersionID string `json:"keyVersionID,omitempty"`
-	// KeyState is PendingImport or Enabled.
+	// KeyState is PendingImport, Enabled, Disabled, PendingDeletion, or Deleted once the key is destroyed.
 	// +optional
 	KeyState KeyState `json:"keyState,omitempty"`
 	// Origin is EXTERNAL.
@@ -147,10 +241,24 @@ type ImportedKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	MaterialFingerprint string `json:"materialFingerprint,omitempty"`
+	// MaterialExpireTime is when the material in the module ends; absent when it never does.
+	// +optional
+	MaterialExpireTime *metav1.Time `json:"materialExpireTime,omitempty"`
+	// DeletionRequestTime is when a key became PendingDeletion.
+	// +optional
+	DeletionRequestTime *metav1.Time `json:"deletionRequestTime,omitempty"`
+	// DeletionTime is when a key that is PendingDeletion is destroyed.
+	// +optional
+	DeletionTime *metav1.Time `json:"deletionTime,omitempty"`
+	// MaterialDeletedFor is the value of the annotation keyconvoy.io/delete-key-material (its digest,
+	// when it is long) that was last carried out.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	MaterialDeletedFor string `json:"materialDeletedFor,omitempty"`
 	// Custody says where the material was in plaintext on its way into the module.
 	// +optional
 	Custody Custody `json:"custody,omitempty"`
-	// InputsDigest is the digest of the wrapped material and token that were imported.
+	// InputsDigest is the digest of the wrapped material, token and expiry that were imported.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	InputsDigest string `json:"inputsDigest,omitempty"`
@@ -169,6 +277,7 @@ type ImportedKeyStatus struct {
 // +kubebuilder:printcolumn:name="Custody",type=string,JSONPath=`.status.custody`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Expires",type=string,JSONPath=`.status.materialExpireTime`,priority=1
 // +kubebuilder:printcolumn:name="KeyID",type=string,JSONPath=`.status.keyID`,priority=1
 // +kubebuilder:printcolumn:name="Store",type=string,JSONPath=`.spec.keyStoreRef.name`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -182,6 +291,9 @@ type ImportedKey struct {
 	// +optional
 	Status ImportedKeyStatus `json:"status,omitempty"`
 }
+
+// HasMaterial says whether the key's material is in the module, as far as the status knows.
+func (k *ImportedKey) HasMaterial() bool { return k.Status.Custody != "" }
 
 // ImportedKeyList is a list of ImportedKeys.
 // +kubebuilder:object:root=true

@@ -150,6 +150,9 @@ func (s KeySpec) Len() int {
 	return 0
 }
 
+// MaxOwnerLen is the longest owner of a key: that of a Kubernetes namespace.
+const MaxOwnerLen = 63
+
 // MaxDataKeyLen is the longest data key in bytes (NumberOfBytes of GenerateDataKeyWithoutPlaintext).
 const MaxDataKeyLen = 1024
 
@@ -197,6 +200,9 @@ type ImportRequest struct {
 	WrappingKey       uuid.UUID
 	Algorithm         wrapping.Algorithm
 	EncryptedMaterial []byte
+	// Owner is in whose name the key is made, in at most MaxOwnerLen printable ASCII characters. It is
+	// kept with the key.
+	Owner string
 	// Fingerprint is that of the material which the key was bound to by its first import; nil for
 	// a first import. Other material is refused with OtherMaterial.
 	Fingerprint *Fingerprint
@@ -207,6 +213,7 @@ type Key struct {
 	KeyVersionID uuid.UUID
 	Spec         KeySpec
 	Fingerprint  Fingerprint
+	Owner        string // as it was when the key was made
 	// Custody says where the material was while it came in. FindKey does not know it and leaves it
 	// empty.
 	Custody Custody

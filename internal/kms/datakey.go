@@ -71,7 +71,7 @@ func (r GenerateDataKeyRequest) length() (int, error) {
 
 // GenerateDataKeyWithoutPlaintext makes a data key and answers with its ciphertext only.
 func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req GenerateDataKeyRequest) (DataKey, error) {
-	if err := Permit(OpGenerateDataKey, req.Key.State); err != nil {
+	if err := Permit(OpGenerateDataKey, req.Key.StateAt(o.now())); err != nil {
 		return DataKey{}, err
 	}
 	length, err := req.length()
@@ -120,7 +120,7 @@ func malformed(err error) error {
 // VerifyDataKey says whether a blob opens under the key and context. It is not an operation of the
 // seeds: it is asked before a blob from elsewhere is taken over.
 func (o Operations) VerifyDataKey(ctx context.Context, key Key, blob string, context EncryptionContext) error {
-	if err := Permit(OpExportDataKey, key.State); err != nil {
+	if err := Permit(OpExportDataKey, key.StateAt(o.now())); err != nil {
 		return err
 	}
 	open, err := openRequest(key, blob, context)
@@ -139,6 +139,8 @@ type ExportDataKeyRequest struct {
 	WrappingKeySpec     wrapping.KeySpec
 	WrappingAlgorithm   wrapping.Algorithm
 	SM2CiphertextFormat wrapping.SM2Format // empty means C1C3C2
+	// DryRun does everything but hand out the result. It always ends in an error: see DryRun.
+	DryRun bool
 }
 
 // ExportedDataKey is the answer of ExportDataKey.
@@ -152,7 +154,16 @@ type ExportedDataKey struct {
 
 // ExportDataKey re-encrypts a data key under a recipient's public key.
 func (o Operations) ExportDataKey(ctx context.Context, req ExportDataKeyRequest) (ExportedDataKey, error) {
-	if err := Permit(OpExportDataKey, req.Key.State); err != nil {
+	exported, err := o.exportDataKey(ctx, req)
+	if req.DryRun {
+		clear(exported.ExportedDataKey)
+		return ExportedDataKey{}, DryRun(err)
+	}
+	return exported, err
+}
+
+func (o Operations) exportDataKey(ctx context.Context, req ExportDataKeyRequest) (ExportedDataKey, error) {
+	if err := Permit(OpExportDataKey, req.Key.StateAt(o.now())); err != nil {
 		return ExportedDataKey{}, err
 	}
 	if err := CheckRecipient(req.PublicKey, req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {

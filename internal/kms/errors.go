@@ -33,6 +33,10 @@ const (
 	RejectedStateModifiedFailed Code = "Rejected.StateModifiedFailed"
 	InternalFailure             Code = "InternalFailure"
 	ServiceUnavailableTemporary Code = "ServiceUnavailableTemporary"
+	// A dry run always ends in one of these.
+	DryRunOperationError Code = "DryRunOperationError"
+	ValidationError      Code = "ValidationError"
+	AccessDeniedError    Code = "AccessDeniedError"
 )
 
 type documented struct {
@@ -58,6 +62,10 @@ var codes = map[Code]documented{
 	RejectedStateModifiedFailed: {http.StatusConflict, "Keystate modified failed."},
 	InternalFailure:             {http.StatusInternalServerError, "Internal Failure."},
 	ServiceUnavailableTemporary: {http.StatusServiceUnavailable, "Service Unavailable Temporary."},
+	// The seeds document the codes of dry runs without messages.
+	DryRunOperationError: {http.StatusBadRequest, "The request passes the dry run."},
+	ValidationError:      {http.StatusBadRequest, "A parameter value in the request is invalid."},
+	AccessDeniedError:    {http.StatusBadRequest, "You do not have the permissions to access the resources that you want to manage."},
 }
 
 // Codes lists every error code.
@@ -125,6 +133,15 @@ func (e *Error) Error() string {
 
 // Unwrap returns the private cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// public is an error's message for people; of an error without one it says nothing.
+func public(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Public()
+	}
+	return ""
+}
 
 // CodeOf returns the code of the first *Error in err's chain, InternalFailure for any other error, and
 // "" for nil.

@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -95,28 +96,43 @@ type ImportKeyMaterialRequest struct {
 	Key                  Key
 	EncryptedKeyMaterial []byte
 	ImportToken          []byte
+	// KeyMaterialExpireUnix is when the material ends, in Unix seconds; 0 means never.
+	KeyMaterialExpireUnix int64
 }
 
-// KeyMaterial is what ImportKeyMaterial brought into the module.
+// maxExpireUnix is the largest integer that JSON carries exactly (RFC 8259, section 6).
+const maxExpireUnix = 1<<53 - 1
+
+func (r ImportKeyMaterialRequest) check(now time.Time) error {
+	if err := external(r.Key); err != nil {
+		return err
+	}
+	if err := Permit(OpImportKeyMaterial, r.Key.StateAt(now)); err != nil {
+		return err
+	}
+	if len(r.EncryptedKeyMaterial) == 0 {
+		return missing("EncryptedKeyMaterial")
+	}
+	if len(r.ImportToken) == 0 {
+		return missing("ImportToken")
+	}
+	if at := r.KeyMaterialExpireUnix; at < 0 || at > maxExpireUnix || (at > 0 && at <= now.Unix()) {
+		return invalid("KeyMaterialExpireUnix", "The material would end in the past, or later than %d: give a time to come, or none.", int64(maxExpireUnix))
+	}
+	return nil
+}
+
+// KeyMaterial is the material of a key in its module, as far as it may be seen.
 type KeyMaterial struct {
 	Fingerprint hsm.Fingerprint
-	Custody     hsm.Custody
+	Custody     hsm.Custody // empty where the module was asked for a key that it has
 }
 
 // ImportKeyMaterial unwraps material into the key. Material other than the key's first is refused; the
 // same again is no change. An import that fails changes nothing.
 func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterialRequest) (KeyMaterial, error) {
-	if err := external(req.Key); err != nil {
+	if err := req.check(o.now()); err != nil {
 		return KeyMaterial{}, err
-	}
-	if err := Permit(OpImportKeyMaterial, req.Key.State); err != nil {
-		return KeyMaterial{}, err
-	}
-	if len(req.EncryptedKeyMaterial) == 0 {
-		return KeyMaterial{}, missing("EncryptedKeyMaterial")
-	}
-	if len(req.ImportToken) == 0 {
-		return KeyMaterial{}, missing("ImportToken")
 	}
 	token, err := o.openToken(ctx, req.Key, req.ImportToken)
 	if err != nil {
@@ -128,6 +144,7 @@ func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterial
 		WrappingKey:       token.pairID,
 		Algorithm:         token.algorithm,
 		EncryptedMaterial: req.EncryptedKeyMaterial,
+		Owner:             req.Key.Owner,
 		Fingerprint:       req.Key.Fingerprint,
 	})
 	if hsm.KindOf(err) == hsm.NotFound {
@@ -140,6 +157,29 @@ func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterial
 		return KeyMaterial{}, FromModule(err)
 	}
 	return KeyMaterial{Fingerprint: key.Fingerprint, Custody: key.Custody}, nil
+}
+
+// AdoptKey looks for a key that is in the module already, and says whether this key may take it over: it
+// must have the same type and owner, and the material that the key was bound to, where that is known.
+// It is not an operation of the seeds: it is how a key comes back from a backup.
+func (o Operations) AdoptKey(ctx context.Context, key Key) (KeyMaterial, error) {
+	found, err := o.Module.FindKey(ctx, key.VersionID())
+	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner != key.Owner) {
+		// One answer for both, so that nobody learns of other people's keys.
+		return KeyMaterial{}, &Error{Code: ForbiddenKeyVersionNotFound, Err: err, Detail: fmt.Sprintf(
+			"The module has no key %s that was imported from a namespace called %s.", key.VersionID(), key.Owner)}
+	}
+	if err != nil {
+		return KeyMaterial{}, FromModule(err)
+	}
+	if found.Spec != key.Spec {
+		return KeyMaterial{}, invalid("KeySpec", "The key in the module is %s, not %s.", found.Spec, key.Spec)
+	}
+	if key.Fingerprint != nil && *key.Fingerprint != found.Fingerprint {
+		return KeyMaterial{}, &Error{Code: InvalidKeyMaterial, Detail: fmt.Sprintf(
+			"The key in the module has the fingerprint %s, not %s.", found.Fingerprint, *key.Fingerprint)}
+	}
+	return KeyMaterial{Fingerprint: found.Fingerprint}, nil
 }
 
 // DeleteKeyMaterial destroys the key's material in the module. Material that is not there is no error.

@@ -21,70 +21,30 @@ type Key struct {
 	State  KeyState
 	// Fingerprint of the material that the key was bound to by its first import; nil before.
 	Fingerprint *hsm.Fingerprint
+	// MaterialExpireTime is when the material ends; zero means never.
+	MaterialExpireTime time.Time
+	// Adopted is the version of a key that was in the module before this key's identifier was; Nil for
+	// a key of its own.
+	Adopted uuid.UUID
+	// Owner is in whose name the material was imported; it is kept with the key in the module, and only
+	// the same owner may adopt it.
+	Owner string
 }
 
 // VersionID names the key's material: a UUIDv5 (RFC 9562, section 5.5) of the key's identifier. An
 // imported key has one version for ever.
-func (k Key) VersionID() uuid.UUID { return uuid.NewSHA1(k.ID, []byte("keyconvoy.io/key-version/1")) }
+func (k Key) VersionID() uuid.UUID {
+	if k.Adopted != uuid.Nil {
+		return k.Adopted
+	}
+	return uuid.NewSHA1(k.ID, []byte("keyconvoy.io/key-version/1"))
+}
 
 // Origin says where a key's material comes from.
 type Origin string
 
 // OriginExternal is the origin of keys whose material is brought in.
 const OriginExternal Origin = "EXTERNAL"
-
-// KeyState is the state of a key.
-type KeyState string
-
-// The key states.
-const (
-	StateEnabled         KeyState = "Enabled"
-	StateDisabled        KeyState = "Disabled"
-	StatePendingDeletion KeyState = "PendingDeletion"
-	StatePendingImport   KeyState = "PendingImport"
-)
-
-// Operation names an operation.
-type Operation string
-
-// The operations.
-const (
-	OpGetParametersForImport Operation = "GetParametersForImport"
-	OpImportKeyMaterial      Operation = "ImportKeyMaterial"
-	OpGenerateDataKey        Operation = "GenerateDataKeyWithoutPlaintext"
-	OpExportDataKey          Operation = "ExportDataKey"
-)
-
-// needsMaterial says what a key in each state answers to an operation that uses its material.
-var needsMaterial = map[KeyState]Code{
-	StateEnabled:         "",
-	StateDisabled:        RejectedDisabled,
-	StatePendingDeletion: RejectedPendingDeletion,
-	StatePendingImport:   RejectedPendingImport,
-}
-
-// Permit decides whether a key in that state may serve an operation.
-func Permit(op Operation, state KeyState) error {
-	switch op {
-	case OpGetParametersForImport:
-		return nil
-	case OpImportKeyMaterial:
-		if state == StatePendingDeletion {
-			return &Error{Code: RejectedStateModifiedFailed}
-		}
-		return nil
-	case OpGenerateDataKey, OpExportDataKey:
-		code, known := needsMaterial[state]
-		if !known {
-			code = RejectedUnavailable
-		}
-		if code != "" {
-			return &Error{Code: code}
-		}
-		return nil
-	}
-	return &Error{Code: UnsupportedOperation}
-}
 
 // Operations are the operations on the keys of one module. The zero value of Now is time.Now.
 type Operations struct {

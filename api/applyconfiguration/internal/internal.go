@@ -23,6 +23,15 @@ func Parser() *typed.Parser {
 var parserOnce sync.Once
 var parser *typed.Parser
 var schemaYAML = typed.YAMLObject(`types:
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptSpec
+  map:
+    fields:
+    - name: keyVersionID
+      type:
+        scalar: string
+    - name: materialFingerprint
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.Capability
   map:
     fields:
@@ -95,6 +104,15 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: status
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyStatus
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyReference
+  map:
+    fields:
+    - name: name
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
+    - name: namespace
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceName
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeySpec
   map:
     fields:
@@ -149,6 +167,8 @@ var schemaYAML = typed.YAMLObject(`types:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretReference
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DeletionPolicy
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DesiredKeyState
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryKey
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
@@ -169,6 +189,41 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretKeyRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportAlgorithm
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportNamespaces
+  map:
+    fields:
+    - name: from
+      type:
+        scalar: string
+    - name: selector
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportPolicy
+  map:
+    fields:
+    - name: namespaces
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportNamespaces
+    - name: recipients
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportRecipient
+          elementRelationship: atomic
+    - name: wrappingAlgorithms
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportAlgorithm
+          elementRelationship: associative
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportRecipient
+  map:
+    fields:
+    - name: fingerprint
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportTarget
   map:
     fields:
@@ -214,7 +269,10 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: string
     - name: dataKeyRef
       type:
-        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LocalReference
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyReference
+    - name: dryRun
+      type:
+        scalar: boolean
     - name: encryptionContext
       type:
         map:
@@ -327,9 +385,18 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportedKeySpec
   map:
     fields:
+    - name: adopt
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptSpec
     - name: deletionPolicy
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DeletionPolicy
+    - name: desiredState
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DesiredKeyState
+    - name: exportPolicy
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportPolicy
     - name: importParameters
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportParametersSpec
@@ -342,6 +409,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: material
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.MaterialSpec
+    - name: pendingWindowInDays
+      type:
+        scalar: numeric
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportedKeyStatus
   map:
     fields:
@@ -356,6 +426,12 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
+    - name: deletionRequestTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: deletionTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: importParameters
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportParameters
@@ -371,6 +447,12 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: keyVersionID
       type:
         scalar: string
+    - name: materialDeletedFor
+      type:
+        scalar: string
+    - name: materialExpireTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: materialFingerprint
       type:
         scalar: string
@@ -482,6 +564,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: encryptedKeyMaterialFrom
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntrySource
+    - name: expireTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: importToken
       type:
         scalar: string
@@ -508,6 +593,8 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: serial
       type:
         scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceName
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.PKCS11Store

@@ -12,8 +12,9 @@ import (
 // ExportedDataKeySpec is what ExportDataKey is asked for.
 type ExportedDataKeySpecApplyConfiguration struct {
 	// DataKeyRef names the DataKey to export.
-	DataKeyRef *LocalReferenceApplyConfiguration `json:"dataKeyRef,omitempty"`
-	// CiphertextBlob is the data key to export, in Base64. Its master key must be of this namespace.
+	DataKeyRef *DataKeyReferenceApplyConfiguration `json:"dataKeyRef,omitempty"`
+	// CiphertextBlob is the data key to export, in Base64. The key that it names must consent, as with
+	// dataKeyRef.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
 	// EncryptionContext is the one that the data key was made with. With ciphertextBlob only.
 	EncryptionContext map[string]apiv1alpha1.ContextValue `json:"encryptionContext,omitempty"`
@@ -25,6 +26,9 @@ type ExportedDataKeySpecApplyConfiguration struct {
 	WrappingAlgorithm *string `json:"wrappingAlgorithm,omitempty"`
 	// SM2CiphertextFormat is C1C3C2 (raw, the default), C1C2C3 (raw, older) or ASN1 (GM/T 0009).
 	SM2CiphertextFormat *string `json:"sm2CiphertextFormat,omitempty"`
+	// DryRun tries everything but the export itself. It always ends in an error: DryRunOperationError
+	// (it would have succeeded), ValidationError or AccessDeniedError. Nothing is written.
+	DryRun *bool `json:"dryRun,omitempty"`
 	// Target is the Secret that is written.
 	Target *ExportTargetApplyConfiguration `json:"target,omitempty"`
 }
@@ -38,7 +42,7 @@ func ExportedDataKeySpec() *ExportedDataKeySpecApplyConfiguration {
 // WithDataKeyRef sets the DataKeyRef field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the DataKeyRef field is set to the value of the last call.
-func (b *ExportedDataKeySpecApplyConfiguration) WithDataKeyRef(value *LocalReferenceApplyConfiguration) *ExportedDataKeySpecApplyConfiguration {
+func (b *ExportedDataKeySpecApplyConfiguration) WithDataKeyRef(value *DataKeyReferenceApplyConfiguration) *ExportedDataKeySpecApplyConfiguration {
 	b.DataKeyRef = value
 	return b
 }
@@ -94,6 +98,14 @@ func (b *ExportedDataKeySpecApplyConfiguration) WithWrappingAlgorithm(value stri
 // If called multiple times, the SM2CiphertextFormat field is set to the value of the last call.
 func (b *ExportedDataKeySpecApplyConfiguration) WithSM2CiphertextFormat(value string) *ExportedDataKeySpecApplyConfiguration {
 	b.SM2CiphertextFormat = &value
+	return b
+}
+
+// WithDryRun sets the DryRun field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DryRun field is set to the value of the last call.
+func (b *ExportedDataKeySpecApplyConfiguration) WithDryRun(value bool) *ExportedDataKeySpecApplyConfiguration {
+	b.DryRun = &value
 	return b
 }
 

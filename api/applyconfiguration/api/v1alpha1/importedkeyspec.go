@@ -19,6 +19,16 @@ type ImportedKeySpecApplyConfiguration struct {
 	ImportParameters *ImportParametersSpecApplyConfiguration `json:"importParameters,omitempty"`
 	// Material is the wrapped material; absent until it has been wrapped.
 	Material *MaterialSpecApplyConfiguration `json:"material,omitempty"`
+	// DesiredState is Enabled (the default), Disabled or PendingDeletion.
+	DesiredState *apiv1alpha1.DesiredKeyState `json:"desiredState,omitempty"`
+	// PendingWindowInDays is how long a PendingDeletion can be called off; absent means 30. It counts
+	// from when the deletion was asked for.
+	PendingWindowInDays *int32 `json:"pendingWindowInDays,omitempty"`
+	// ExportPolicy is the owner's consent to exports; absent means within this namespace, to anybody.
+	ExportPolicy *ExportPolicyApplyConfiguration `json:"exportPolicy,omitempty"`
+	// Adopt binds this object to a key that is in the module already, to restore from a backup. It must
+	// have been imported from a namespace of this name.
+	Adopt *AdoptSpecApplyConfiguration `json:"adopt,omitempty"`
 	// DeletionPolicy says what deleting this object does to the key in the module; absent means
 	// Retain.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
@@ -59,6 +69,38 @@ func (b *ImportedKeySpecApplyConfiguration) WithImportParameters(value *ImportPa
 // If called multiple times, the Material field is set to the value of the last call.
 func (b *ImportedKeySpecApplyConfiguration) WithMaterial(value *MaterialSpecApplyConfiguration) *ImportedKeySpecApplyConfiguration {
 	b.Material = value
+	return b
+}
+
+// WithDesiredState sets the DesiredState field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DesiredState field is set to the value of the last call.
+func (b *ImportedKeySpecApplyConfiguration) WithDesiredState(value apiv1alpha1.DesiredKeyState) *ImportedKeySpecApplyConfiguration {
+	b.DesiredState = &value
+	return b
+}
+
+// WithPendingWindowInDays sets the PendingWindowInDays field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PendingWindowInDays field is set to the value of the last call.
+func (b *ImportedKeySpecApplyConfiguration) WithPendingWindowInDays(value int32) *ImportedKeySpecApplyConfiguration {
+	b.PendingWindowInDays = &value
+	return b
+}
+
+// WithExportPolicy sets the ExportPolicy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ExportPolicy field is set to the value of the last call.
+func (b *ImportedKeySpecApplyConfiguration) WithExportPolicy(value *ExportPolicyApplyConfiguration) *ImportedKeySpecApplyConfiguration {
+	b.ExportPolicy = value
+	return b
+}
+
+// WithAdopt sets the Adopt field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Adopt field is set to the value of the last call.
+func (b *ImportedKeySpecApplyConfiguration) WithAdopt(value *AdoptSpecApplyConfiguration) *ImportedKeySpecApplyConfiguration {
+	b.Adopt = value
 	return b
 }
 

@@ -4,6 +4,7 @@ package v1alpha1
 
 import (
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -20,7 +21,7 @@ type ImportedKeyStatusApplyConfiguration struct {
 	KeyID *string `json:"keyID,omitempty"`
 	// KeyVersionID names the key's material; it is CKA_ID in a PKCS#11 module.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
-	// KeyState is PendingImport or Enabled.
+	// KeyState is PendingImport, Enabled, Disabled, PendingDeletion, or Deleted once the key is destroyed.
 	KeyState *apiv1alpha1.KeyState `json:"keyState,omitempty"`
 	// Origin is EXTERNAL.
 	Origin *string `json:"origin,omitempty"`
@@ -32,9 +33,18 @@ type ImportedKeyStatusApplyConfiguration struct {
 	// MaterialFingerprint is the CMAC of a fixed label under the material, in hexadecimal: equal for
 	// equal material in every module. The first import binds the key to it.
 	MaterialFingerprint *string `json:"materialFingerprint,omitempty"`
+	// MaterialExpireTime is when the material in the module ends; absent when it never does.
+	MaterialExpireTime *metav1.Time `json:"materialExpireTime,omitempty"`
+	// DeletionRequestTime is when a key became PendingDeletion.
+	DeletionRequestTime *metav1.Time `json:"deletionRequestTime,omitempty"`
+	// DeletionTime is when a key that is PendingDeletion is destroyed.
+	DeletionTime *metav1.Time `json:"deletionTime,omitempty"`
+	// MaterialDeletedFor is the value of the annotation keyconvoy.io/delete-key-material (its digest,
+	// when it is long) that was last carried out.
+	MaterialDeletedFor *string `json:"materialDeletedFor,omitempty"`
 	// Custody says where the material was in plaintext on its way into the module.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
-	// InputsDigest is the digest of the wrapped material and token that were imported.
+	// InputsDigest is the digest of the wrapped material, token and expiry that were imported.
 	InputsDigest *string `json:"inputsDigest,omitempty"`
 	// SourcesVersion is the version of the Secrets and ConfigMaps that InputsDigest speaks of.
 	SourcesVersion *string `json:"sourcesVersion,omitempty"`
@@ -120,6 +130,38 @@ func (b *ImportedKeyStatusApplyConfiguration) WithRenewedFor(value string) *Impo
 // If called multiple times, the MaterialFingerprint field is set to the value of the last call.
 func (b *ImportedKeyStatusApplyConfiguration) WithMaterialFingerprint(value string) *ImportedKeyStatusApplyConfiguration {
 	b.MaterialFingerprint = &value
+	return b
+}
+
+// WithMaterialExpireTime sets the MaterialExpireTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaterialExpireTime field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithMaterialExpireTime(value metav1.Time) *ImportedKeyStatusApplyConfiguration {
+	b.MaterialExpireTime = &value
+	return b
+}
+
+// WithDeletionRequestTime sets the DeletionRequestTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DeletionRequestTime field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithDeletionRequestTime(value metav1.Time) *ImportedKeyStatusApplyConfiguration {
+	b.DeletionRequestTime = &value
+	return b
+}
+
+// WithDeletionTime sets the DeletionTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DeletionTime field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithDeletionTime(value metav1.Time) *ImportedKeyStatusApplyConfiguration {
+	b.DeletionTime = &value
+	return b
+}
+
+// WithMaterialDeletedFor sets the MaterialDeletedFor field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaterialDeletedFor field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithMaterialDeletedFor(value string) *ImportedKeyStatusApplyConfiguration {
+	b.MaterialDeletedFor = &value
 	return b
 }
 

@@ -2,6 +2,10 @@
 
 package v1alpha1
 
+import (
+	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
 // MaterialSpecApplyConfiguration represents a declarative configuration of the MaterialSpec type for use
 // with apply.
 //
@@ -17,6 +21,9 @@ type MaterialSpecApplyConfiguration struct {
 	ImportToken *string `json:"importToken,omitempty"`
 	// ImportTokenFrom reads it from a Secret or ConfigMap.
 	ImportTokenFrom *EntrySourceApplyConfiguration `json:"importTokenFrom,omitempty"`
+	// ExpireTime is when the material ends and is destroyed in the module; absent means never. Another
+	// time takes another import: wrap the same material again under fresh import parameters.
+	ExpireTime *v1.Time `json:"expireTime,omitempty"`
 }
 
 // MaterialSpecApplyConfiguration constructs a declarative configuration of the MaterialSpec type for use with
@@ -54,5 +61,13 @@ func (b *MaterialSpecApplyConfiguration) WithImportToken(value string) *Material
 // If called multiple times, the ImportTokenFrom field is set to the value of the last call.
 func (b *MaterialSpecApplyConfiguration) WithImportTokenFrom(value *EntrySourceApplyConfiguration) *MaterialSpecApplyConfiguration {
 	b.ImportTokenFrom = value
+	return b
+}
+
+// WithExpireTime sets the ExpireTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ExpireTime field is set to the value of the last call.
+func (b *MaterialSpecApplyConfiguration) WithExpireTime(value v1.Time) *MaterialSpecApplyConfiguration {
+	b.ExpireTime = &value
 	return b
 }

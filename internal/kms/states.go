@@ -1,0 +1,156 @@
+package kms
+
+import "time"
+
+// KeyState is the state of a key.
+type KeyState string
+
+// The key states.
+const (
+	StatePendingImport   KeyState = "PendingImport"
+	StateEnabled         KeyState = "Enabled"
+	StateDisabled        KeyState = "Disabled"
+	StatePendingDeletion KeyState = "PendingDeletion"
+	// StateDeleted is a key that was destroyed. The seeds' service forgets such a key; here its object
+	// is still there to say so.
+	StateDeleted KeyState = "Deleted"
+)
+
+// KeyStates lists every state.
+func KeyStates() []KeyState {
+	return []KeyState{StatePendingImport, StateEnabled, StateDisabled, StatePendingDeletion, StateDeleted}
+}
+
+// Event is what can happen to a key.
+type Event string
+
+// The events.
+const (
+	EventImportKeyMaterial   Event = "ImportKeyMaterial"
+	EventMaterialGone        Event = "MaterialGone" // it expired, or was deleted
+	EventEnableKey           Event = "EnableKey"
+	EventDisableKey          Event = "DisableKey"
+	EventScheduleKeyDeletion Event = "ScheduleKeyDeletion"
+	EventCancelKeyDeletion   Event = "CancelKeyDeletion"
+	EventWindowOver          Event = "WindowOver" // the window of a pending deletion has passed
+)
+
+// Events lists every event.
+func Events() []Event {
+	return []Event{EventImportKeyMaterial, EventMaterialGone, EventEnableKey, EventDisableKey,
+		EventScheduleKeyDeletion, EventCancelKeyDeletion, EventWindowOver}
+}
+
+// The window of a pending deletion, in days.
+const (
+	MinPendingWindowInDays     = 7
+	MaxPendingWindowInDays     = 366
+	DefaultPendingWindowInDays = 30
+)
+
+// transitions is the state machine of a key with origin EXTERNAL. What is not listed is refused with
+// Rejected.StateModifiedFailed.
+var transitions = map[KeyState]map[Event]KeyState{
+	StatePendingImport: {
+		EventImportKeyMaterial:   StateEnabled,
+		EventMaterialGone:        StatePendingImport,
+		EventScheduleKeyDeletion: StatePendingDeletion,
+	},
+	StateEnabled: {
+		EventImportKeyMaterial:   StateEnabled,
+		EventMaterialGone:        StatePendingImport,
+		EventEnableKey:           StateEnabled,
+		EventDisableKey:          StateDisabled,
+		EventScheduleKeyDeletion: StatePendingDeletion,
+	},
+	StateDisabled: {
+		EventImportKeyMaterial:   StateDisabled,
+		EventMaterialGone:        StatePendingImport,
+		EventEnableKey:           StateEnabled,
+		EventDisableKey:          StateDisabled,
+		EventScheduleKeyDeletion: StatePendingDeletion,
+	},
+	StatePendingDeletion: {
+		EventMaterialGone:      StatePendingDeletion,
+		EventCancelKeyDeletion: StateEnabled,
+		EventWindowOver:        StateDeleted,
+	},
+}
+
+// Next says what an event makes of a key. material says whether the key has its material: a deletion
+// that is called off leads back to it, or to waiting for it.
+func Next(state KeyState, event Event, material bool) (KeyState, error) {
+	if state == StateDeleted {
+		return state, &Error{Code: ForbiddenKeyNotFound}
+	}
+	next, ok := transitions[state][event]
+	if !ok {
+		return state, &Error{Code: RejectedStateModifiedFailed}
+	}
+	if event == EventCancelKeyDeletion && !material {
+		return StatePendingImport, nil
+	}
+	return next, nil
+}
+
+// StateAt is the key's state at a time. Expiry is a matter of the clock: material that has ended serves
+// nobody, whether or not anybody noticed.
+func (k Key) StateAt(now time.Time) KeyState {
+	ended := !k.MaterialExpireTime.IsZero() && !now.Before(k.MaterialExpireTime)
+	if ended && (k.State == StateEnabled || k.State == StateDisabled) {
+		return StatePendingImport
+	}
+	return k.State
+}
+
+// Operation names an operation.
+type Operation string
+
+// The operations.
+const (
+	OpGetParametersForImport Operation = "GetParametersForImport"
+	OpImportKeyMaterial      Operation = "ImportKeyMaterial"
+	OpDeleteKeyMaterial      Operation = "DeleteKeyMaterial"
+	OpGenerateDataKey        Operation = "GenerateDataKeyWithoutPlaintext"
+	OpExportDataKey          Operation = "ExportDataKey"
+	OpEnableKey              Operation = "EnableKey"
+	OpDisableKey             Operation = "DisableKey"
+)
+
+// useOfMaterial is what a key in each state answers to who would use its material.
+var useOfMaterial = map[KeyState]Code{
+	StatePendingImport:   RejectedPendingImport,
+	StateEnabled:         "",
+	StateDisabled:        RejectedDisabled,
+	StatePendingDeletion: RejectedPendingDeletion,
+}
+
+// refusals are what a key answers to each operation by its state; what is not listed is served.
+var refusals = map[Operation]map[KeyState]Code{
+	OpGetParametersForImport: {},
+	OpDeleteKeyMaterial:      {},
+	OpImportKeyMaterial:      {StatePendingDeletion: RejectedStateModifiedFailed},
+	OpEnableKey:              {StatePendingDeletion: RejectedStateModifiedFailed, StatePendingImport: RejectedStateModifiedFailed},
+	OpDisableKey:             {StatePendingDeletion: RejectedStateModifiedFailed, StatePendingImport: RejectedStateModifiedFailed},
+	OpGenerateDataKey:        useOfMaterial,
+	OpExportDataKey:          useOfMaterial,
+}
+
+// Permit decides whether a key in that state may serve an operation.
+func Permit(op Operation, state KeyState) error {
+	answers, known := refusals[op]
+	if !known {
+		return &Error{Code: UnsupportedOperation}
+	}
+	if state == StateDeleted {
+		return &Error{Code: ForbiddenKeyNotFound, Detail: "It was destroyed."}
+	}
+	code, listed := answers[state]
+	if usesMaterial := op == OpGenerateDataKey || op == OpExportDataKey; usesMaterial && !listed {
+		code = RejectedUnavailable
+	}
+	if code != "" {
+		return &Error{Code: code}
+	}
+	return nil
+}
