@@ -1,0 +1,171 @@
+package reconciler_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+)
+
+// secret stands for what only the log may have.
+var secret = errors.New("dial tcp 10.0.0.7:443: token eyJhbGciOi")
+
+// classes has each code of the operations: who can repair it.
+var classes = map[kms.Code]reconciler.Class{
+	kms.InvalidParameter:            reconciler.Terminal,
+	kms.MissingParameter:            reconciler.Terminal,
+	kms.InvalidKeyMaterial:          reconciler.Terminal,
+	kms.InvalidImportToken:          reconciler.Terminal,
+	kms.ExpiredImportToken:          reconciler.Terminal,
+	kms.UnsupportedOrigin:           reconciler.Terminal,
+	kms.UnsupportedOperation:        reconciler.Terminal,
+	kms.ForbiddenNoPermission:       reconciler.Terminal,
+	kms.ForbiddenKeyNotFound:        reconciler.Terminal,
+	kms.ForbiddenKeyVersionNotFound: reconciler.Terminal,
+	kms.RejectedStateModifiedFailed: reconciler.Terminal,
+	kms.RejectedDisabled:            reconciler.Waiting,
+	kms.RejectedPendingDeletion:     reconciler.Waiting,
+	kms.RejectedPendingImport:       reconciler.Waiting,
+	kms.RejectedUnavailable:         reconciler.Waiting,
+	kms.InternalFailure:             reconciler.Transient,
+	kms.ServiceUnavailableTemporary: reconciler.Transient,
+}
+
+func TestFrom_givesEveryCodeAClass(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	for _, code := range kms.Codes() {
+		class, listed := classes[code]
+		g.Expect(listed).To(BeTrue(), "%s is not in this table: who can repair it?", code)
+		op := &kms.Error{Code: code, Detail: "Do this.", Err: secret}
+		got := reconciler.From(fmt.Errorf("reconciling: %w", op))
+		g.Expect(got.Class).To(Equal(class), string(code))
+		g.Expect(got.Reason).To(Equal(strings.ReplaceAll(string(code), ".", "")))
+		g.Expect(got.Message).To(Equal(op.Public()))
+		g.Expect(got).To(MatchError(secret), "the log has the cause")
+	}
+}
+
+func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
+	t.Parallel()
+	resource := schema.GroupResource{Resource: "secrets"}
+	for sentence, tc := range map[string]struct {
+		err    error
+		reason string
+	}{
+		"anything":                                 {secret, "InternalFailure"},
+		"anything, wrapped":                        {fmt.Errorf("reading: %w", secret), "InternalFailure"},
+		"a module's own error":                     {hsm.Wrap(hsm.Unavailable, secret, "words of a module"), "InternalFailure"},
+		"a refusal of the API server":              {apierrors.NewForbidden(resource, "s", secret), v1alpha1.ReasonAPIServer},
+		"a conflict, wrapped":                      {fmt.Errorf("writing: %w", apierrors.NewConflict(resource, "s", secret)), v1alpha1.ReasonAPIServer},
+		"an API server that does not answer":       {fmt.Errorf("%w: %w", secret, context.DeadlineExceeded), v1alpha1.ReasonAPIServer},
+		"the operator's end":                       {context.Canceled, v1alpha1.ReasonAPIServer},
+		"an API server out of order":               {apierrors.NewInternalError(secret), v1alpha1.ReasonAPIServer},
+		"an operation's failure with a cause":      {&kms.Error{Code: kms.InternalFailure, Err: secret}, "InternalFailure"},
+		"a wait with a cause":                      {&reconciler.Error{Class: reconciler.Waiting, Reason: "Reason", Message: "Wait.", Err: secret}, "Reason"},
+		"two errors at once, neither of them ours": {errors.Join(secret, context.Canceled), v1alpha1.ReasonAPIServer},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			got := reconciler.From(tc.err)
+			g.Expect(got.Reason).To(Equal(tc.reason))
+			g.Expect(got.Message).NotTo(Or(ContainSubstring("eyJ"), ContainSubstring("10.0.0.7"), ContainSubstring("words of a module")))
+			g.Expect(got.Message).NotTo(BeEmpty())
+			if tc.reason != "Reason" {
+				g.Expect(got.Class).To(Equal(reconciler.Transient), "what nobody knows is tried again")
+			}
+			// The log has everything.
+			g.Expect(errors.Is(got, tc.err) || errors.Is(tc.err, got)).To(BeTrue())
+			if errors.Is(tc.err, secret) {
+				g.Expect(got.Error()).To(ContainSubstring("eyJ"))
+			}
+		})
+	}
+}
+
+func TestFrom_keepsOurOwn(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	g.Expect(reconciler.From(nil)).To(BeNil())
+	own := reconciler.Wait("SourceNotFound", "The Secret s is not there.")
+	g.Expect(reconciler.From(own)).To(BeIdenticalTo(own))
+	g.Expect(reconciler.From(fmt.Errorf("phase: %w", own))).To(BeIdenticalTo(own))
+	g.Expect(own.Error()).To(Equal("SourceNotFound: The Secret s is not there."))
+	// What is outside speaks: a phase that knew better than the operation which failed.
+	outer := &reconciler.Error{Class: reconciler.Waiting, Reason: "KeyNotReady", Message: "Wait.", Err: &kms.Error{Code: kms.RejectedPendingImport}}
+	g.Expect(reconciler.From(outer)).To(BeIdenticalTo(outer))
+}
+
+func TestResult(t *testing.T) {
+	t.Parallel()
+	const minute, hour = time.Minute, time.Hour
+	waiting := func(after time.Duration) error {
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: "R", Message: "m", After: after}
+	}
+	stalled := func(after time.Duration) error {
+		return &reconciler.Error{Class: reconciler.Terminal, Reason: "R", Message: "m", After: after}
+	}
+	for sentence, tc := range map[string]struct {
+		err      error
+		after    time.Duration
+		want     time.Duration // 0: it is not looked at again by itself
+		retried  bool          // with backoff
+		terminal bool
+	}{
+		"well and nothing to come":                      {nil, 0, 0, false, false},
+		"well and a deadline":                           {nil, hour, hour, false, false},
+		"well and a deadline that has passed":           {nil, -hour, 0, false, false},
+		"waiting for a watch":                           {waiting(0), 0, 0, false, false},
+		"waiting for a time":                            {waiting(minute), 0, minute, false, false},
+		"waiting and an earlier deadline":               {waiting(hour), minute, minute, false, false},
+		"waiting and a later deadline":                  {waiting(minute), hour, minute, false, false},
+		"waiting for a watch and a deadline":            {waiting(0), hour, hour, false, false},
+		"stalled":                                       {stalled(0), 0, 0, false, true},
+		"stalled and a deadline":                        {stalled(0), hour, hour, false, false},
+		"stalled until a time":                          {stalled(minute), 0, minute, false, false},
+		"an operation's error that the user can repair": {&kms.Error{Code: kms.InvalidKeyMaterial}, 0, 0, false, true},
+		"an operation's error that passes":              {&kms.Error{Code: kms.ServiceUnavailableTemporary}, 0, 0, true, false},
+		"an unknown error":                              {secret, 0, 0, true, false},
+		"an unknown error and a deadline":               {secret, hour, 0, true, false},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			for range 50 { // the jitter is random
+				result, err := reconciler.Result(tc.err, tc.after)
+				g.Expect(err != nil).To(Equal(tc.retried || tc.terminal), "%v", err)
+				g.Expect(errors.Is(err, reconcile.TerminalError(nil))).To(Equal(tc.terminal))
+				// Never early, for a deadline has then not passed; at most a tenth late.
+				g.Expect(result.RequeueAfter).To(And(BeNumerically(">=", tc.want), BeNumerically("<=", tc.want+tc.want/10)))
+				g.Expect(result).To(Equal(ctrl.Result{RequeueAfter: result.RequeueAfter}))
+			}
+		})
+	}
+}
+
+// Objects that were made together do not come back together.
+func TestResult_spreads(t *testing.T) {
+	t.Parallel()
+	seen := map[time.Duration]bool{}
+	for range 100 {
+		result, _ := reconciler.Result(nil, time.Hour)
+		seen[result.RequeueAfter] = true
+	}
+	if len(seen) < 90 {
+		t.Errorf("a hundred objects come back at %d times", len(seen))
+	}
+}
