@@ -51,10 +51,12 @@ func (s *importScope) nextDeadline() {
 	}
 }
 
-// noteState tells of a change of state.
+// noteState tells of a change of state, but not that a key got the material that it waited for: Ready says
+// it.
 func (s *importScope) noteState(was v1alpha1.KeyState) {
 	is := s.object.Status.KeyState
-	if is == was || (was == "" && kms.KeyState(is) == kms.StatePendingImport) {
+	if is == was || (was == "" && kms.KeyState(is) == kms.StatePendingImport) ||
+		(kms.KeyState(was) == kms.StatePendingImport && kms.KeyState(is) == kms.StateEnabled) {
 		return
 	}
 	kind := corev1.EventTypeNormal
