@@ -18,8 +18,8 @@ import (
 // +kubebuilder:rbac:groups="",resources=configmaps;namespaces,verbs=get;list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
-// healthInterval is how often an open module is asked whether it still works, and how long a wrong
-// configuration is left alone that may be repaired outside the cluster.
+// healthInterval is how often an open module is asked whether it still works, unless Options say another,
+// and how long a wrong configuration is left alone that may be repaired outside the cluster.
 const healthInterval = time.Minute
 
 // keyStoreReconciler opens the modules of KeyStores or ClusterKeyStores and says how they are.
@@ -28,6 +28,7 @@ type keyStoreReconciler struct {
 	kind              string // kindKeyStore or kindClusterKeyStore
 	open              OpenModule
 	operatorNamespace string
+	healthInterval    time.Duration
 }
 
 // keyStoreScope is what the phases hand on.
@@ -75,5 +76,5 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	if err == nil && (scope.opened || !ready(conditions)) {
 		r.modules.announce(ctx, store.Object)
 	}
-	return reconciler.Result(err, healthInterval)
+	return reconciler.Result(err, r.healthInterval)
 }

@@ -32,6 +32,9 @@ type Options struct {
 	OperatorNamespace string
 	// Clock defaults to the wall clock.
 	Clock clock.PassiveClock
+	// HealthInterval is how often an open module is asked whether it still works; it defaults to a
+	// minute.
+	HealthInterval time.Duration
 }
 
 // Scheme returns the types that the operator reads and writes.
@@ -69,6 +72,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
+	if o.HealthInterval == 0 {
+		o.HealthInterval = healthInterval
+	}
 	s := &shared{
 		client:   mgr.GetClient(),
 		secrets:  secrets.New(mgr.GetClient(), mgr.GetCache()),
@@ -80,8 +86,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		return err
 	}
 	return errors.Join(
-		(&keyStoreReconciler{s, kindKeyStore, o.OpenModule, o.OperatorNamespace}).setup(mgr, controllerOptions(1)),
-		(&keyStoreReconciler{s, kindClusterKeyStore, o.OpenModule, o.OperatorNamespace}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, kindKeyStore, o.OpenModule, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, kindClusterKeyStore, o.OpenModule, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
 		(&importedKeyReconciler{s}).setup(mgr, controllerOptions(2)),
 		(&dataKeyReconciler{s}).setup(mgr, controllerOptions(4)),
 		(&exportedDataKeyReconciler{s}).setup(mgr, controllerOptions(8)),
