@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -72,14 +73,16 @@ type operator struct {
 
 	cfg      *rest.Config
 	clock    clock.PassiveClock
+	health   time.Duration
 	onOpen   func(context.Context, controllers.ModuleRequest) error
 	onModule func(*hsmtest.Recorder)
 	stopped  func() // nil while it does not run
 
-	mu     sync.Mutex
-	opened []opened
-	hidden map[string][]byte
-	log    bytes.Buffer
+	mu          sync.Mutex
+	opened      []opened
+	hidden      map[string][]byte
+	log         bytes.Buffer
+	begun, done map[string]int // reconciles since the start, by kind, namespace and name
 }
 
 // opened is a module that the operator opened.
@@ -92,6 +95,9 @@ type option func(*operator)
 
 // withClock gives the operator another clock than the wall's. Moving it wakes nobody: see touch.
 func withClock(c clock.PassiveClock) option { return func(o *operator) { o.clock = c } }
+
+// withHealth has the modules asked so often whether they work.
+func withHealth(every time.Duration) option { return func(o *operator) { o.health = every } }
 
 // withModules has each module prepared when it is opened, before it is used.
 func withModules(prepare func(*hsmtest.Recorder)) option {
@@ -142,11 +148,8 @@ func (o *operator) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	logger := funcr.New(func(prefix, args string) {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		fmt.Fprintln(&o.log, prefix, args)
-	}, funcr.Options{})
+	o.begun, o.done = map[string]int{}, map[string]int{}
+	logger := funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity})
 	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
 		Scheme:  scheme,
 		Logger:  logger,
@@ -161,7 +164,7 @@ func (o *operator) start(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	err = controllers.Setup(ctx, mgr, controllers.Options{
-		OpenModule: o.open, OperatorNamespace: o.ownNamespace, Clock: o.clock,
+		OpenModule: o.open, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health,
 	})
 	if err != nil {
 		cancel()
@@ -175,6 +178,70 @@ func (o *operator) start(t *testing.T) {
 			t.Errorf("The operator ended with %v", err)
 		}
 	}
+}
+
+// reconcileVerbosity is that at which controller-runtime logs the beginning and end of each reconcile.
+const reconcileVerbosity = 5
+
+// reconcileLine matches those lines: the message and whose reconcile it is. One that ended in an error has
+// the error in between.
+var reconcileLine = regexp.MustCompile(`"msg"="(Reconcil[^"]*)".* "controllerKind"="(\w+)".* "namespace"="([^"]*)" "name"="([^"]+)"`)
+
+// hear keeps the log, and counts reconciles by it.
+func (o *operator) hear(prefix, line string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if m := reconcileLine.FindStringSubmatch(line); m != nil {
+		of := m[2] + "/" + m[3] + "/" + m[4]
+		if m[1] == "Reconciling" {
+			o.begun[of]++
+		} else {
+			o.done[of]++
+		}
+	}
+	if !strings.HasPrefix(line, `"level"=`) || strings.HasPrefix(line, `"level"=0`) {
+		fmt.Fprintln(&o.log, prefix, line)
+	}
+}
+
+// reconciles are how many reconciles of an object began since the operator's start, and how many of them
+// are over.
+func (o *operator) reconciles(t testing.TB, object client.Object) (begun, done int) {
+	t.Helper()
+	kind, err := o.GroupVersionKindFor(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := kind.Kind + "/" + object.GetNamespace() + "/" + object.GetName()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.begun[of], o.done[of]
+}
+
+// settled waits until each object has been reconciled since the operator's start and no more is.
+func (o *operator) settled(t testing.TB, objects ...client.Object) {
+	t.Helper()
+	for _, object := range objects {
+		o.reconciledSince(t, object, 0)
+	}
+}
+
+// again does something that has an object reconciled, and waits until that is over.
+func (o *operator) again(t testing.TB, object client.Object, cause func()) {
+	t.Helper()
+	begun, _ := o.reconciles(t, object)
+	cause()
+	o.reconciledSince(t, object, begun)
+}
+
+func (o *operator) reconciledSince(t testing.TB, object client.Object, before int) {
+	t.Helper()
+	eventually(t, func() string {
+		if begun, done := o.reconciles(t, object); begun == before || done != begun {
+			return fmt.Sprintf("%T %s: %d reconciles began before, %d now, %d are over", object, object.GetName(), before, begun, done)
+		}
+		return ""
+	})
 }
 
 // stop ends the operator, as a signal does, and waits for its end.
@@ -326,12 +393,23 @@ func (o *operator) change(t testing.TB, object client.Object, change func()) {
 	}
 }
 
-// touch has an object reconciled that is woken by its annotations.
-func (o *operator) touch(t testing.TB, object client.Object) {
+// annotate sets an annotation.
+func (o *operator) annotate(t testing.TB, object client.Object, name, value string) {
 	t.Helper()
 	o.change(t, object, func() {
-		object.SetAnnotations(map[string]string{"test.keyconvoy.io/touched": object.GetResourceVersion()})
+		all := maps.Clone(object.GetAnnotations())
+		if all == nil {
+			all = map[string]string{}
+		}
+		all[name] = value
+		object.SetAnnotations(all)
 	})
+}
+
+// touch has an object reconciled that is woken by its annotations, and waits until that is over.
+func (o *operator) touch(t testing.TB, object client.Object) {
+	t.Helper()
+	o.again(t, object, func() { o.annotate(t, object, "test.keyconvoy.io/touched", object.GetResourceVersion()) })
 }
 
 // remove asks for the deletion of an object.

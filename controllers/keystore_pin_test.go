@@ -1,0 +1,165 @@
+package controllers_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+)
+
+// wrongPIN is nobody's.
+const wrongPIN = "wrong-87654321"
+
+// countOpenings counts how often a module is opened: for a token, how often its PIN can have been tried.
+func countOpenings(n *atomic.Int32) option {
+	return beforeOpen(func(context.Context, controllers.ModuleRequest) error {
+		n.Add(1)
+		return nil
+	})
+}
+
+func TestKeyStore_wrongPIN_isTriedOnce(t *testing.T) {
+	t.Parallel()
+	var openings atomic.Int32
+	o := startOperator(t, countOpenings(&openings))
+	token := ownToken(t)
+	o.givePIN(t, o.namespace, wrongPIN)
+	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: tokenSpec(onSoftHSM, token.Label)}
+	o.create(t, store)
+	said := o.stalls(t, store, v1alpha1.ReasonPINRefused, "Secret")
+	o.event(t, store, v1alpha1.ReasonPINRefused)
+
+	o.restart(t)
+	o.settled(t, store)
+	if again := o.stalls(t, store, v1alpha1.ReasonPINRefused); again != said {
+		t.Errorf("after a restart it says %q, before %q", again, said)
+	}
+	if w := o.writes(); len(w) != 0 {
+		t.Errorf("the restart wrote: %v", w)
+	}
+	if n := openings.Load(); n != 1 {
+		t.Fatalf("the PIN was tried %d times", n)
+	}
+
+	o.givePIN(t, o.namespace, token.PIN)
+	o.ready(t, store)
+	if store.Status.RefusedPINSecret != "" {
+		t.Error("the status still remembers a refused PIN")
+	}
+	if n := openings.Load(); n != 2 {
+		t.Errorf("the module was opened %d times, want 2", n)
+	}
+}
+
+func TestKeyStore_PINMissing_waitsAndWakes(t *testing.T) {
+	t.Parallel()
+	for name, there := range map[string]map[string][]byte{
+		"no Secret":                  nil,
+		"a Secret without the entry": {"other": []byte("x")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			if there != nil {
+				secret := pinSecret(o.namespace, "")
+				secret.Data = there
+				o.create(t, secret)
+			}
+			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftHSM)}
+			o.create(t, store)
+			o.waits(t, store, v1alpha1.ReasonSourceNotFound, o.namespace+"/"+pinName, pinEntry)
+			// Secrets made from a file end in a newline.
+			o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN+"\n")
+			o.ready(t, store)
+		})
+	}
+}
+
+func TestKeyStore_PIN_isReadInItsOwnNamespaceOnly(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.givePIN(t, o.ownNamespace, commonToken(onSoftHSM).PIN)
+	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftHSM)}
+	o.create(t, store)
+	o.waits(t, store, v1alpha1.ReasonSourceNotFound, o.namespace+"/"+pinName)
+	o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
+	o.ready(t, store)
+}
+
+func TestClusterKeyStore_PIN_isReadInTheOperatorsNamespaceOnly(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
+	store := &v1alpha1.ClusterKeyStore{
+		ObjectMeta: metav1.ObjectMeta{Name: o.ownNamespace}, Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: storeSpec(onSoftHSM)},
+	}
+	o.create(t, store)
+	o.waits(t, store, v1alpha1.ReasonSourceNotFound, o.ownNamespace+"/"+pinName)
+	o.givePIN(t, o.ownNamespace, commonToken(onSoftHSM).PIN)
+	o.ready(t, store)
+}
+
+// Whoever takes the PIN away takes the key store out of service.
+func TestKeyStore_PINRemoved_closesTheModule(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.store(t, onSoftHSM)
+	o.remove(t, pinSecret(o.namespace, ""))
+	o.waits(t, store, v1alpha1.ReasonSourceNotFound)
+	o.closed(t, o.module(t))
+	o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
+	o.ready(t, store)
+}
+
+func TestKeyStore_moduleDown_saysSoAndComesBack(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t, withHealth(50*time.Millisecond))
+	store := o.store(t, onSoftware)
+	m := o.module(t)
+	down := hsm.Errorf(hsm.Unavailable, "The device does not answer.")
+	m.FailAll("ListWrappingKeys", down)
+	m.FailAll("Check", down)
+	o.waits(t, store, "ServiceUnavailableTemporary", "The device does not answer.")
+	key := importedKey("key")
+	o.create(t, key)
+	o.waits(t, key, "ServiceUnavailableTemporary")
+	if store.Status.Module == nil || len(store.Status.Capabilities) == 0 {
+		t.Error("what the module is and can is forgotten while it is down")
+	}
+
+	m.FailAll("ListWrappingKeys", nil)
+	m.FailAll("Check", nil)
+	o.ready(t, store)
+	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	if all := o.events(t, store); len(all) > 1 { // that of the root key
+		t.Errorf("what passes by itself makes events: %q", all)
+	}
+}
+
+func TestKeyStore_checkedAgain_writesNothing(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t, withHealth(10*time.Millisecond))
+	store := o.store(t, onSoftware)
+	o.event(t, store, "RootKeyCreated")
+	o.forgetCounts()
+	checks := func(m *hsmtest.Recorder) int { return m.Calls()["Check"] }
+	eventually(t, func() string {
+		if checks(o.module(t)) < 5 {
+			return "it is not checked"
+		}
+		return ""
+	})
+	if w := o.writes(); len(w) != 0 {
+		t.Errorf("it wrote: %v", w)
+	}
+	if n := len(o.modules()); n != 1 {
+		t.Errorf("the module was opened %d times", n)
+	}
+}
