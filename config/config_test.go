@@ -253,6 +253,24 @@ func TestManager_isWiredUp(t *testing.T) {
 	g.Expect(template.Spec.ServiceAccountName).To(Equal(find[corev1.ServiceAccount](t, objects, "ServiceAccount", "keyconvoy-controller-manager").Name))
 }
 
+// The binary knows each flag that the Deployment gives it: it reads them all before it shows its help.
+func TestManager_argumentsAreTheBinarys(t *testing.T) {
+	t.Parallel()
+	run := func(args ...string) ([]byte, error) {
+		cmd := exec.CommandContext(t.Context(), "go", append([]string{"run", "."}, args...)...)
+		cmd.Dir = ".."
+		return cmd.CombinedOutput()
+	}
+	args := managerPod(t, build(t, "default")).Spec.Containers[0].Args
+	args = append(args, "--pkcs11-module=vendor=/opt/vendor/lib/libpkcs11.so") // as the example has it
+	if out, err := run(append(args, "--help")...); err != nil {
+		t.Errorf("%q: %v\n%s", args, err, out)
+	}
+	if out, err := run(append(args, "--no-such-flag", "--help")...); err == nil {
+		t.Errorf("a flag that does not exist is taken:\n%s", out)
+	}
+}
+
 // What the commented example in manager.yaml shows is what a person with an HSM needs; it works once it is
 // uncommented.
 func TestManager_withTheExampleOfAVendorsLibrary(t *testing.T) {
