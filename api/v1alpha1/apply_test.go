@@ -2,6 +2,7 @@ package v1alpha1_test
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	ac "github.com/keyconvoy/keyconvoy/api/applyconfiguration/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
@@ -65,7 +66,15 @@ func everyKind(ns string) map[string]applied {
 			config: ac.ImportedKey(ns, ns).WithSpec(ac.ImportedKeySpec().
 				WithKeyStoreRef(ac.KeyStoreReference().WithKind("KeyStore").WithName("s")).WithKeySpec("SM4").
 				WithImportParameters(ac.ImportParametersSpec().WithWrappingKeySpec("EC_SM2").WithWrappingAlgorithm("SM2PKE")).
-				WithMaterial(ac.MaterialSpec().WithEncryptedKeyMaterialFrom(secretEntry()).WithImportTokenFrom(configMapEntry())).
+				WithMaterial(ac.MaterialSpec().WithEncryptedKeyMaterialFrom(secretEntry()).WithImportTokenFrom(configMapEntry()).
+					WithExpireTime(metav1.Unix(2_000_000_000, 0))).
+				WithDesiredState(v1alpha1.DesiredPendingDeletion).WithPendingWindowInDays(7).
+				WithExportPolicy(ac.ExportPolicy().
+					WithNamespaces(ac.ExportNamespaces().WithFrom("Selector").
+						WithSelector(metav1ac.LabelSelector().WithMatchLabels(map[string]string{"a": "b"}))).
+					WithRecipients(ac.ExportRecipient().WithFingerprint("SHA256:"+strings.Repeat("0", 64))).
+					WithWrappingAlgorithms("SM2PKE", "RSAES_OAEP_SHA_1")).
+				WithAdopt(ac.AdoptSpec().WithKeyVersionID("00000000-0000-5000-8000-000000000000").WithMaterialFingerprint("f")).
 				WithDeletionPolicy(v1alpha1.DeletionDelete)),
 			object:  &imk,
 			extract: func() (any, error) { return ac.ExtractImportedKey(&imk, manager) },
@@ -85,7 +94,7 @@ func everyKind(ns string) map[string]applied {
 			config: ac.ExportedDataKey(ns, ns).WithSpec(ac.ExportedDataKeySpec().
 				WithCiphertextBlob("AA==").WithEncryptionContext(map[string]v1alpha1.ContextValue{"a": "b"}).
 				WithPublicKey(ac.PublicKeySource().WithConfigMapKeyRef(ac.EntryReference().WithName("c").WithKey("k"))).
-				WithWrappingKeySpec("EC_SM2").WithWrappingAlgorithm("SM2PKE").WithSM2CiphertextFormat("ASN1").
+				WithWrappingKeySpec("EC_SM2").WithWrappingAlgorithm("SM2PKE").WithSM2CiphertextFormat("ASN1").WithDryRun(true).
 				WithTarget(ac.ExportTarget().WithName("t").WithImmutable(true).
 					WithLabels(map[string]v1alpha1.MetadataValue{"a": "b"}).
 					WithAnnotations(map[string]v1alpha1.MetadataValue{"a": "b"}))),
@@ -196,6 +205,7 @@ func withStatus(ns string) []client.Object {
 			Status: v1alpha1.ImportedKeyStatus{
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version", KeyState: "Enabled",
 				Origin: v1alpha1.OriginExternal, MaterialFingerprint: "f", Custody: "Module", InputsDigest: "d", SourcesVersion: "v",
+				MaterialExpireTime: &now, DeletionRequestTime: &now, DeletionTime: &now, RenewedFor: "r", MaterialDeletedFor: "d",
 				ImportParameters: &v1alpha1.ImportParameters{
 					PublicKey: "AA==", PublicKeyFingerprint: "SHA256:00", ImportToken: "AA==", TokenExpireTime: now,
 					WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256",

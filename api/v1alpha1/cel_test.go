@@ -52,6 +52,13 @@ func importedWith(spec, algorithm string) string {
 	return fmt.Sprintf(`{keyStoreRef: {kind: KeyStore, name: s}, keySpec: AES_256, importParameters: {wrappingKeySpec: %s, wrappingAlgorithm: %s}}`, spec, algorithm)
 }
 
+// adopting is a field of an imported key; the digit tells one key version from another.
+func adopting(digit string) string {
+	return `, adopt: {keyVersionID: "` + digit + `0000000-0000-5000-8000-000000000000"}`
+}
+
+func exportPolicy(fields string) string { return imported + `, exportPolicy: {` + fields + `}}` }
+
 func entryRef(kind string) string { return kind + `: {name: e, key: k}` }
 
 // entrySource are the examples of a field that reads an entry; the rest of the material is given.
@@ -154,6 +161,42 @@ var ruleExamples = map[rule]map[string]examples{
 		before:   imported + `}`,
 		accepted: []string{imported + `, deletionPolicy: Delete}`, material(`encryptedKeyMaterial: AA==, importToken: AA==`)},
 		rejected: []string{strings.Replace(imported, "AES_256", "SM4", 1) + `}`},
+	}),
+	{"importedkeys", "spec", "adopt cannot be changed: make another ImportedKey"}: {
+		"given": {
+			before:   imported + adopting("0") + `}`,
+			accepted: []string{imported + adopting("0") + `, desiredState: Disabled}`},
+			rejected: []string{imported + adopting("1") + `}`, imported + `}`},
+		},
+		"not given": {
+			before:   imported + `}`,
+			accepted: []string{imported + `, desiredState: Disabled}`},
+			rejected: []string{imported + adopting("0") + `}`},
+		},
+	},
+	{"importedkeys", "spec", "pendingWindowInDays goes with desiredState PendingDeletion"}: only(examples{
+		accepted: []string{
+			imported + `, desiredState: PendingDeletion}`,
+			imported + `, desiredState: PendingDeletion, pendingWindowInDays: 7}`,
+			imported + `, desiredState: PendingDeletion, pendingWindowInDays: 366}`,
+		},
+		rejected: []string{
+			imported + `, pendingWindowInDays: 7}`,
+			imported + `, desiredState: Enabled, pendingWindowInDays: 7}`,
+			imported + `, desiredState: Disabled, pendingWindowInDays: 7}`,
+		},
+	}),
+	{"importedkeys", "spec.exportPolicy.namespaces", "selector goes with from: Selector"}: only(examples{
+		accepted: []string{
+			exportPolicy(`namespaces: {from: Same}`), exportPolicy(`namespaces: {from: All}`),
+			exportPolicy(`namespaces: {from: Selector, selector: {matchLabels: {team: a}}}`),
+			exportPolicy(`namespaces: {from: Selector, selector: {}}`),
+		},
+		rejected: []string{
+			exportPolicy(`namespaces: {from: Selector}`),
+			exportPolicy(`namespaces: {from: Same, selector: {matchLabels: {team: a}}}`),
+			exportPolicy(`namespaces: {from: All, selector: {}}`),
+		},
 	}),
 
 	{"datakeys", "spec", "keyRef cannot be changed: make another DataKey"}: only(examples{

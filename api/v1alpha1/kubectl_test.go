@@ -44,7 +44,7 @@ func TestKubectlGet_showsTheUsefulColumns(t *testing.T) {
 		},
 		"imk": {
 			[]string{"NAME", "SPEC", "STATE", "CUSTODY", "READY", "REASON", "AGE"},
-			[]string{"NAME", "SPEC", "STATE", "CUSTODY", "READY", "REASON", "KEYID", "STORE", "AGE"},
+			[]string{"NAME", "SPEC", "STATE", "CUSTODY", "READY", "REASON", "EXPIRES", "KEYID", "STORE", "AGE"},
 			[]string{"AES_256", "Enabled", "Module", "True", "Succeeded", "id", "store"},
 		},
 		"dk": {

@@ -36,18 +36,34 @@ func TestSchema_refuses(t *testing.T) {
 		"a custody that does not exist":                {"keystores", `{software: {}, custody: Module}`, "spec.custody", "Unsupported value"},
 		"a custody of a cluster's that does not exist": {"clusterkeystores", `{software: {}, custody: Software}`, "spec.custody", "Unsupported value"},
 
-		"a key spec as the seeds write it":         {"importedkeys", strings.Replace(imported, "AES_256", "Aliyun_AES_256", 1) + `}`, "spec.keySpec", "Unsupported value"},
-		"a key without a key spec":                 {"importedkeys", strings.Replace(imported, "keySpec: AES_256, ", "", 1) + `}`, "spec.keySpec", "Required"},
-		"a key without a key store":                {"importedkeys", strings.Replace(imported, "keyStoreRef: {kind: KeyStore, name: s}, ", "", 1) + `}`, "spec.keyStoreRef", "Required"},
-		"a key store of another kind":              {"importedkeys", strings.Replace(imported, "kind: KeyStore", "kind: Secret", 1) + `}`, "spec.keyStoreRef.kind", "Unsupported value"},
-		"a name that no object can have":           {"importedkeys", strings.Replace(imported, "name: s", "name: ../s", 1) + `}`, "spec.keyStoreRef.name", "should match"},
-		"a key store without a name":               {"importedkeys", strings.Replace(imported, "name: s", `name: ""`, 1) + `}`, "spec.keyStoreRef.name", "at least 1"},
-		"a wrapping key of RSA-1024":               {"importedkeys", strings.Replace(imported, "RSA_2048", "RSA_1024", 1) + `}`, "spec.importParameters.wrappingKeySpec", "Unsupported value"},
-		"a wrapping algorithm that does not exist": {"importedkeys", strings.Replace(imported, "RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_512", 1) + `}`, "spec.importParameters.wrappingAlgorithm", "Unsupported value"},
-		"a deletion policy that does not exist":    {"importedkeys", imported + `, deletionPolicy: Orphan}`, "spec.deletionPolicy", "Unsupported value"},
-		"empty material":                           {"importedkeys", material(`encryptedKeyMaterial: "", importToken: AA==`), "spec.material.encryptedKeyMaterial", "at least 1"},
-		"material longer than any":                 {"importedkeys", material(`encryptedKeyMaterial: ` + long(4097) + `, importToken: AA==`), "spec.material.encryptedKeyMaterial", "4096"},
-		"an import token longer than any":          {"importedkeys", material(`encryptedKeyMaterial: AA==, importToken: ` + long(1025)), "spec.material.importToken", "1024"},
+		"a key spec as the seeds write it":           {"importedkeys", strings.Replace(imported, "AES_256", "Aliyun_AES_256", 1) + `}`, "spec.keySpec", "Unsupported value"},
+		"a key without a key spec":                   {"importedkeys", strings.Replace(imported, "keySpec: AES_256, ", "", 1) + `}`, "spec.keySpec", "Required"},
+		"a key without a key store":                  {"importedkeys", strings.Replace(imported, "keyStoreRef: {kind: KeyStore, name: s}, ", "", 1) + `}`, "spec.keyStoreRef", "Required"},
+		"a key store of another kind":                {"importedkeys", strings.Replace(imported, "kind: KeyStore", "kind: Secret", 1) + `}`, "spec.keyStoreRef.kind", "Unsupported value"},
+		"a name that no object can have":             {"importedkeys", strings.Replace(imported, "name: s", "name: ../s", 1) + `}`, "spec.keyStoreRef.name", "should match"},
+		"a key store without a name":                 {"importedkeys", strings.Replace(imported, "name: s", `name: ""`, 1) + `}`, "spec.keyStoreRef.name", "at least 1"},
+		"a wrapping key of RSA-1024":                 {"importedkeys", strings.Replace(imported, "RSA_2048", "RSA_1024", 1) + `}`, "spec.importParameters.wrappingKeySpec", "Unsupported value"},
+		"a wrapping algorithm that does not exist":   {"importedkeys", strings.Replace(imported, "RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_512", 1) + `}`, "spec.importParameters.wrappingAlgorithm", "Unsupported value"},
+		"a deletion policy that does not exist":      {"importedkeys", imported + `, deletionPolicy: Orphan}`, "spec.deletionPolicy", "Unsupported value"},
+		"a state that nobody may wish for":           {"importedkeys", imported + `, desiredState: PendingImport}`, "spec.desiredState", "Unsupported value"},
+		"a window of six days":                       {"importedkeys", imported + `, desiredState: PendingDeletion, pendingWindowInDays: 6}`, "spec.pendingWindowInDays", "greater than or equal to 7"},
+		"a window of 367 days":                       {"importedkeys", imported + `, desiredState: PendingDeletion, pendingWindowInDays: 367}`, "spec.pendingWindowInDays", "less than or equal to 366"},
+		"an expiry that is no time":                  {"importedkeys", material(`encryptedKeyMaterial: AA==, importToken: AA==, expireTime: tomorrow`), "spec.material.expireTime", "date-time"},
+		"adoption of what is no key version":         {"importedkeys", imported + `, adopt: {keyVersionID: "B0000000-0000-5000-8000-000000000000"}}`, "spec.adopt.keyVersionID", "should match"},
+		"adoption of nothing":                        {"importedkeys", imported + `, adopt: {}}`, "spec.adopt.keyVersionID", "Required"},
+		"consent to namespaces of no sort":           {"importedkeys", exportPolicy(`namespaces: {from: Some}`), "spec.exportPolicy.namespaces.from", "Unsupported value"},
+		"consent to PKCS#1 v1.5":                     {"importedkeys", exportPolicy(`wrappingAlgorithms: [RSAES_PKCS1_V1_5]`), "spec.exportPolicy.wrappingAlgorithms[0]", "Unsupported value"},
+		"consent to no algorithm":                    {"importedkeys", exportPolicy(`wrappingAlgorithms: []`), "spec.exportPolicy.wrappingAlgorithms", "at least 1"},
+		"consent to an algorithm twice":              {"importedkeys", exportPolicy(`wrappingAlgorithms: [SM2PKE, SM2PKE]`), "spec.exportPolicy.wrappingAlgorithms[1]", "Duplicate"},
+		"consent to no recipient":                    {"importedkeys", exportPolicy(`recipients: []`), "spec.exportPolicy.recipients", "at least 1"},
+		"consent to a fingerprint of openssl's sort": {"importedkeys", exportPolicy(`recipients: [{fingerprint: "AB:CD"}]`), "spec.exportPolicy.recipients[0].fingerprint", "should match"},
+		"consent to a fingerprint in capitals":       {"importedkeys", exportPolicy(`recipients: [{fingerprint: "SHA256:` + strings.Repeat("A", 64) + `"}]`), "spec.exportPolicy.recipients[0].fingerprint", "should match"},
+		"consent to 257 recipients":                  {"importedkeys", exportPolicy(`recipients: [` + strings.Repeat(`{fingerprint: "SHA256:`+strings.Repeat("a", 64)+`"},`, 257) + `]`), "spec.exportPolicy.recipients", "256"},
+		"a namespace that cannot be":                 {"exporteddatakeys", strings.Replace(exported, "{name: d}", "{name: d, namespace: a.b}", 1) + `}`, "spec.dataKeyRef.namespace", "should match"},
+		"a namespace longer than any":                {"exporteddatakeys", strings.Replace(exported, "{name: d}", "{name: d, namespace: "+long(64)+"}", 1) + `}`, "spec.dataKeyRef.namespace", "63"},
+		"empty material":                             {"importedkeys", material(`encryptedKeyMaterial: "", importToken: AA==`), "spec.material.encryptedKeyMaterial", "at least 1"},
+		"material longer than any":                   {"importedkeys", material(`encryptedKeyMaterial: ` + long(4097) + `, importToken: AA==`), "spec.material.encryptedKeyMaterial", "4096"},
+		"an import token longer than any":            {"importedkeys", material(`encryptedKeyMaterial: AA==, importToken: ` + long(1025)), "spec.material.importToken", "1024"},
 
 		"a data key of a kind that has no keys":   {"datakeys", strings.Replace(dataKey, "ImportedKey", "Secret", 1) + `}`, "spec.keyRef.kind", "Unsupported value"},
 		"a data key without a key":                {"datakeys", `{keySpec: AES_256}`, "spec.keyRef", "Required"},
@@ -82,11 +98,8 @@ func TestSchema_refuses(t *testing.T) {
 func TestSchema_knowsNoFieldWithoutBehaviour(t *testing.T) {
 	t.Parallel()
 	for sentence, tc := range map[string]struct{ plural, spec string }{
-		"a desired state": {"importedkeys", imported + `, desiredState: Disabled}`},
-		"an expiry":       {"importedkeys", material(`encryptedKeyMaterial: AA==, importToken: AA==, expireTime: "2027-01-01T00:00:00Z"`)},
-		"consent":         {"importedkeys", imported + `, exportPolicy: {namespaces: {from: Same}}}`},
-		"adoption":        {"importedkeys", imported + `, adopt: {keyVersionID: "1"}}`},
-		"a dry run":       {"exporteddatakeys", exported + `, dryRun: true}`},
+		"consent by name": {"importedkeys", exportPolicy(`namespaces: {from: Same, names: [a]}`)},
+		"a template":      {"exporteddatakeys", exported + `, template: {}}`},
 		"mechanisms":      {"keystores", `{pkcs11: {module: m, token: {label: l}, mechanisms: {a: b}}}`},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -105,6 +118,7 @@ func TestSchema_acceptsTheLongest(t *testing.T) {
 	for sentence, tc := range map[string]struct{ plural, spec string }{
 		"a token":   {"keystores", `{pkcs11: {module: ` + long(63) + `, token: {label: ` + long(32) + `, serial: ` + long(16) + `, model: ` + long(16) + `}, maxSessions: 1024}}`},
 		"material":  {"importedkeys", material(`encryptedKeyMaterial: ` + long(4096) + `, importToken: ` + long(1024))},
+		"consent":   {"importedkeys", exportPolicy(`recipients: [` + strings.Repeat(`{fingerprint: "SHA256:`+strings.Repeat("a", 64)+`"},`, 256) + `]`)},
 		"a context": {"datakeys", dataKey + `, numberOfBytes: 1024, encryptionContext: ` + pairs(64) + `, target: {labels: ` + pairs(32) + `, annotations: {a: ` + long(1024) + `}}}`},
 		"a blob":    {"exporteddatakeys", strings.Replace(exported, `dataKeyRef: {name: d}`, `ciphertextBlob: `+long(4096), 1) + `, encryptionContext: {a: ` + long(8192) + `}}`},
 		"a key":     {"exporteddatakeys", recipient(`blob: ` + long(16384))},
@@ -135,8 +149,8 @@ func TestSchema_boundsEveryStringListAndMap(t *testing.T) {
 		walk(schema, "", func(path string, s *apiextensionsv1.JSONSchemaProps) {
 			switch {
 			case path == "apiVersion" || path == "kind" || strings.HasPrefix(path, "metadata"):
-			case strings.HasPrefix(path, "spec.allowedNamespaces"):
-				// A built-in label selector; it has no limits anywhere.
+			case strings.HasPrefix(path, "spec.allowedNamespaces"), strings.HasPrefix(path, "spec.exportPolicy.namespaces.selector"):
+				// The built-in label selector; it has no limits anywhere.
 			case s.Type == "string" && s.Format != "date-time" && len(s.Enum) == 0:
 				g.Expect(s.MaxLength).NotTo(BeNil(), "%s %s has no maxLength", plural, path)
 			case s.Type == "array":
