@@ -49,6 +49,7 @@ type library struct {
 
 	logins logins
 	names  nameLocks // of objects being made or destroyed, by token and identifier
+	tokens catalogues
 }
 
 // get returns the library at path. Paths that lead to one file are one library: the dynamic linker

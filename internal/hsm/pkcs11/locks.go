@@ -141,3 +141,25 @@ func (l *nameLocks) forget(name string, n *nameLock) {
 		delete(l.names, name)
 	}
 }
+
+// catalogues keep searches and changes of a token's objects apart: searches go together, a change alone.
+// SoftHSM 2.6 reads its directory again in a search when an object was added or destroyed; while another
+// thread is adding one, the addition fails now and then (CKR_GENERAL_ERROR, CKR_TEMPLATE_INCONSISTENT,
+// attributes that read as others than were set) and leaves half an object. Searches are rare, because
+// handles are cached, and operations on session objects are not concerned.
+type catalogues struct {
+	mu      sync.Mutex
+	byToken map[tokenID]*gate
+}
+
+func (c *catalogues) of(token tokenID) *gate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byToken == nil {
+		c.byToken = map[tokenID]*gate{}
+	}
+	if c.byToken[token] == nil {
+		c.byToken[token] = newGate()
+	}
+	return c.byToken[token]
+}

@@ -83,6 +83,8 @@ type spy struct {
 	fault func(function string) error
 	// flags are added to those of every token.
 	flags uint
+	// secrets are the very slices that came out of the token.
+	secrets [][]byte
 }
 
 // spyOn returns the spy of an open module, clean, and cleans it afterwards.
@@ -102,7 +104,7 @@ func (s *spy) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.calls)
-	s.fault, s.flags = nil, 0
+	s.fault, s.flags, s.secrets = nil, 0, nil
 }
 
 func (s *spy) inject(fault func(function string) error) {
@@ -234,6 +236,44 @@ func (s *spy) DeriveKey(h p11.SessionHandle, m []*p11.Mechanism, base p11.Object
 		return 0, err
 	}
 	return s.cryptoki.DeriveKey(h, m, base, a)
+}
+
+func (s *spy) GetAttributeValue(h p11.SessionHandle, o p11.ObjectHandle, a []*p11.Attribute) ([]*p11.Attribute, error) {
+	got, err := s.cryptoki.GetAttributeValue(h, o, a)
+	for _, attribute := range got {
+		if attribute.Type == p11.CKA_VALUE {
+			s.secret(attribute.Value)
+		}
+	}
+	return got, err
+}
+
+func (s *spy) Decrypt(h p11.SessionHandle, ciphertext []byte) ([]byte, error) {
+	plaintext, err := s.cryptoki.Decrypt(h, ciphertext)
+	s.secret(plaintext)
+	return plaintext, err
+}
+
+func (s *spy) GenerateRandom(h p11.SessionHandle, n int) ([]byte, error) {
+	random, err := s.cryptoki.GenerateRandom(h, n)
+	s.secret(random)
+	return random, err
+}
+
+func (s *spy) secret(b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.secrets = append(s.secrets, b)
+}
+
+// takeSecrets returns what came out since the spy was clean; it is something.
+func (s *spy) takeSecrets() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.secrets) == 0 {
+		panic("nothing was read")
+	}
+	return s.secrets
 }
 
 // direct is the library without the spy, for what happens behind our back.

@@ -26,7 +26,7 @@ func (m *Module) mark() mark {
 // code that a bad input gives too leads there only if the module turns out to be unwell: nobody's bad
 // blob costs others their sessions. An object that moved is searched again.
 func (m *Module) attempt(ctx context.Context, op func(*session) error) error {
-	var searched, recovered bool
+	var searched, repeated, recovered bool
 	for {
 		seen, err := m.once(ctx, op)
 		if err == nil {
@@ -42,6 +42,10 @@ func (m *Module) attempt(ctx context.Context, op func(*session) error) error {
 			searched = true
 			continue
 		}
+		if !repeated && isDoubtful(err) {
+			repeated = true
+			continue
+		}
 		if d := m.verdict(ctx, err); d != nil {
 			return d
 		}
@@ -53,6 +57,18 @@ func (m *Module) attempt(ctx context.Context, op func(*session) error) error {
 			return err
 		}
 	}
+}
+
+// isDoubtful says whether a failure may be one of a moment.
+func isDoubtful(err error) bool {
+	switch classOf(err) {
+	case lost, staleHandle:
+		return false
+	case badInput:
+		var input *inputError
+		return !errors.As(err, &input)
+	}
+	return !isNoToken(err)
 }
 
 // verdict decides what a failure means where the module is well, and returns nil where it is not.

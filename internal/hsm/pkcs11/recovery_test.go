@@ -211,13 +211,18 @@ func TestRecovery_codesThatABadInputGivesToo_areJudgedByHealth(t *testing.T) {
 	if n := spy.count("C_Initialize", "C_Login"); n != 0 {
 		t.Errorf("it costs %d logins and initialisations; want none", n)
 	}
+	// A failure of a moment, and a blob that is good.
+	spy.inject(failing(p11.CKR_GENERAL_ERROR, 1, "C_UnwrapKey"))
+	if err := f.m.VerifyDataKey(t.Context(), f.open(blob)); err != nil || spy.count("C_Initialize", "C_Login") != 0 {
+		t.Errorf("a good blob after one failure: %v", err)
+	}
 	// A module that is unwell, and a blob that is good: it is tried again.
-	spy.inject(failing(p11.CKR_GENERAL_ERROR, 2, "C_UnwrapKey", "C_GenerateKey"))
+	spy.inject(failing(p11.CKR_GENERAL_ERROR, 3, "C_UnwrapKey", "C_GenerateKey")) // twice, and the health check
 	if err := f.m.VerifyDataKey(t.Context(), f.open(blob)); err != nil {
 		t.Errorf("a good blob after recovery: %v", err)
 	}
 	// Both at once: recovery, and then the truth.
-	spy.inject(failing(p11.CKR_GENERAL_ERROR, 2, "C_UnwrapKey", "C_GenerateKey"))
+	spy.inject(failing(p11.CKR_GENERAL_ERROR, 3, "C_UnwrapKey", "C_GenerateKey"))
 	wantKind(t, f.m.VerifyDataKey(t.Context(), f.open(bad)), hsm.InvalidBlob, "a bad blob after recovery")
 }
 
@@ -249,8 +254,11 @@ func TestHanging_callerGoesOnAndThePlaceIsGivenBackLater(t *testing.T) {
 		t.Errorf("%d places are taken; want 1, by the call that hangs", n)
 	}
 	close(release)
-	for len(f.m.slots) > 0 {
-		time.Sleep(time.Millisecond)
+	for range cap(f.m.slots) { // every place comes back
+		f.m.slots <- struct{}{}
+	}
+	for range cap(f.m.slots) {
+		<-f.m.slots
 	}
 	f.mustWork(t)
 }
@@ -261,7 +269,6 @@ func TestHanging_everyPlaceTaken_waitersGiveUpInTime(t *testing.T) {
 	f := newFixture(t, cfg)
 	spy := spyOn(t, f.m)
 	release := make(chan struct{})
-	defer func() { <-time.After(10 * time.Millisecond) }()
 	defer close(release)
 	spy.inject(func(function string) error {
 		if function == "C_DeriveKey" {
@@ -271,9 +278,9 @@ func TestHanging_everyPlaceTaken_waitersGiveUpInTime(t *testing.T) {
 	})
 	for range 4 {
 		short, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
-		defer cancel()
 		began := time.Now()
 		_, err := f.m.FindKey(short, f.id)
+		cancel()
 		wantKind(t, err, hsm.Unavailable, "FindKey")
 		if took := time.Since(began); took > 2*time.Second {
 			t.Errorf("it took %s", took)

@@ -54,10 +54,10 @@ func (s *session) selfTest() (abilities, error) {
 		exports: map[wrapping.Algorithm]hsm.Custody{},
 	}
 	t := &selfTest{s: s, can: &s.m.can, id: uuid.New(), material: map[hsm.KeySpec]redact.Bytes{}}
+	defer t.wipe()
 	t.binding = ciphertext.Bind(t.id, map[string]string{"self": "test"})
 	for _, spec := range aesSpecs {
 		t.material[spec] = make(redact.Bytes, spec.Len())
-		defer t.material[spec].Wipe()
 		_, _ = rand.Read(t.material[spec]) // it never fails (Go 1.24)
 	}
 	for _, step := range []func() error{t.testPair, t.testMasters, t.testDerivation, t.testDataKeys, t.testImports, t.testExports} {
@@ -67,6 +67,12 @@ func (s *session) selfTest() (abilities, error) {
 	}
 	s.m.can.tested = true
 	return s.m.can, nil
+}
+
+func (t *selfTest) wipe() {
+	for _, material := range t.material {
+		material.Wipe()
+	}
 }
 
 // try runs a probe in a session of its own, since one that failed may be latched. It says whether the

@@ -54,9 +54,23 @@ func (s *session) cleanUp() {
 	s.temps = nil
 }
 
-func (s *session) create(template []*p11.Attribute) (p11.ObjectHandle, error) {
-	h, err := s.c.CreateObject(s.h, template)
-	return h, s.did("C_CreateObject", err)
+// change runs a call that adds or destroys an object in the token, while nobody else does or searches.
+func (s *session) change(function string, call func() error) error {
+	catalogue := s.m.lib.tokens.of(s.at.id)
+	if err := catalogue.enterAlone(s.ctx); err != nil {
+		return errWaiting(err)
+	}
+	defer catalogue.leaveAlone()
+	return s.did(function, call())
+}
+
+// create adds an object to the token.
+func (s *session) create(template []*p11.Attribute) (h p11.ObjectHandle, err error) {
+	err = s.change("C_CreateObject", func() (err error) {
+		h, err = s.c.CreateObject(s.h, template)
+		return err
+	})
+	return h, err
 }
 
 func (s *session) createTemp(template []*p11.Attribute) (p11.ObjectHandle, error) {
@@ -69,25 +83,39 @@ func (s *session) generateTemp(mechanism uint, template []*p11.Attribute) (p11.O
 	return s.temp("C_GenerateKey", h, err)
 }
 
-func (s *session) generate(mechanism uint, template []*p11.Attribute) (p11.ObjectHandle, error) {
-	h, err := s.c.GenerateKey(s.h, plain(mechanism), template)
-	return h, s.did("C_GenerateKey", err)
+// generate adds a secret key to the token.
+func (s *session) generate(mechanism uint, template []*p11.Attribute) (h p11.ObjectHandle, err error) {
+	err = s.change("C_GenerateKey", func() (err error) {
+		h, err = s.c.GenerateKey(s.h, plain(mechanism), template)
+		return err
+	})
+	return h, err
 }
 
-func (s *session) unwrap(mechanism []*p11.Mechanism, with p11.ObjectHandle, wrapped []byte, template []*p11.Attribute) (p11.ObjectHandle, error) {
+// generatePair adds a pair to the token.
+func (s *session) generatePair(publicTemplate, privateTemplate []*p11.Attribute) (public, private p11.ObjectHandle, err error) {
+	err = s.change("C_GenerateKeyPair", func() (err error) {
+		public, private, err = s.c.GenerateKeyPair(s.h, plain(p11.CKM_RSA_PKCS_KEY_PAIR_GEN), publicTemplate, privateTemplate)
+		return err
+	})
+	return public, private, err
+}
+
+// unwrap adds an unwrapped key to the token.
+func (s *session) unwrap(mechanism []*p11.Mechanism, with p11.ObjectHandle, wrapped []byte, template []*p11.Attribute) (h p11.ObjectHandle, err error) {
+	err = s.change("C_UnwrapKey", func() (err error) {
+		h, err = s.c.UnwrapKey(s.h, mechanism, with, wrapped, template)
+		return err
+	})
+	return h, err
+}
+
+func (s *session) unwrapTemp(mechanism []*p11.Mechanism, with p11.ObjectHandle, wrapped []byte, template []*p11.Attribute) (p11.ObjectHandle, error) {
 	if len(wrapped) == 0 {
 		return 0, p11.Error(p11.CKR_WRAPPED_KEY_LEN_RANGE) // miekg/pkcs11 takes its first byte's address
 	}
 	h, err := s.c.UnwrapKey(s.h, mechanism, with, wrapped, template)
-	return h, s.did("C_UnwrapKey", err)
-}
-
-func (s *session) unwrapTemp(mechanism []*p11.Mechanism, with p11.ObjectHandle, wrapped []byte, template []*p11.Attribute) (p11.ObjectHandle, error) {
-	h, err := s.unwrap(mechanism, with, wrapped, template)
-	if err == nil {
-		s.temps = append(s.temps, h)
-	}
-	return h, err
+	return s.temp("C_UnwrapKey", h, err)
 }
 
 func (s *session) wrap(mechanism []*p11.Mechanism, with, key p11.ObjectHandle) ([]byte, error) {
@@ -112,7 +140,8 @@ func (s *session) deriveValue(base p11.ObjectHandle, data []byte) (redact.Bytes,
 	return s.value(h, len(data))
 }
 
-// value reads a key's value, which the caller wipes, and checks how long it is.
+// value reads a key's value, which the caller wipes, and checks how long it is. miekg/pkcs11 copies it
+// once more in C memory, which it frees and does not wipe; the same goes for decryptRaw.
 func (s *session) value(h p11.ObjectHandle, length int) (redact.Bytes, error) {
 	a, err := s.c.GetAttributeValue(s.h, h, []*p11.Attribute{p11.NewAttribute(p11.CKA_VALUE, nil)})
 	if err != nil {
@@ -158,13 +187,19 @@ func (s *session) random(n int) (redact.Bytes, error) {
 	return b, s.did("C_GenerateRandom", err)
 }
 
+// destroy destroys an object in the token.
 func (s *session) destroy(h p11.ObjectHandle) error {
-	return s.did("C_DestroyObject", s.c.DestroyObject(s.h, h))
+	return s.change("C_DestroyObject", func() error { return s.c.DestroyObject(s.h, h) })
 }
 
 // find returns every object that matches.
 func (s *session) find(template []*p11.Attribute) (handles []p11.ObjectHandle, err error) {
 	const atOnce = 64
+	catalogue := s.m.lib.tokens.of(s.at.id)
+	if err := catalogue.enter(s.ctx); err != nil {
+		return nil, errWaiting(err)
+	}
+	defer catalogue.leave()
 	if err := s.c.FindObjectsInit(s.h, template); err != nil {
 		return nil, s.did("C_FindObjectsInit", err)
 	}
@@ -247,14 +282,13 @@ func (s *session) health() error {
 	if err != nil {
 		return err
 	}
-	var values [2]redact.Bytes
+	values := make([]redact.Bytes, 2)
 	for i := range values {
-		var block [16]byte
+		block := make([]byte, 16)
 		block[0] = byte(i)
-		if values[i], err = s.deriveValue(key, block[:]); err != nil {
+		if values[i], err = s.deriveValue(key, block); err != nil {
 			return err
 		}
-		defer values[i].Wipe()
 	}
 	if string(values[0]) == string(values[1]) {
 		return p11.Error(p11.CKR_DEVICE_ERROR) // it answers, but not with what was asked

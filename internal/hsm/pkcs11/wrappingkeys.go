@@ -172,11 +172,6 @@ func (s *session) makePair(req hsm.WrappingKeyRequest, bits int) (hsm.WrappingKe
 	return key, err
 }
 
-func (s *session) generatePair(publicTemplate, privateTemplate []*p11.Attribute) (public, private p11.ObjectHandle, err error) {
-	public, private, err = s.c.GenerateKeyPair(s.h, plain(p11.CKM_RSA_PKCS_KEY_PAIR_GEN), publicTemplate, privateTemplate)
-	return public, private, s.did("C_GenerateKeyPair", err)
-}
-
 // checkPrivate refuses a private key that can leave the token.
 func (s *session) checkPrivate(h p11.ObjectHandle) error {
 	values, err := s.attributes(h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE)

@@ -44,7 +44,7 @@ func SoftHSMLabelled(t testing.TB, label string) Token {
 		t.Fatal("softhsm2-util is not there: apt-get install softhsm2")
 	}
 	env := useSoftHSM(t)
-	cmd := exec.Command(util, "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin) //nolint:gosec // a test's own label
+	cmd := exec.Command(util, "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin)
 	cmd.Env = append(os.Environ(), env)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make a SoftHSM token: %v\n%s", err, out)
