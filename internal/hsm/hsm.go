@@ -9,6 +9,7 @@ package hsm
 import (
 	"context"
 	"encoding/hex"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -152,6 +153,15 @@ func (s KeySpec) Len() int {
 
 // MaxOwnerLen is the longest owner of a key: that of a Kubernetes namespace.
 const MaxOwnerLen = 63
+
+// CheckOwner refuses an owner that cannot be kept with a key, with NotSupported.
+func CheckOwner(owner string) error {
+	printable := func(r rune) bool { return r >= '!' && r <= '~' }
+	if len(owner) > MaxOwnerLen || strings.ContainsFunc(owner, func(r rune) bool { return !printable(r) }) {
+		return Errorf(NotSupported, "a key's owner is named by at most %d printable ASCII characters without blanks", MaxOwnerLen)
+	}
+	return nil
+}
 
 // MaxDataKeyLen is the longest data key in bytes (NumberOfBytes of GenerateDataKeyWithoutPlaintext).
 const MaxDataKeyLen = 1024

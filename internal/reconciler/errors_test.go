@@ -20,8 +20,8 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
 
-// secret stands for what only the log may have.
-var secret = errors.New("dial tcp 10.0.0.7:443: token eyJhbGciOi")
+// errSecret stands for what only the log may have.
+var errSecret = errors.New("dial tcp 10.0.0.7:443: token eyJhbGciOi")
 
 // classes has each code of the operations: who can repair it.
 var classes = map[kms.Code]reconciler.Class{
@@ -42,6 +42,9 @@ var classes = map[kms.Code]reconciler.Class{
 	kms.RejectedUnavailable:         reconciler.Waiting,
 	kms.InternalFailure:             reconciler.Transient,
 	kms.ServiceUnavailableTemporary: reconciler.Transient,
+	kms.DryRunOperationError:        reconciler.Terminal,
+	kms.ValidationError:             reconciler.Terminal,
+	kms.AccessDeniedError:           reconciler.Terminal,
 }
 
 func TestFrom_givesEveryCodeAClass(t *testing.T) {
@@ -50,12 +53,12 @@ func TestFrom_givesEveryCodeAClass(t *testing.T) {
 	for _, code := range kms.Codes() {
 		class, listed := classes[code]
 		g.Expect(listed).To(BeTrue(), "%s is not in this table: who can repair it?", code)
-		op := &kms.Error{Code: code, Detail: "Do this.", Err: secret}
+		op := &kms.Error{Code: code, Detail: "Do this.", Err: errSecret}
 		got := reconciler.From(fmt.Errorf("reconciling: %w", op))
 		g.Expect(got.Class).To(Equal(class), string(code))
 		g.Expect(got.Reason).To(Equal(strings.ReplaceAll(string(code), ".", "")))
 		g.Expect(got.Message).To(Equal(op.Public()))
-		g.Expect(got).To(MatchError(secret), "the log has the cause")
+		g.Expect(got).To(MatchError(errSecret), "the log has the cause")
 	}
 }
 
@@ -66,17 +69,17 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 		err    error
 		reason string
 	}{
-		"anything":                                 {secret, "InternalFailure"},
-		"anything, wrapped":                        {fmt.Errorf("reading: %w", secret), "InternalFailure"},
-		"a module's own error":                     {hsm.Wrap(hsm.Unavailable, secret, "words of a module"), "InternalFailure"},
-		"a refusal of the API server":              {apierrors.NewForbidden(resource, "s", secret), v1alpha1.ReasonAPIServer},
-		"a conflict, wrapped":                      {fmt.Errorf("writing: %w", apierrors.NewConflict(resource, "s", secret)), v1alpha1.ReasonAPIServer},
-		"an API server that does not answer":       {fmt.Errorf("%w: %w", secret, context.DeadlineExceeded), v1alpha1.ReasonAPIServer},
+		"anything":                                 {errSecret, "InternalFailure"},
+		"anything, wrapped":                        {fmt.Errorf("reading: %w", errSecret), "InternalFailure"},
+		"a module's own error":                     {hsm.Wrap(hsm.Unavailable, errSecret, "words of a module"), "InternalFailure"},
+		"a refusal of the API server":              {apierrors.NewForbidden(resource, "s", errSecret), v1alpha1.ReasonAPIServer},
+		"a conflict, wrapped":                      {fmt.Errorf("writing: %w", apierrors.NewConflict(resource, "s", errSecret)), v1alpha1.ReasonAPIServer},
+		"an API server that does not answer":       {fmt.Errorf("%w: %w", errSecret, context.DeadlineExceeded), v1alpha1.ReasonAPIServer},
 		"the operator's end":                       {context.Canceled, v1alpha1.ReasonAPIServer},
-		"an API server out of order":               {apierrors.NewInternalError(secret), v1alpha1.ReasonAPIServer},
-		"an operation's failure with a cause":      {&kms.Error{Code: kms.InternalFailure, Err: secret}, "InternalFailure"},
-		"a wait with a cause":                      {&reconciler.Error{Class: reconciler.Waiting, Reason: "Reason", Message: "Wait.", Err: secret}, "Reason"},
-		"two errors at once, neither of them ours": {errors.Join(secret, context.Canceled), v1alpha1.ReasonAPIServer},
+		"an API server out of order":               {apierrors.NewInternalError(errSecret), v1alpha1.ReasonAPIServer},
+		"an operation's failure with a cause":      {&kms.Error{Code: kms.InternalFailure, Err: errSecret}, "InternalFailure"},
+		"a wait with a cause":                      {&reconciler.Error{Class: reconciler.Waiting, Reason: "Reason", Message: "Wait.", Err: errSecret}, "Reason"},
+		"two errors at once, neither of them ours": {errors.Join(errSecret, context.Canceled), v1alpha1.ReasonAPIServer},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
@@ -90,7 +93,7 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 			}
 			// The log has everything.
 			g.Expect(errors.Is(got, tc.err) || errors.Is(tc.err, got)).To(BeTrue())
-			if errors.Is(tc.err, secret) {
+			if errors.Is(tc.err, errSecret) {
 				g.Expect(got.Error()).To(ContainSubstring("eyJ"))
 			}
 		})
@@ -139,8 +142,8 @@ func TestResult(t *testing.T) {
 		"stalled until a time":                          {stalled(minute), 0, minute, false, false},
 		"an operation's error that the user can repair": {&kms.Error{Code: kms.InvalidKeyMaterial}, 0, 0, false, true},
 		"an operation's error that passes":              {&kms.Error{Code: kms.ServiceUnavailableTemporary}, 0, 0, true, false},
-		"an unknown error":                              {secret, 0, 0, true, false},
-		"an unknown error and a deadline":               {secret, hour, 0, true, false},
+		"an unknown error":                              {errSecret, 0, 0, true, false},
+		"an unknown error and a deadline":               {errSecret, hour, 0, true, false},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()

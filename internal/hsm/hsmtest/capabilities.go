@@ -69,7 +69,7 @@ func (s *suite) mustNotImport(t *testing.T, spec hsm.KeySpec, alg wrapping.Algor
 		encrypted = wrap(t, pair.PublicKey, alg, "", random(n))
 	}
 	req := hsm.ImportRequest{
-		KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg, EncryptedMaterial: encrypted,
+		Owner: suiteOwner, KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg, EncryptedMaterial: encrypted,
 	}
 	_, err := s.m.ImportKey(t.Context(), req)
 	wantKind(t, err, hsm.NotSupported, "ImportKey of a %q key under %q", spec, alg)

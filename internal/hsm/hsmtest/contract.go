@@ -75,6 +75,7 @@ func (s *suite) behaviours() map[string]func(*testing.T) {
 		"material comes in under every algorithm":             s.testImport,
 		"material that does not unwrap is refused":            s.testImportNotUnwrapping,
 		"material of a wrong length is refused":               s.testImportLength,
+		"an owner that cannot be kept is refused":             s.testImportOwner,
 		"other material is refused":                           s.testImportOther,
 		"the same material again changes nothing":             s.testImportAgain,
 		"the same material comes back after its destruction":  s.testImportBack,

@@ -124,7 +124,7 @@ func (s *suite) testModuleToModule(t *testing.T) {
 					Recipient:   pair.PublicKey, Algorithm: alg, SM2Format: format,
 				})
 				s.mustImport(t, hsm.ImportRequest{
-					KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg, EncryptedMaterial: exported,
+					Owner: suiteOwner, KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg, EncryptedMaterial: exported,
 				}, openElsewhere(t, key, blob, s.bind(key)))
 			}
 		}

@@ -16,7 +16,7 @@ func (s *suite) testImport(t *testing.T) {
 				material := random(spec.Len())
 				pair := s.pairs[pairSpecFor(alg)]
 				req := hsm.ImportRequest{
-					KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg,
+					Owner: suiteOwner, KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg,
 					EncryptedMaterial: wrap(t, pair.PublicKey, alg, format, material),
 				}
 				s.mustNotHold(t, req.KeyVersionID)

@@ -169,3 +169,21 @@ func (s *suite) mustRefuse(t *testing.T, key master, r refusal) (detail string, 
 	s.mustHold(t, key.id, key.spec, key.material)
 	return detail, kind
 }
+
+// testImportOwner imports for owners that could not be told again, as FindKey must.
+func (s *suite) testImportOwner(t *testing.T) {
+	for name, owner := range map[string]string{
+		"too long":    strings.Repeat("a", hsm.MaxOwnerLen+1),
+		"with blanks": "team a",
+		"not ASCII":   "tëam",
+	} {
+		t.Run(name, func(t *testing.T) {
+			alg, spec := s.importAlgorithms()[0], s.keySpecs()[0]
+			req := s.importRequest(t, s.newID(), spec, alg, random(spec.Len()))
+			req.Owner = owner
+			_, err := s.m.ImportKey(t.Context(), req)
+			wantKind(t, err, hsm.NotSupported, "ImportKey for an owner %s", name)
+			s.mustNotHold(t, req.KeyVersionID)
+		})
+	}
+}

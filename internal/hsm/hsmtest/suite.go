@@ -37,6 +37,9 @@ type suite struct {
 	made []func(context.Context) error // destroys what tests made
 }
 
+// suiteOwner is whose keys the contract imports.
+const suiteOwner = "the-contract"
+
 const tagMessage = "a message from before the restart"
 
 // master is a key in the module whose material the contract knows.
@@ -138,7 +141,7 @@ func (s *suite) importRequest(t testing.TB, id uuid.UUID, spec hsm.KeySpec, alg 
 	t.Helper()
 	pair := s.pairs[pairSpecFor(alg)]
 	return hsm.ImportRequest{
-		KeyVersionID: id, Spec: spec, WrappingKey: pair.ID, Algorithm: alg,
+		Owner: suiteOwner, KeyVersionID: id, Spec: spec, WrappingKey: pair.ID, Algorithm: alg,
 		EncryptedMaterial: wrap(t, pair.PublicKey, alg, "", material),
 	}
 }
@@ -168,7 +171,7 @@ func (s *suite) mustImport(t testing.TB, req hsm.ImportRequest, material []byte)
 		t.Fatalf("ImportKey(%s under %s): %v", req.Spec, req.Algorithm, err)
 	}
 	want := hsm.Key{
-		KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint(t, req.Spec, material),
+		KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint(t, req.Spec, material), Owner: req.Owner,
 		Custody: worst(s.caps[hsm.OperationImport][string(req.Algorithm)], s.caps[hsm.OperationMasterKey][string(req.Spec)]),
 	}
 	if key != want {
@@ -180,7 +183,7 @@ func (s *suite) mustImport(t testing.TB, req hsm.ImportRequest, material []byte)
 func (s *suite) mustHold(t testing.TB, id uuid.UUID, spec hsm.KeySpec, material []byte) {
 	t.Helper()
 	key, err := s.m.FindKey(t.Context(), id)
-	want := hsm.Key{KeyVersionID: id, Spec: spec, Fingerprint: fingerprint(t, spec, material)}
+	want := hsm.Key{KeyVersionID: id, Spec: spec, Fingerprint: fingerprint(t, spec, material), Owner: suiteOwner}
 	if err != nil || key != want {
 		t.Errorf("FindKey = %+v, %v; want %+v", key, err, want)
 	}

@@ -106,7 +106,7 @@ func (s *suite) testWrappingKeyDestroyed(t *testing.T) {
 		keySpec := s.keySpecs()[0]
 		material := random(keySpec.Len())
 		req := hsm.ImportRequest{
-			KeyVersionID: s.newID(), Spec: keySpec, WrappingKey: pair.ID, Algorithm: alg,
+			Owner: suiteOwner, KeyVersionID: s.newID(), Spec: keySpec, WrappingKey: pair.ID, Algorithm: alg,
 			EncryptedMaterial: wrap(t, pair.PublicKey, alg, "", material),
 		}
 		if err := s.m.DestroyWrappingKey(t.Context(), pair.ID); err != nil {
@@ -145,7 +145,7 @@ func (s *suite) testLongerRSA(t *testing.T) {
 			keySpec := s.keySpecs()[0]
 			material := random(keySpec.Len())
 			s.mustImport(t, hsm.ImportRequest{
-				KeyVersionID: s.newID(), Spec: keySpec, WrappingKey: pair.ID, Algorithm: alg,
+				Owner: suiteOwner, KeyVersionID: s.newID(), Spec: keySpec, WrappingKey: pair.ID, Algorithm: alg,
 				EncryptedMaterial: wrap(t, pair.PublicKey, alg, "", material),
 			}, material)
 		}

@@ -35,6 +35,9 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 
 // importCustody says where the material will be, or why it cannot be brought in.
 func (m *Module) importCustody(req hsm.ImportRequest) (hsm.Custody, error) {
+	if err := hsm.CheckOwner(req.Owner); err != nil {
+		return "", err
+	}
 	switch {
 	case req.Spec == hsm.SM4:
 		return "", hsm.Errorf(hsm.NotSupported, errNoSM, "SM4")
@@ -88,15 +91,16 @@ func (s *session) importKey(req hsm.ImportRequest, custody hsm.Custody) (hsm.Key
 	if req.Fingerprint != nil && *req.Fingerprint != fingerprint {
 		return hsm.Key{}, errOtherMaterial
 	}
+	owner := req.Owner
 	if exists {
-		err = s.checkSame(existing, fingerprint)
+		owner, err = s.checkSame(existing, fingerprint)
 	} else {
 		err = s.makeMaster(in, fingerprint)
 	}
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Custody: custody}, nil
+	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: owner, Custody: custody}, nil
 }
 
 // incoming is material on its way in: wrapped still, or on the host.
@@ -203,13 +207,18 @@ func (s *session) unwrapOnHost(req hsm.ImportRequest, private p11.ObjectHandle) 
 	return material, nil
 }
 
-// checkSame refuses material other than that of the key that is there.
-func (s *session) checkSame(existing p11.ObjectHandle, fingerprint hsm.Fingerprint) error {
+// checkSame refuses material other than that of the key that is there, and returns in whose name that
+// was made.
+func (s *session) checkSame(existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner string, err error) {
 	there, err := s.fingerprint(existing)
-	if err == nil && there != fingerprint {
-		err = errOtherMaterial
+	if err != nil {
+		return "", err
 	}
-	return err
+	if there != fingerprint {
+		return "", errOtherMaterial
+	}
+	_, owner, err = s.describe(existing)
+	return owner, err
 }
 
 // makeMaster makes the master key in the token and destroys it again unless it is as asked.
@@ -228,7 +237,7 @@ func (s *session) makeMaster(in incoming, fingerprint hsm.Fingerprint) error {
 
 func (s *session) putMaster(in incoming, token bool) (p11.ObjectHandle, error) {
 	req := in.request
-	template := masterTemplate(req.KeyVersionID, req.Spec, token)
+	template := masterTemplate(req.KeyVersionID, req.Spec, req.Owner, token)
 	if in.material != nil {
 		return s.create(append(template, p11.NewAttribute(p11.CKA_VALUE, []byte(in.material))))
 	}

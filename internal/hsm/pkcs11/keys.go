@@ -18,12 +18,12 @@ func (m *Module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 		if err != nil {
 			return hsm.Key{}, err
 		}
-		spec, err := s.specOf(h)
+		spec, owner, err := s.describe(h)
 		if err != nil {
 			return hsm.Key{}, err
 		}
 		fingerprint, err := s.fingerprint(h)
-		return hsm.Key{KeyVersionID: id, Spec: spec, Fingerprint: fingerprint}, err
+		return hsm.Key{KeyVersionID: id, Spec: spec, Fingerprint: fingerprint, Owner: owner}, err
 	})
 }
 
@@ -101,21 +101,21 @@ func (s *session) checkMaster(h p11.ObjectHandle) error {
 func isTrue(b []byte) bool  { return len(b) == 1 && b[0] != 0 }
 func isFalse(b []byte) bool { return len(b) == 1 && b[0] == 0 }
 
-// specOf returns a master key's type: from its length, or where the token does not know that, from the
-// label that it was made with.
-func (s *session) specOf(h p11.ObjectHandle) (hsm.KeySpec, error) {
+// describe returns a master key's owner and type: the latter from its length, or where the token does
+// not know that, from the label that it was made with.
+func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, string, error) {
 	values, err := s.attributes(h, p11.CKA_VALUE_LEN, p11.CKA_LABEL)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	inLabel := specInLabel(string(values[1]))
+	inLabel, owner := parseKeyLabel(string(values[1]))
 	length := int(ulong(values[0])) //nolint:gosec // a key's length
 	for _, spec := range aesSpecs {
 		if length == spec.Len() || (length == 0 && inLabel == spec) {
-			return spec, nil
+			return spec, owner, nil
 		}
 	}
-	return "", hsm.Errorf(hsm.Internal, "neither length nor label of the key in the token say that it is an AES key")
+	return "", "", hsm.Errorf(hsm.Internal, "neither length nor label of the key in the token say that it is an AES key")
 }
 
 // aesSpecs are the master key types here; SM4 has no portable mechanism numbers.

@@ -97,14 +97,14 @@ func kekTemplate(usage uint) []*p11.Attribute {
 
 // masterTemplate is a master key: it derives and does nothing else. So nothing that it protects can be
 // decrypted with it, and the key cannot be wrapped out.
-func masterTemplate(id uuid.UUID, spec hsm.KeySpec, token bool) []*p11.Attribute {
+func masterTemplate(id uuid.UUID, spec hsm.KeySpec, owner string, token bool) []*p11.Attribute {
 	t := append(secret(p11.CKK_AES, token),
 		p11.NewAttribute(p11.CKA_PRIVATE, true),
 		p11.NewAttribute(p11.CKA_SENSITIVE, true),
 		p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
 		p11.NewAttribute(p11.CKA_DERIVE, true),
 		p11.NewAttribute(p11.CKA_ID, id[:]),
-		p11.NewAttribute(p11.CKA_LABEL, keyLabel(id, spec)))
+		p11.NewAttribute(p11.CKA_LABEL, keyLabel(id, spec, owner)))
 	return append(t, may(false, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_SIGN, p11.CKA_VERIFY)...)
 }
 
@@ -194,18 +194,20 @@ const (
 // macKeyID is the CKA_ID of the import token's MAC key.
 var macKeyID = uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://keyconvoy.io/import-token"))
 
-// keyLabel carries the key's type, because SoftHSM 2.6 says CKA_VALUE_LEN 0 of a key that was unwrapped.
-func keyLabel(id uuid.UUID, spec hsm.KeySpec) string {
-	return keyLabelPrefix + id.String() + ":" + string(spec)
+// keyLabel carries the key's type, because SoftHSM 2.6 says CKA_VALUE_LEN 0 of a key that was unwrapped,
+// and its owner.
+func keyLabel(id uuid.UUID, spec hsm.KeySpec, owner string) string {
+	return keyLabelPrefix + id.String() + ":" + string(spec) + ":" + owner
 }
 
-func specInLabel(label string) hsm.KeySpec {
+// parseKeyLabel is the inverse of keyLabel. Of a label that is none it returns nothing.
+func parseKeyLabel(label string) (spec hsm.KeySpec, owner string) {
 	rest, ok := strings.CutPrefix(label, keyLabelPrefix)
-	if !ok {
-		return ""
+	parts := strings.SplitN(rest, ":", 3)
+	if !ok || len(parts) != 3 {
+		return "", ""
 	}
-	_, spec, _ := strings.Cut(rest, ":")
-	return hsm.KeySpec(spec)
+	return hsm.KeySpec(parts[1]), parts[2]
 }
 
 func pairLabel(req hsm.WrappingKeyRequest) string {

@@ -32,7 +32,7 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	imported := hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Custody: hsm.CustodySoftware}
+	imported := hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: req.Owner, Custody: hsm.CustodySoftware}
 	if err := checkSame(fingerprint, req, existing); err != nil || existing != nil {
 		material.Wipe()
 		if err != nil {
@@ -48,6 +48,9 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 
 // pairFor finds the pair that the request names and refuses what no unwrapping could serve.
 func (m *Module) pairFor(req hsm.ImportRequest) (*wrappingPair, error) {
+	if err := hsm.CheckOwner(req.Owner); err != nil {
+		return nil, err
+	}
 	if req.Spec.Len() == 0 {
 		return nil, hsm.CheckMaterialLen(req.Spec, 0)
 	}
@@ -103,7 +106,7 @@ func checkSame(fingerprint hsm.Fingerprint, req hsm.ImportRequest, existing *mas
 
 // saveKey keeps the material, or wipes it when it fails.
 func (m *Module) saveKey(ctx context.Context, name string, req hsm.ImportRequest, material redact.Bytes) error {
-	key := &masterKey{spec: req.Spec, material: newSecret(material)}
+	key := &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}
 	plain := key.marshal(material)
 	defer plain.Wipe()
 	err := m.save(ctx, masterKeyRecord, name, plain, func() { m.keys[req.KeyVersionID] = key })

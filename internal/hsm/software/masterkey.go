@@ -13,6 +13,7 @@ import (
 // masterKey is a master key in memory.
 type masterKey struct {
 	spec     hsm.KeySpec
+	owner    string
 	material *secret
 }
 
@@ -68,7 +69,7 @@ func (m *Module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	return hsm.Key{KeyVersionID: id, Spec: key.spec, Fingerprint: fingerprint}, nil
+	return hsm.Key{KeyVersionID: id, Spec: key.spec, Fingerprint: fingerprint, Owner: key.owner}, nil
 }
 
 // DestroyKey implements hsm.Module. It destroys a broken record too. When it fails the key is still

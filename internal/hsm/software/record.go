@@ -61,11 +61,16 @@ var errMalformed = errors.New("its content is malformed")
 
 // The contents are laid out by hand, not in JSON: encoders leave copies of the keys behind.
 
-// marshal lays a master key out as: length of the key type's name (1) ‖ name ‖ material.
+// marshal lays a master key out as: length of its name (1) ‖ name ‖ material, where the name is the key
+// type, and a colon and the owner where there is one.
 func (k *masterKey) marshal(material []byte) redact.Bytes {
-	out := make(redact.Bytes, 0, 1+len(k.spec)+len(material))
-	out = append(out, byte(len(k.spec))) //nolint:gosec // a handful of characters
-	out = append(out, k.spec...)
+	name := string(k.spec)
+	if k.owner != "" {
+		name += ":" + k.owner
+	}
+	out := make(redact.Bytes, 0, 1+len(name)+len(material))
+	out = append(out, byte(len(name))) //nolint:gosec // the owner is bounded by hsm.MaxOwnerLen
+	out = append(out, name...)
 	return append(out, material...)
 }
 
@@ -76,11 +81,12 @@ func parseMasterKey(plain []byte) (*masterKey, error) {
 	}
 	end := 1 + int(plain[0])
 	name, material := plain[1:end], plain[end:]
-	spec := hsm.KeySpec(name)
-	if spec.Len() == 0 || spec.Len() != len(material) {
+	text, owner, owned := strings.Cut(string(name), ":")
+	spec := hsm.KeySpec(text)
+	if spec.Len() == 0 || spec.Len() != len(material) || owned != (owner != "") {
 		return nil, errMalformed
 	}
-	return &masterKey{spec: spec, material: newSecret(material)}, nil
+	return &masterKey{spec: spec, owner: owner, material: newSecret(material)}, nil
 }
 
 // marshal lays a pair out as: owner (16) ‖ not after, in Unix seconds (8) ‖ length of the public key
