@@ -131,7 +131,7 @@ func TestImportedKey_namespaceNotAllowed_isRefusedUntilItsLabelsSayOtherwise(t *
 	t.Parallel()
 	o := startOperator(t)
 	o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
-		s.AllowedNamespaces = &metav1.LabelSelector{MatchLabels: map[string]string{"team": "payments"}}
+		s.AllowedNamespaces = selector("team", "payments")
 	})
 	key := importedKey("key", inClusterStore(o.ownNamespace))
 	allowed := importedKey("key", inClusterStore(o.ownNamespace))
@@ -149,11 +149,15 @@ func TestImportedKey_namespaceNotAllowed_isRefusedUntilTheKeyStoreSaysOtherwise(
 	t.Parallel()
 	o := startOperator(t)
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
-		s.AllowedNamespaces = &metav1.LabelSelector{MatchLabels: map[string]string{"team": "payments"}}
+		s.AllowedNamespaces = selector("team", "payments")
 	})
 	key := importedKey("key", inClusterStore(o.ownNamespace))
 	o.create(t, key)
 	o.stalls(t, key, "ForbiddenNoPermission")
 	o.change(t, store, func() { store.Spec.AllowedNamespaces = nil })
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
+}
+
+func selector(label, value string) *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{label: value}}
 }

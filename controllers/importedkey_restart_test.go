@@ -1,0 +1,222 @@
+package controllers_test
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
+func TestImportedKey_secondReconcileAndRestart_costNothing(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{onSoftware, onSoftHSM} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			store := o.store(t, kind)
+			wrapping := under("RSA_2048", "RSAES_OAEP_SHA_1")
+			fromInline := o.enabledKey(t, "inline", nil, wrapping)
+			fromSource := o.pendingKey(t, "source", wrapping)
+			pending := o.pendingKey(t, "pending", wrapping)
+			p := fromSource.Status.ImportParameters
+			o.create(t, &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{"material": wrapUnder(t, p, o.material(32))}})
+			o.give(t, fromSource, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
+			o.enabled(t, fromSource)
+			keys := []client.Object{fromInline, fromSource, pending}
+			o.settled(t, keys...)
+			o.forgetCounts()
+
+			for _, key := range keys {
+				o.touch(t, key)
+			}
+			o.costsNothing(t)
+
+			var versions []string
+			for _, key := range keys {
+				o.read(t, key)
+				versions = append(versions, key.GetResourceVersion())
+			}
+			o.restart(t)
+			o.settled(t, append(keys, store)...)
+			if w := o.writes(); len(w) != 0 {
+				t.Errorf("the restart wrote: %v", w)
+			}
+			if calls := o.calls(); len(calls) != 0 {
+				t.Errorf("the restart called the module: %v", calls)
+			}
+			for i, key := range keys {
+				if o.read(t, key); key.GetResourceVersion() != versions[i] {
+					t.Errorf("%s changed", key.GetName())
+				}
+			}
+		})
+	}
+}
+
+func TestImportedKey_firstImport_costsOneStatusWrite(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftHSM)
+	key := o.pendingKey(t, "key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
+	o.settled(t, key)
+	p := key.Status.ImportParameters
+	m := inline(wrapUnder(t, p, o.material(32)), p.ImportToken)
+	o.forgetCounts()
+	o.again(t, key, func() { o.give(t, key, m) })
+	o.enabled(t, key)
+	if w := o.writes(); len(w) != 1 || w["patch importedkeys/status"] != 1 {
+		t.Errorf("it wrote: %v", w)
+	}
+	if r := o.requests.All().Reads; len(r) != 0 {
+		t.Errorf("it read: %v", r)
+	}
+	if calls := o.calls(); calls["ImportKey"] != 1 || calls["CreateWrappingKey"] != 0 {
+		t.Errorf("it called: %v", calls)
+	}
+}
+
+// cut lets a test keep an operator's status writes from the API server.
+type cut struct{ on atomic.Bool }
+
+var errCut = errors.New("no way to the API server")
+
+func (c *cut) option() option {
+	return withConfig(func(cfg *rest.Config) {
+		cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(r *http.Request) (*http.Response, error) {
+				if c.on.Load() && r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/status") {
+					return nil, errCut
+				}
+				return next.RoundTrip(r)
+			})
+		})
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// sealed are the names of the Secrets with the software store's keys.
+func (o *operator) sealed(t testing.TB) map[string]bool {
+	t.Helper()
+	var list corev1.SecretList
+	if err := o.List(t.Context(), &list, client.InNamespace(o.ownNamespace)); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, s := range list.Items {
+		if s.Type == "keyconvoy.io/sealed-key" {
+			names[s.Name] = true
+		}
+	}
+	return names
+}
+
+func TestOperator_endsBetweenMakingAPairAndSayingSo_findsThePairAgain(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{onSoftware, onSoftHSM} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var c cut
+			o := startOperator(t, c.option())
+			o.store(t, kind)
+			c.on.Store(true)
+			key := importedKey("key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
+			o.called(t, "CreateWrappingKey", func() { o.create(t, key) })
+			o.stop(t)
+			c.on.Store(false)
+
+			o.start(t)
+			o.waits(t, key, v1alpha1.ReasonPendingImport)
+			pairs := o.pairs(t, key)
+			if len(pairs) != 1 {
+				t.Fatalf("the module has %d pairs, want 1", len(pairs))
+			}
+			if got := pairs[0].PublicKey.Fingerprint(); got != key.Status.ImportParameters.PublicKeyFingerprint {
+				t.Error("it publishes another pair than the module has")
+			}
+		})
+	}
+}
+
+func TestOperator_endsBetweenImportAndSayingSo_findsTheKeyAgain(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{onSoftware, onSoftHSM} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var c cut
+			o := startOperator(t, c.option())
+			o.store(t, kind)
+			key := o.pendingKey(t, "key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
+			p := key.Status.ImportParameters
+			c.on.Store(true)
+			m := inline(wrapUnder(t, p, o.material(32)), p.ImportToken)
+			o.called(t, "ImportKey", func() { o.give(t, key, m) })
+			o.stop(t)
+			c.on.Store(false)
+			before := o.sealed(t)
+			o.read(t, key)
+			if key.Status.KeyState != "PendingImport" {
+				t.Fatalf("the status says %s; the test is none", key.Status.KeyState)
+			}
+
+			o.start(t)
+			o.enabled(t, key)
+			if !o.inModule(t, key) {
+				t.Error("the key is not in the module")
+			}
+			if n := len(o.pairs(t, key)); n != 1 {
+				t.Errorf("the module has %d pairs, want 1", n)
+			}
+			if after := o.sealed(t); len(after) != len(before) {
+				t.Errorf("the store has %d records, before %d", len(after), len(before))
+			}
+		})
+	}
+}
+
+// The material may be sealed and nothing known of it while the key is deleted: nothing is left behind.
+func TestOperator_endsBetweenImportAndSayingSo_leavesNoOrphan(t *testing.T) {
+	t.Parallel()
+	var c cut
+	o := startOperator(t, c.option())
+	o.store(t, onSoftware)
+	bare := o.sealed(t)
+	key := o.pendingKey(t, "key", withDeletionPolicy(v1alpha1.DeletionDelete))
+	p := key.Status.ImportParameters
+	c.on.Store(true)
+	m := inline(wrapUnder(t, p, o.material(32)), p.ImportToken)
+	o.called(t, "ImportKey", func() { o.give(t, key, m) })
+	o.stop(t)
+	o.remove(t, key)
+	c.on.Store(false)
+	o.start(t)
+	o.gone(t, key)
+	// The key of the import tokens stays: it is the store's.
+	if left := o.sealed(t); len(left) > len(bare)+1 {
+		t.Errorf("%d records are left, %d before", len(left), len(bare))
+	}
+}
+
+// called does something and waits until a call of that method, to the module that was opened last, is over.
+func (o *operator) called(t testing.TB, method string, cause func()) {
+	t.Helper()
+	over := make(chan struct{})
+	o.module(t).After(method, sync.OnceFunc(func() { close(over) }))
+	cause()
+	select {
+	case <-over:
+	case <-time.After(patience):
+		t.Fatalf("%s is not called", method)
+	}
+}
