@@ -1,0 +1,189 @@
+package demo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The demo is run as make demo runs it, with a product and a launcher built from this tree.
+
+// built is what the demo asks for. The directory is removed by the last test's end (TestMain).
+var built struct {
+	sync.Once
+	dir string
+	err error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+func build() {
+	if built.dir, built.err = os.MkdirTemp("", "keyconvoy-demo-"); built.err != nil {
+		return
+	}
+	for name, pkg := range map[string]string{"keyconvoy": "../..", "controlplane": "../controlplane"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(built.dir, name), ".")
+		cmd.Dir = pkg
+		if out, err := cmd.CombinedOutput(); err != nil {
+			built.err = errors.Join(built.err, fmt.Errorf("building %s: %w\n%s", pkg, err, out))
+		}
+	}
+}
+
+// demo is one run of the script.
+type demo struct {
+	cmd  *exec.Cmd
+	temp string // where it keeps its things
+	out  bytes.Buffer
+}
+
+func newDemo(t *testing.T, env ...string) *demo {
+	t.Helper()
+	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
+		t.Fatal("KUBEBUILDER_ASSETS is not set. Run `make test`, which builds kube-apiserver, etcd and kubectl and sets it")
+	}
+	if built.Do(build); built.err != nil {
+		t.Fatal(built.err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	t.Cleanup(cancel)
+	d := &demo{cmd: exec.CommandContext(ctx, "./demo.sh"), temp: t.TempDir()}
+	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.temp, "DEMO_STORE=",
+		"KEYCONVOY="+filepath.Join(built.dir, "keyconvoy"), "CONTROLPLANE_LAUNCHER="+filepath.Join(built.dir, "controlplane"))
+	d.cmd.Env = append(d.cmd.Env, env...)
+	// Not killed at the deadline, so that it cleans up.
+	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(syscall.SIGTERM) }
+	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
+	return d
+}
+
+// ends waits for the script's end, and checks the exit code, what it said, and that nothing is left.
+func (d *demo) ends(t *testing.T, code int, says ...string) {
+	t.Helper()
+	if got := d.cmd.ProcessState.ExitCode(); got != code {
+		t.Errorf("exit code %d, not %d", got, code)
+	}
+	for _, words := range says {
+		if !strings.Contains(d.out.String(), words) {
+			t.Errorf("it does not say %q", words)
+		}
+	}
+	if strings.Contains(d.out.String(), "PRIVATE KEY-----") {
+		t.Error("it shows a private key")
+	}
+	if left, err := os.ReadDir(d.temp); err != nil || len(left) > 0 {
+		t.Errorf("it leaves %v, %v", left, err)
+	}
+	for _, process := range processesWith(t, d.temp) {
+		t.Errorf("it leaves a process: %s", process)
+	}
+	if t.Failed() {
+		t.Logf("The demo:\n%s", d.out.String())
+	}
+}
+
+// processesWith returns the command lines that name a path.
+func processesWith(t *testing.T, path string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no processes to be seen: %v", err)
+	}
+	var found []string
+	for _, file := range files {
+		line, _ := os.ReadFile(file) // it may have ended by now
+		if bytes.Contains(line, []byte(path)) {
+			found = append(found, string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+		}
+	}
+	return found
+}
+
+func TestDemo_refusesAnUnknownStore(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "DEMO_STORE=cloud")
+	_ = d.cmd.Run()
+	d.ends(t, 2, `DEMO_STORE is software or softhsm, not "cloud".`)
+}
+
+func TestDemo_saysWhatIsNotBuilt(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "KEYCONVOY=no/such/keyconvoy")
+	_ = d.cmd.Run()
+	d.ends(t, 2, "no/such/keyconvoy is missing; make demo builds it.")
+}
+
+func TestDemo_failsWhenTheRecipientsHoldDifferentKeys(t *testing.T) {
+	t.Parallel()
+	liar := filepath.Join(t.TempDir(), "keyconvoy")
+	script := "#!/bin/bash\nif [ \"$1\" = unwrap ]; then head -c 32 /dev/zero > \"${!#}\"; else exec keyconvoy-itself \"$@\"; fi\n"
+	script = strings.ReplaceAll(script, "keyconvoy-itself", `"$HONEST"`)
+	if err := os.WriteFile(liar, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := newDemo(t, "KEYCONVOY="+liar)
+	d.cmd.Env = append(d.cmd.Env, "HONEST="+filepath.Join(built.dir, "keyconvoy"))
+	_ = d.cmd.Run()
+	d.ends(t, 1, "This command failed: cmp ledger-from-rsa ledger-from-keyconvoy", "The demo failed")
+}
+
+func TestDemo_cleansUpWhenItIsInterrupted(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	d.cmd.Stdout, d.cmd.Stderr = w, w
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	interrupted := false
+	for buffer := make([]byte, 4096); ; {
+		n, err := r.Read(buffer)
+		d.out.Write(buffer[:n])
+		if err != nil {
+			break
+		}
+		if !interrupted && strings.Contains(d.out.String(), "== A key store ==") {
+			interrupted = true
+			if err := d.cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = d.cmd.Wait()
+	d.ends(t, 130, "Cleaning up")
+}
+
+func TestDemo_carriesAKeyOnEachStore(t *testing.T) {
+	t.Parallel()
+	for store, custody := range map[string][]string{
+		"software": {"ImportedKey       payments     Software", "DataKey           ledger       Software", "ExportedDataKey   ledger-sm2   Software"},
+		"softhsm":  {"ImportedKey       payments     Host", "DataKey           ledger       Module", "ExportedDataKey   ledger-sm2   Host"},
+	} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			d := newDemo(t, "DEMO_STORE="+store)
+			_ = d.cmd.Run()
+			d.ends(t, 0, append(custody, "None does.", "Cleaning up")...)
+		})
+	}
+}
