@@ -94,14 +94,11 @@ func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error
 	case known != "":
 		s.blob, s.custody = known, s.object.Status.Custody
 	case kept != "":
-		s.blob, s.custody = kept, v1alpha1.Custody(s.secret.Annotations[annotationCustody])
+		s.blob, s.custody = kept, custodyOf(s.secret.Annotations[annotationCustody])
 	case given != "":
-		s.blob = given
+		s.blob, s.custody = given, v1alpha1.CustodyUnknown
 	default:
 		return nil
-	}
-	if s.custody == "" {
-		s.custody = v1alpha1.CustodyUnknown
 	}
 	if (kept != "" && kept != s.blob) || (given != "" && given != s.blob) {
 		return s.twoBlobs()

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
@@ -124,16 +125,20 @@ func (r *exportedDataKeyReconciler) readRecipient(ctx context.Context, s *export
 
 // findRecipientParameters takes the import public key of an ImportedKey. A key that has its material
 // publishes none any more; what was exported to it stays.
+//
+// The source names the ImportedKey, so that a public key from elsewhere is not taken for its.
 func (r *exportedDataKeyReconciler) findRecipientParameters(ctx context.Context, s *exportScope, name string) error {
 	imported := &v1alpha1.ImportedKey{}
 	err := r.client.Get(ctx, inNamespace(s.object, name), imported)
 	if client.IgnoreNotFound(err) != nil {
 		return err
 	}
+	s.source = "ImportedKey/" + name
 	if err == nil && imported.Status.ImportParameters != nil {
 		return s.setRecipient([]byte(imported.Status.ImportParameters.PublicKey))
 	}
-	if s.fingerprint = s.object.Status.RecipientFingerprint; s.fingerprint != "" {
+	if s.source == s.object.Status.RecipientVersion {
+		s.fingerprint = s.object.Status.RecipientFingerprint
 		return nil
 	}
 	return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("The ImportedKey %s does not exist or publishes no import parameters: its conditions say why.", name))
@@ -190,41 +195,74 @@ func (r *exportedDataKeyReconciler) compare(ctx context.Context, s *exportScope)
 	return r.keepSecret(ctx, s)
 }
 
-// holdsExport says whether the Secret's content is what these inputs were exported to.
-func (s *exportScope) holdsExport() bool {
-	want := s.secret.Annotations[annotationData]
-	if ref := s.object.Status.SecretRef; ref != nil && s.object.Status.InputsDigest == s.inputs {
-		want = ref.Digest
-	}
-	return s.secret.Annotations[annotationInputs] == s.inputs && secrets.Digest(s.secret.Data) == want
+// known says whether the status speaks of an export of these inputs.
+func (s *exportScope) known() bool {
+	return s.object.Status.SecretRef != nil && s.object.Status.InputsDigest == s.inputs
 }
 
-// keepSecret takes the export that is in the Secret over into the status, and repairs labels and
-// annotations without exporting anew.
-func (r *exportedDataKeyReconciler) keepSecret(ctx context.Context, s *exportScope) error {
-	ref := secrets.Reference(s.secret)
+// holdsExport says whether the Secret's content is what these inputs were exported to. The status says it;
+// while it does not yet, the Secret's own annotations do.
+func (s *exportScope) holdsExport() bool {
+	content := secrets.Digest(ownEntries(s.secret.Data))
+	if s.known() {
+		return content == s.object.Status.SecretRef.Digest
+	}
 	own := s.secret.Annotations
-	if !s.target.carriedBy(s.secret) {
-		t := s.secretTarget(s.secret.Data)
-		for _, name := range []string{annotationInputs, annotationData, annotationRequestID, annotationCustody, annotationTime} {
-			t.Annotations[name] = own[name]
+	return own[annotationInputs] == s.inputs && own[annotationData] == content && uuid.Validate(own[annotationRequestID]) == nil
+}
+
+// ownEntries leaves out the entries that others add to the Secret, which server-side apply leaves alone.
+func ownEntries(data map[string][]byte) map[string][]byte {
+	own := map[string][]byte{}
+	for _, entry := range []string{
+		entryExportedDataKey, entryKeyID, entryKeyVersionID, entryWrappingKeySpec, entryWrappingAlgorithm, entryRecipientFingerprint,
+	} {
+		if value, ok := data[entry]; ok {
+			own[entry] = value
 		}
+	}
+	return own
+}
+
+// keepSecret takes the export that is in the Secret over into a status that does not know it, and repairs
+// labels and annotations without exporting anew.
+func (r *exportedDataKeyReconciler) keepSecret(ctx context.Context, s *exportScope) error {
+	status := &s.object.Status
+	if !s.known() {
+		own := s.secret.Annotations
+		status.KeyID = string(s.secret.Data[entryKeyID])
+		status.KeyVersionID = string(s.secret.Data[entryKeyVersionID])
+		status.RequestID = own[annotationRequestID]
+		status.Custody = custodyOf(own[annotationCustody])
+		status.ExportTime = nil
+		if at, err := time.Parse(time.RFC3339, own[annotationTime]); err == nil {
+			status.ExportTime = &metav1.Time{Time: at}
+		}
+	}
+	t := s.secretTarget(ownEntries(s.secret.Data))
+	s.record(&t, status.RequestID, status.Custody, status.ExportTime)
+	ref := secrets.Reference(s.secret)
+	ref.Digest = secrets.Digest(t.Data)
+	if !contains(s.secret.Labels, t.Labels) || !contains(s.secret.Annotations, t.Annotations) {
 		t.UID = s.secret.UID
 		var err error
 		if ref, err = r.secrets.Apply(ctx, t); err != nil {
 			return err
 		}
 	}
-	status := &s.object.Status
-	status.KeyID = string(s.secret.Data[entryKeyID])
-	status.KeyVersionID = string(s.secret.Data[entryKeyVersionID])
-	status.RequestID = own[annotationRequestID]
-	status.Custody = v1alpha1.Custody(own[annotationCustody])
-	if at, err := time.Parse(time.RFC3339, own[annotationTime]); err == nil {
-		status.ExportTime = &metav1.Time{Time: at}
-	}
 	s.finish(ref)
 	return nil
+}
+
+// record puts what the status says of the export on its Secret too.
+func (s *exportScope) record(t *secrets.Target, requestID string, custody v1alpha1.Custody, at *metav1.Time) {
+	t.Annotations[annotationInputs] = s.inputs
+	t.Annotations[annotationData] = secrets.Digest(t.Data)
+	t.Annotations[annotationRequestID] = requestID
+	t.Annotations[annotationCustody] = string(custody)
+	if at != nil {
+		t.Annotations[annotationTime] = at.UTC().Format(time.RFC3339)
+	}
 }
 
 // finish sets done and what the status says of the inputs.
@@ -296,11 +334,7 @@ func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportSc
 		entryWrappingAlgorithm:    []byte(s.object.Spec.WrappingAlgorithm),
 		entryRecipientFingerprint: []byte(s.fingerprint),
 	})
-	t.Annotations[annotationInputs] = s.inputs
-	t.Annotations[annotationData] = secrets.Digest(t.Data)
-	t.Annotations[annotationRequestID] = s.exported.RequestID.String()
-	t.Annotations[annotationCustody] = string(s.exported.Custody)
-	t.Annotations[annotationTime] = at.Format(time.RFC3339)
+	s.record(&t, s.exported.RequestID.String(), v1alpha1.Custody(s.exported.Custody), &at)
 	if s.secret != nil {
 		t.UID = s.secret.UID
 		if s.secret.Immutable != nil && *s.secret.Immutable {

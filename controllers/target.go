@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -11,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
@@ -18,7 +20,12 @@ import (
 // reservedPrefix begins the names of the labels and annotations that are the operator's own.
 const reservedPrefix = "keyconvoy.io/"
 
-// target is the Secret that an object writes, as the user asks for it.
+// annotationTarget is the digest of the labels and annotations that the user asks for: one that is not
+// asked for any more is noticed by it.
+const annotationTarget = reservedPrefix + "target-digest"
+
+// target is the Secret that an object writes: the labels and annotations that the user asks for, with
+// those that the operator puts on every Secret.
 type target struct {
 	key         types.NamespacedName
 	labels      map[string]string
@@ -30,7 +37,7 @@ type target struct {
 func targetOf(object client.Object, spec *v1alpha1.SecretTarget) (target, error) {
 	t := target{key: client.ObjectKeyFromObject(object), labels: map[string]string{}, annotations: map[string]string{}}
 	if spec == nil {
-		return t, nil
+		spec = &v1alpha1.SecretTarget{}
 	}
 	if spec.Name != "" {
 		t.key.Name = string(spec.Name)
@@ -54,10 +61,23 @@ func targetOf(object client.Object, spec *v1alpha1.SecretTarget) (target, error)
 			}
 		}
 	}
+	t.annotations[annotationTarget] = t.digest()
+	t.labels[v1alpha1.LabelManagedBy] = v1alpha1.ManagedBy
 	return t, nil
 }
 
-// carriedBy says whether a Secret has the labels and annotations that the user asks for.
+func (t target) digest() string {
+	var parts []string
+	for kind, values := range map[string]map[string]string{"label": t.labels, "annotation": t.annotations} {
+		for name, value := range values {
+			parts = append(parts, digest(kind, name, value))
+		}
+	}
+	slices.Sort(parts)
+	return digest(parts...)
+}
+
+// carriedBy says whether a Secret has the target's labels and annotations.
 func (t target) carriedBy(secret client.Object) bool {
 	return contains(secret.GetLabels(), t.labels) && contains(secret.GetAnnotations(), t.annotations)
 }
@@ -76,4 +96,13 @@ func contains(have, want map[string]string) bool {
 		}
 	}
 	return true
+}
+
+// custodyOf reads a custody from a Secret's annotation, which others may have changed.
+func custodyOf(annotation string) v1alpha1.Custody {
+	switch c := v1alpha1.Custody(annotation); c {
+	case v1alpha1.Custody(hsm.CustodyModule), v1alpha1.Custody(hsm.CustodyHost), v1alpha1.Custody(hsm.CustodySoftware):
+		return c
+	}
+	return v1alpha1.CustodyUnknown
 }

@@ -124,7 +124,8 @@ type Target struct {
 // it makes an object, and is refused with a Conflict where there is one.
 const neverVersion = "1"
 
-// Apply writes a Secret by server-side apply and says how it is now. A Conflict or Invalid error means
+// Apply writes a Secret by server-side apply and says how it is now, with the digest of what was written:
+// entries that others add stay, and are theirs. A Conflict or Invalid error means
 // that the name belongs to another Secret.
 func (c *Client) Apply(ctx context.Context, t Target) (v1alpha1.SecretReference, error) {
 	labels := map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}
@@ -150,7 +151,7 @@ func (c *Client) Apply(ctx context.Context, t Target) (v1alpha1.SecretReference,
 		return v1alpha1.SecretReference{}, err
 	}
 	return v1alpha1.SecretReference{
-		Name: t.Key.Name, UID: string(*s.UID), ResourceVersion: *s.ResourceVersion, Digest: Digest(s.Data),
+		Name: t.Key.Name, UID: string(*s.UID), ResourceVersion: *s.ResourceVersion, Digest: Digest(t.Data),
 	}, nil
 }
 
