@@ -174,7 +174,7 @@ func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
 				}
 			}
 			values, err := s.attributes(h, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_KEY_TYPE)
-			if err != nil || !bytes.Equal(values[0], f.id[:]) || string(values[1]) != "keyconvoy:key:"+f.id.String()+":AES_256:" ||
+			if err != nil || !bytes.Equal(values[0], f.id[:]) || string(values[1]) != "keyconvoy:key:"+f.id.String()+":AES_256:team-a" ||
 				ulong(values[2]) != p11.CKK_AES {
 				t.Errorf("CKA_ID, CKA_LABEL, CKA_KEY_TYPE = %q, %v", values, err)
 			}
@@ -183,6 +183,23 @@ func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	})
+}
+
+func TestMasterKey_keepsItsFirstOwner(t *testing.T) {
+	onEach(t, func(t *testing.T, token tokens.Token) {
+		f := newFixture(t, configOf(token))
+		again := f.importOf(t, f.id, f.material)
+		again.Owner = "team-b"
+		if key, err := f.m.ImportKey(t.Context(), again); err != nil || key.Owner != "team-a" {
+			t.Errorf("ImportKey = %+v, %v", key, err)
+		}
+		if key, err := f.m.FindKey(t.Context(), f.id); err != nil || key.Owner != "team-a" {
+			t.Errorf("FindKey = %+v, %v", key, err)
+		}
+		again.Owner = "team b"
+		_, err := f.m.ImportKey(t.Context(), again)
+		wantKind(t, err, hsm.NotSupported, "an owner that does not print")
 	})
 }
 

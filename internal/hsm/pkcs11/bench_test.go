@@ -144,6 +144,7 @@ func (f *fixture) importOf(t testing.TB, id uuid.UUID, material []byte) hsm.Impo
 	}
 	return hsm.ImportRequest{
 		KeyVersionID: id, Spec: hsm.AES256, WrappingKey: f.pair.ID, Algorithm: wrapping.RSAESOAEPSHA1, EncryptedMaterial: wrapped,
+		Owner: "team-a",
 	}
 }
 
