@@ -225,12 +225,16 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 
 func TestPermit(t *testing.T) {
 	t.Parallel()
-	states := []kms.KeyState{kms.StateEnabled, kms.StateDisabled, kms.StatePendingDeletion, kms.StatePendingImport, "of a later version"}
+	const notFound, failed = kms.ForbiddenKeyNotFound, kms.RejectedStateModifiedFailed
+	states := append(kms.KeyStates(), "of a later version") // PendingImport, Enabled, Disabled, PendingDeletion, Deleted
 	for op, want := range map[kms.Operation][]kms.Code{
-		kms.OpGenerateDataKey:        {"", kms.RejectedDisabled, kms.RejectedPendingDeletion, kms.RejectedPendingImport, kms.RejectedUnavailable},
-		kms.OpExportDataKey:          {"", kms.RejectedDisabled, kms.RejectedPendingDeletion, kms.RejectedPendingImport, kms.RejectedUnavailable},
-		kms.OpGetParametersForImport: {"", "", "", "", ""},
-		kms.OpImportKeyMaterial:      {"", "", kms.RejectedStateModifiedFailed, "", ""},
+		kms.OpGenerateDataKey:        {kms.RejectedPendingImport, "", kms.RejectedDisabled, kms.RejectedPendingDeletion, notFound, kms.RejectedUnavailable},
+		kms.OpExportDataKey:          {kms.RejectedPendingImport, "", kms.RejectedDisabled, kms.RejectedPendingDeletion, notFound, kms.RejectedUnavailable},
+		kms.OpGetParametersForImport: {"", "", "", "", notFound, ""},
+		kms.OpDeleteKeyMaterial:      {"", "", "", "", notFound, ""},
+		kms.OpImportKeyMaterial:      {"", "", "", failed, notFound, ""},
+		kms.OpEnableKey:              {failed, "", "", failed, notFound, ""},
+		kms.OpDisableKey:             {failed, "", "", failed, notFound, ""},
 		"of a later version":         slices.Repeat([]kms.Code{kms.UnsupportedOperation}, len(states)),
 	} {
 		for i, state := range states {

@@ -64,7 +64,7 @@ func parseToken(raw []byte) (token importToken, tag []byte, ok bool) {
 	if seconds > math.MaxInt32*1000 || int(body[40]) != len(algorithm) {
 		return importToken{}, nil, false
 	}
-	token.expires = time.Unix(int64(seconds), 0) //nolint:gosec // bounded above
+	token.expires = time.Unix(int64(seconds), 0)
 	token.algorithm = wrapping.Algorithm(algorithm)
 	return token, tag, true
 }

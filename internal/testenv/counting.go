@@ -50,6 +50,7 @@ func Count(cfg *rest.Config) (*rest.Config, *Counter) {
 
 type roundTripper func(*http.Request) (*http.Response, error)
 
+// RoundTrip implements http.RoundTripper.
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 func (c *Counter) add(r Request) {
