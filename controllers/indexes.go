@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -23,6 +24,8 @@ const (
 	indexKey = "importedKey"
 	// indexDataKey: ExportedDataKeys by the namespace and name of their DataKey.
 	indexDataKey = "dataKey"
+	// indexController: ExportedDataKeys by the UID of the ClusterExportedDataKey that made them.
+	indexController = "controller"
 	// indexContent: every kind by the Secrets and ConfigMaps that it reads or writes.
 	indexContent = "content"
 )
@@ -42,6 +45,7 @@ func addIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 		{&v1alpha1.ExportedDataKey{}, indexKey, exportRecipientKey},
 		{&v1alpha1.ExportedDataKey{}, indexVersion, exportVersion},
 		{&v1alpha1.ExportedDataKey{}, indexContent, exportContent},
+		{&v1alpha1.ExportedDataKey{}, indexController, exportController},
 	} {
 		if err := indexer.IndexField(ctx, index.object, index.field, index.values); err != nil {
 			return err
@@ -99,6 +103,13 @@ func exportDataKey(o client.Object) []string {
 		return nil
 	}
 	return []string{dataKeyOf(e).String()}
+}
+
+func exportController(o client.Object) []string {
+	if owner := metav1.GetControllerOf(o); owner != nil {
+		return []string{string(owner.UID)}
+	}
+	return nil
 }
 
 // dataKeyOf names the DataKey that an object exports.

@@ -91,6 +91,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		(&importedKeyReconciler{s}).setup(mgr, controllerOptions(2)),
 		(&dataKeyReconciler{s}).setup(mgr, controllerOptions(4)),
 		(&exportedDataKeyReconciler{s}).setup(mgr, controllerOptions(8)),
+		(&clusterExportReconciler{s}).setup(mgr, controllerOptions(1)),
 		mgr.Add(manager.RunnableFunc(s.closeModules)),
 	)
 }

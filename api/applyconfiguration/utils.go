@@ -20,6 +20,12 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.AdoptSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Capability"):
 		return &apiv1alpha1.CapabilityApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ClusterExportedDataKey"):
+		return &apiv1alpha1.ClusterExportedDataKeyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ClusterExportedDataKeySpec"):
+		return &apiv1alpha1.ClusterExportedDataKeySpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ClusterExportedDataKeyStatus"):
+		return &apiv1alpha1.ClusterExportedDataKeyStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ClusterKeyStore"):
 		return &apiv1alpha1.ClusterKeyStoreApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ClusterKeyStoreSpec"):
@@ -32,6 +38,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.DataKeySpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("DataKeyStatus"):
 		return &apiv1alpha1.DataKeyStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("DistributedPublicKeySource"):
+		return &apiv1alpha1.DistributedPublicKeySourceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("EntryReference"):
 		return &apiv1alpha1.EntryReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("EntrySource"):
@@ -50,6 +58,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ExportRecipientApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ExportTarget"):
 		return &apiv1alpha1.ExportTargetApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ExportTemplate"):
+		return &apiv1alpha1.ExportTemplateApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKey"):
 		return &apiv1alpha1.ImportedKeyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKeySpec"):
@@ -76,6 +86,10 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.MaterialSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ModuleInfo"):
 		return &apiv1alpha1.ModuleInfoApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("NamespacedReference"):
+		return &apiv1alpha1.NamespacedReferenceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("NamespaceFailure"):
+		return &apiv1alpha1.NamespaceFailureApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PKCS11Store"):
 		return &apiv1alpha1.PKCS11StoreApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PublicKeySource"):

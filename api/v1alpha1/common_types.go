@@ -31,6 +31,10 @@ const (
 	ReasonTargetNotOwned = "TargetNotOwned"
 	// ReasonKeyVersionTaken: another ImportedKey holds the key that this one would adopt.
 	ReasonKeyVersionTaken = "KeyVersionTaken"
+	// ReasonNamespacesFailed: the export has failed in some of the selected namespaces.
+	ReasonNamespacesFailed = "NamespacesFailed"
+	// ReasonNamespacesPending: the export is on its way in some of the selected namespaces.
+	ReasonNamespacesPending = "NamespacesPending"
 	// ReasonModuleMisconfigured: the module cannot be opened as configured.
 	ReasonModuleMisconfigured = "ModuleMisconfigured"
 	// ReasonPINRefused: the module refused the PIN, or it may not be tried.

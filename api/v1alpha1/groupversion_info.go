@@ -28,6 +28,7 @@ var schemeBuilder = runtime.NewSchemeBuilder(func(scheme *runtime.Scheme) error 
 		&ImportedKey{}, &ImportedKeyList{},
 		&DataKey{}, &DataKeyList{},
 		&ExportedDataKey{}, &ExportedDataKeyList{},
+		&ClusterExportedDataKey{}, &ClusterExportedDataKeyList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

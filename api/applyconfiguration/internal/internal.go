@@ -44,6 +44,62 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: operation
       type:
         scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterExportedDataKey
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+    - name: spec
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterExportedDataKeySpec
+    - name: status
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterExportedDataKeyStatus
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterExportedDataKeySpec
+  map:
+    fields:
+    - name: namespaceSelector
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
+    - name: template
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportTemplate
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterExportedDataKeyStatus
+  map:
+    fields:
+    - name: conditions
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
+          elementRelationship: associative
+          keys:
+          - type
+    - name: failedNamespaces
+      type:
+        scalar: numeric
+    - name: failures
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceFailure
+          elementRelationship: atomic
+    - name: namespaces
+      type:
+        scalar: numeric
+    - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: readyNamespaces
+      type:
+        scalar: numeric
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterKeyStore
   map:
     fields:
@@ -169,6 +225,18 @@ var schemaYAML = typed.YAMLObject(`types:
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DesiredKeyState
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DistributedPublicKeySource
+  map:
+    fields:
+    - name: blob
+      type:
+        scalar: string
+    - name: configMapKeyRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
+    - name: secretKeyRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryKey
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
@@ -243,6 +311,27 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: name
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportTemplate
+  map:
+    fields:
+    - name: dataKeyRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespacedReference
+    - name: publicKey
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DistributedPublicKeySource
+    - name: sm2CiphertextFormat
+      type:
+        scalar: string
+    - name: target
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportTarget
+    - name: wrappingAlgorithm
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportAlgorithm
+    - name: wrappingKeySpec
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.WrappingKeySpec
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportedDataKey
   map:
     fields:
@@ -593,8 +682,26 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: serial
       type:
         scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceFailure
+  map:
+    fields:
+    - name: namespace
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceName
+    - name: reason
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceName
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespacedReference
+  map:
+    fields:
+    - name: name
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
+    - name: namespace
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceName
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.PKCS11Store

@@ -1,0 +1,65 @@
+package controllers
+
+import (
+	"context"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+)
+
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=clusterexporteddatakeys,verbs=get;list;watch
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=clusterexporteddatakeys/status,verbs=patch
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=exporteddatakeys,verbs=create;patch;delete
+
+// clusterExportReconciler keeps an ExportedDataKey in every namespace that is selected. What each of them
+// does, and whether the key's owner consents, is theirs.
+type clusterExportReconciler struct {
+	*shared
+}
+
+// clusterExportScope is what the phases hand on.
+type clusterExportScope struct {
+	object     *v1alpha1.ClusterExportedDataKey
+	namespaces []string                             // set by selectNamespaces, sorted
+	exports    map[string]*v1alpha1.ExportedDataKey // set by listExports: this object's, by namespace
+	failures   map[string]string                    // set by makeExports: reasons by namespace
+}
+
+// Reconcile makes, repairs and removes the exports, and counts them.
+func (r *clusterExportReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	object := &v1alpha1.ClusterExportedDataKey{}
+	if err := r.client.Get(ctx, req.NamespacedName, object); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !object.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, nil // the exports have an owner and go with it
+	}
+
+	before := object.DeepCopy()
+	scope := &clusterExportScope{object: object, failures: map[string]string{}}
+	var err error
+	for _, phase := range []func(context.Context, *clusterExportScope) error{
+		r.selectNamespaces, r.listExports, r.makeExports, r.removeExports, r.countExports,
+	} {
+		if err = phase(ctx, scope); err != nil {
+			break
+		}
+	}
+
+	object.Status.ObservedGeneration = object.Generation
+	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, "The data key is exported to every selected namespace.")
+	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {
+		return ctrl.Result{}, patchErr
+	}
+	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
+	return reconciler.Result(err, 0)
+}
+
+// isExportOf says whether an ExportedDataKey is one that this object made.
+func isExportOf(export *v1alpha1.ExportedDataKey, object *v1alpha1.ClusterExportedDataKey) bool {
+	return metav1.IsControlledBy(export, object)
+}

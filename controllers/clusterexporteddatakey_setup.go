@@ -1,0 +1,85 @@
+package controllers
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
+// countInterval gathers the changes of many exports into one look at them all.
+const countInterval = time.Second
+
+func (r *clusterExportReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
+	namespaces := &metav1.PartialObjectMetadata{}
+	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.ClusterExportedDataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.ExportedDataKey{}, gathered{}, builder.WithPredicates(exportCounts)).
+		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(
+			predicate.Or[client.Object](predicate.LabelChangedPredicate{}, deletionBegan))).
+		WithOptions(options).
+		Complete(r)
+}
+
+// exportCounts lets through what changes a count, or must be repaired.
+var exportCounts = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		was, is := e.ObjectOld.(*v1alpha1.ExportedDataKey), e.ObjectNew.(*v1alpha1.ExportedDataKey)
+		return was.Generation != is.Generation || was.Status.ObservedGeneration != is.Status.ObservedGeneration ||
+			ready(was.Status.Conditions) != ready(is.Status.Conditions) || stallReason(was) != stallReason(is)
+	},
+}
+
+var deletionBegan = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		return e.ObjectOld.GetDeletionTimestamp().IsZero() != e.ObjectNew.GetDeletionTimestamp().IsZero()
+	},
+}
+
+func stallReason(e *v1alpha1.ExportedDataKey) string {
+	for _, c := range e.Status.Conditions {
+		if c.Type == v1alpha1.ConditionStalled {
+			return c.Reason
+		}
+	}
+	return ""
+}
+
+// all finds every ClusterExportedDataKey: any of them may select a namespace, or have selected it.
+func (r *clusterExportReconciler) all(ctx context.Context, _ client.Object) []reconcile.Request {
+	items := func(l *v1alpha1.ClusterExportedDataKeyList) []v1alpha1.ClusterExportedDataKey { return l.Items }
+	return find(ctx, r.client, &v1alpha1.ClusterExportedDataKeyList{}, items, nil)
+}
+
+// gathered wakes the controller of an ExportedDataKey a little later, so that a thousand exports that
+// become Ready are counted a few times and not a thousand times.
+type gathered struct{}
+
+type requests = workqueue.TypedRateLimitingInterface[reconcile.Request]
+
+func (gathered) wake(o client.Object, q requests) {
+	if owner := metav1.GetControllerOf(o); owner != nil && owner.Kind == "ClusterExportedDataKey" {
+		q.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: owner.Name}}, countInterval)
+		return
+	}
+	// One that stood in the way may be gone.
+	q.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: o.GetName()}}, countInterval)
+}
+
+func (g gathered) Create(_ context.Context, e event.CreateEvent, q requests)   { g.wake(e.Object, q) }
+func (g gathered) Update(_ context.Context, e event.UpdateEvent, q requests)   { g.wake(e.ObjectNew, q) }
+func (g gathered) Delete(_ context.Context, e event.DeleteEvent, q requests)   { g.wake(e.Object, q) }
+func (g gathered) Generic(_ context.Context, e event.GenericEvent, q requests) { g.wake(e.Object, q) }
