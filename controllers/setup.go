@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apimachinery "k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -30,6 +31,8 @@ type Options struct {
 	// OperatorNamespace is where software stores keep their keys, and where the PINs of
 	// ClusterKeyStores are read.
 	OperatorNamespace string
+	// Metrics is where the operator's own metrics are registered; nil for nowhere.
+	Metrics prometheus.Registerer
 	// Clock defaults to the wall clock.
 	Clock clock.PassiveClock
 	// HealthInterval is how often an open module is asked whether it still works; it defaults to a
@@ -85,9 +88,16 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
+	calls := newModuleCalls()
+	if o.Metrics != nil {
+		if err := errors.Join(o.Metrics.Register(calls), o.Metrics.Register(&collector{mgr.GetClient(), o.Clock})); err != nil {
+			return err
+		}
+	}
+	open := metered(o.OpenModule, calls)
 	return errors.Join(
-		(&keyStoreReconciler{s, kindKeyStore, o.OpenModule, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
-		(&keyStoreReconciler{s, kindClusterKeyStore, o.OpenModule, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, kindKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, kindClusterKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
 		(&importedKeyReconciler{s}).setup(mgr, controllerOptions(2)),
 		(&dataKeyReconciler{s}).setup(mgr, controllerOptions(4)),
 		(&exportedDataKeyReconciler{s}).setup(mgr, controllerOptions(8)),

@@ -12,6 +12,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -94,7 +95,9 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	err = errors.Join(
-		controllers.Setup(ctx, mgr, controllers.Options{OpenModule: libraries.open, OperatorNamespace: namespace}),
+		controllers.Setup(ctx, mgr, controllers.Options{
+			OpenModule: libraries.open, OperatorNamespace: namespace, Metrics: metrics.Registry,
+		}),
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("ping", healthz.Ping),
 	)

@@ -1,0 +1,180 @@
+package controllers
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
+// collector computes metrics from the cache when they are scraped, so that none outlives its object.
+type collector struct {
+	client client.Reader
+	clock  clock.PassiveClock
+}
+
+// scrapeTimeout bounds a scrape while the caches are not filled yet.
+const scrapeTimeout = 5 * time.Second
+
+var (
+	objectsMetric = prometheus.NewDesc("keyconvoy_objects",
+		"Objects by kind, and by the status and reason of their Ready condition.", []string{"kind", "ready", "reason"}, nil)
+	keysMetric = prometheus.NewDesc("keyconvoy_keys",
+		"ImportedKeys by key state.", []string{"state"}, nil)
+	exportsMetric = prometheus.NewDesc("keyconvoy_exports",
+		"Exported data keys by wrapping algorithm and custody.", []string{"algorithm", "custody"}, nil)
+	materialExpiryMetric = prometheus.NewDesc("keyconvoy_next_material_expiry_seconds",
+		"Seconds until the first key material ends; absent when none ever does.", nil, nil)
+	tokenExpiryMetric = prometheus.NewDesc("keyconvoy_next_token_expiry_seconds",
+		"Seconds until the first published import token ends; absent when there is none.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{objectsMetric, keysMetric, exportsMetric, materialExpiryMetric, tokenExpiryMetric} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector. Where the cache cannot be read there are no metrics, which is
+// better than wrong ones.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	s := scrape{objects: map[[3]string]int{}, keys: map[string]int{}, exports: map[[2]string]int{}}
+	if s.read(ctx, c.client) != nil {
+		return
+	}
+	s.send(ch, c.clock.Now())
+}
+
+// scrape is what one look at the cache counted.
+type scrape struct {
+	objects                 map[[3]string]int
+	keys                    map[string]int
+	exports                 map[[2]string]int
+	nextMaterial, nextToken time.Time // zero: none
+}
+
+func (s *scrape) read(ctx context.Context, c client.Reader) error {
+	for _, read := range []func(context.Context, client.Reader) error{
+		s.readStores, s.readKeys, s.readDataKeys, s.readExports, s.readClusterExports,
+	} {
+		if err := read(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func list(ctx context.Context, c client.Reader, into client.ObjectList) error {
+	return c.List(ctx, into, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+}
+
+func (s *scrape) count(kind string, conditions []metav1.Condition) {
+	status, reason := string(metav1.ConditionUnknown), ""
+	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady); c != nil {
+		status, reason = string(c.Status), c.Reason
+	}
+	s.objects[[3]string{kind, status, reason}]++
+}
+
+func (s *scrape) readStores(ctx context.Context, c client.Reader) error {
+	var cluster v1alpha1.ClusterKeyStoreList
+	if err := list(ctx, c, &cluster); err != nil {
+		return err
+	}
+	for i := range cluster.Items {
+		s.count(kindClusterKeyStore, cluster.Items[i].Status.Conditions)
+	}
+	var namespaced v1alpha1.KeyStoreList
+	err := list(ctx, c, &namespaced)
+	for i := range namespaced.Items {
+		s.count(kindKeyStore, namespaced.Items[i].Status.Conditions)
+	}
+	return err
+}
+
+func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
+	var keys v1alpha1.ImportedKeyList
+	err := list(ctx, c, &keys)
+	for i := range keys.Items {
+		status := &keys.Items[i].Status
+		s.count("ImportedKey", status.Conditions)
+		if status.KeyState != "" {
+			s.keys[string(status.KeyState)]++
+		}
+		if at := status.MaterialExpireTime; at != nil {
+			s.nextMaterial = earlier(s.nextMaterial, at.Time)
+		}
+		if p := status.ImportParameters; p != nil {
+			s.nextToken = earlier(s.nextToken, p.TokenExpireTime.Time)
+		}
+	}
+	return err
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func (s *scrape) readDataKeys(ctx context.Context, c client.Reader) error {
+	var keys v1alpha1.DataKeyList
+	err := list(ctx, c, &keys)
+	for i := range keys.Items {
+		s.count("DataKey", keys.Items[i].Status.Conditions)
+	}
+	return err
+}
+
+func (s *scrape) readExports(ctx context.Context, c client.Reader) error {
+	var exports v1alpha1.ExportedDataKeyList
+	err := list(ctx, c, &exports)
+	for i := range exports.Items {
+		e := &exports.Items[i]
+		s.count("ExportedDataKey", e.Status.Conditions)
+		if e.Status.SecretRef != nil {
+			s.exports[[2]string{e.Spec.WrappingAlgorithm, string(e.Status.Custody)}]++
+		}
+	}
+	return err
+}
+
+func (s *scrape) readClusterExports(ctx context.Context, c client.Reader) error {
+	var exports v1alpha1.ClusterExportedDataKeyList
+	err := list(ctx, c, &exports)
+	for i := range exports.Items {
+		s.count("ClusterExportedDataKey", exports.Items[i].Status.Conditions)
+	}
+	return err
+}
+
+func (s *scrape) send(ch chan<- prometheus.Metric, now time.Time) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	for labels, n := range s.objects {
+		gauge(objectsMetric, float64(n), labels[:]...)
+	}
+	for state, n := range s.keys {
+		gauge(keysMetric, float64(n), state)
+	}
+	for labels, n := range s.exports {
+		gauge(exportsMetric, float64(n), labels[:]...)
+	}
+	if !s.nextMaterial.IsZero() {
+		gauge(materialExpiryMetric, s.nextMaterial.Sub(now).Seconds())
+	}
+	if !s.nextToken.IsZero() {
+		gauge(tokenExpiryMetric, s.nextToken.Sub(now).Seconds())
+	}
+}
