@@ -1,0 +1,201 @@
+package controllers_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+func TestDataKey_waitsForItsKeyAndWakes(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	k := newDataKey("dek")
+	o.create(t, k)
+	o.waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
+
+	key := o.pendingKey(t, "key")
+	o.waits(t, k, "RejectedPendingImport", "Rejected.PendingImport: ")
+	if n := o.calls()["GenerateDataKey"]; n != 0 {
+		t.Errorf("the module was asked %d times for a data key that could not be made", n)
+	}
+	o.absent(t, "dek")
+
+	o.give(t, key, inline(wrapUnder(t, key.Status.ImportParameters, o.material(32)), key.Status.ImportParameters.ImportToken))
+	o.ready(t, k)
+	o.checkSecretOf(t, k, "dek")
+}
+
+func TestDataKey_waitsForTheModuleAndWakes(t *testing.T) {
+	t.Parallel()
+	gone := hsm.Errorf(hsm.Unavailable, "The module does not answer.")
+	o := startWithKey(t)
+	o.module(t).FailAll("GenerateDataKey", gone)
+	k := newDataKey("dek")
+	o.create(t, k)
+	o.waits(t, k, "ServiceUnavailableTemporary", "ServiceUnavailableTemporary: ", "The module does not answer.")
+	if all := o.events(t, k); len(all) != 0 {
+		t.Errorf("what passes by itself is no event: %q", all)
+	}
+	o.module(t).FailAll("GenerateDataKey", nil)
+	o.ready(t, k)
+}
+
+// Between the module's answer and the Secret the operator may end: that data key was never told to
+// anybody, and another takes its place.
+func TestDataKey_isGeneratedOnce(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	blob := k.Status.CiphertextBlob
+	o.change(t, k, func() { k.Spec.Target = &v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"app": "a"}} })
+	o.ready(t, k)
+	o.wakeBySecret(t, "dek")
+	o.read(t, k)
+	o.secretCaughtUp(t, k)
+	if n := o.calls()["GenerateDataKey"]; n != 1 {
+		t.Errorf("the module was asked for %d data keys", n)
+	}
+	o.restart(t)
+	o.dataKey(t, "another") // so the operator has looked at all
+	o.ready(t, k)
+	o.checkSecretOf(t, k, "dek")
+	if k.Status.CiphertextBlob != blob || o.calls()["GenerateDataKey"] != 1 {
+		t.Errorf("after a restart the data key is another, or was made anew: %v", o.calls())
+	}
+}
+
+// secretCaughtUp waits until the status knows the Secret as it is.
+func (o *operator) secretCaughtUp(t testing.TB, k *v1alpha1.DataKey) {
+	t.Helper()
+	o.until(t, k, func() string {
+		s := o.secretOf(t, k.Status.SecretRef.Name)
+		if ref := k.Status.SecretRef; ref.UID == string(s.UID) && ref.ResourceVersion == s.ResourceVersion {
+			return ""
+		}
+		return "the status does not know the Secret as it is"
+	})
+}
+
+func TestDataKey_isAsLongAsItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	spec := func(keySpec string, n int32) func(*v1alpha1.DataKeySpec) {
+		return func(s *v1alpha1.DataKeySpec) { s.KeySpec, s.NumberOfBytes = keySpec, n }
+	}
+	for name, c := range map[string]struct {
+		spec func(*v1alpha1.DataKeySpec)
+		want int
+	}{
+		"neither":       {spec("", 0), 32},
+		"aes-256":       {spec("AES_256", 0), 32},
+		"aes-128":       {spec("AES_128", 0), 16},
+		"one-byte":      {spec("", 1), 1},
+		"twenty-bytes":  {spec("", 20), 20},
+		"longest":       {spec("", 1024), 1024},
+		"the-bytes-win": {spec("AES_128", 33), 33},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := len(o.dataKeyBytes(t, o.dataKey(t, name, c.spec))); got != c.want {
+				t.Errorf("it has %d bytes, want %d", got, c.want)
+			}
+		})
+	}
+}
+
+func TestDataKey_custodyIsTheModules(t *testing.T) {
+	t.Parallel()
+	for store, custodies := range map[string]map[int32]hsm.Custody{
+		onSoftware: {32: hsm.CustodySoftware},
+		// RFC 3394 wraps keys of 16 bytes and multiples of 8; for others there is AEAD on the host.
+		onSoftHSM: {32: hsm.CustodyModule, 20: hsm.CustodyHost},
+		onNSS:     {16: hsm.CustodyModule, 1: hsm.CustodyHost},
+	} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			o.store(t, store)
+			key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+			for length, custody := range custodies {
+				k := o.dataKey(t, fmt.Sprintf("dek-%d", length), withBytes(length))
+				if got := hsm.Custody(k.Status.Custody); got != custody {
+					t.Errorf("%d bytes: custody is %s, want %s", length, got, custody)
+				}
+				if k.Status.KeyID != string(key.UID) || k.Status.KeyVersionID != key.Status.KeyVersionID {
+					t.Errorf("the status names key %s, version %s", k.Status.KeyID, k.Status.KeyVersionID)
+				}
+				if got := o.dataKeyBytes(t, k); len(got) != int(length) {
+					t.Errorf("it has %d bytes, want %d", len(got), length)
+				}
+			}
+		})
+	}
+}
+
+func TestDataKey_custodyThatThePolicyForbidsIsRefused(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.Custody = v1alpha1.CustodyModuleOnly })
+	o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+	k := newDataKey("dek", withBytes(20))
+	o.create(t, k)
+	o.stalls(t, k, "UnsupportedOperation", "UnsupportedOperation: This action is not supported.")
+	o.absent(t, "dek")
+	o.event(t, k, "UnsupportedOperation")
+	if inside := o.dataKey(t, "inside"); inside.Status.Custody != v1alpha1.Custody(hsm.CustodyModule) {
+		t.Errorf("custody is %s", inside.Status.Custody)
+	}
+}
+
+func TestDataKey_refusesTargetMetadataThatIsNotTheUsers(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	for name, c := range map[string]struct {
+		target v1alpha1.SecretTarget
+		says   string
+	}{
+		"reserved-label":      {v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"keyconvoy.io/x": "y"}}, "are Keyconvoy's own"},
+		"reserved-annotation": {v1alpha1.SecretTarget{Annotations: map[string]v1alpha1.MetadataValue{"keyconvoy.io/data-key": "other"}}, "are Keyconvoy's own"},
+		"managed-by":          {v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{v1alpha1.LabelManagedBy: "helm"}}, "are Keyconvoy's own"},
+		"label-value":         {v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"app": "no spaces"}}, "a valid label must"},
+		"label-name":          {v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"a/b/c": "x"}}, "a valid label key must"},
+		"annotation-name":     {v1alpha1.SecretTarget{Annotations: map[string]v1alpha1.MetadataValue{"not a name": "x"}}, "name part must"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := newDataKey(name, withTarget(c.target))
+			o.create(t, k)
+			o.stalls(t, k, "InvalidParameter", "InvalidParameter: ", "target: ", c.says)
+			o.absent(t, name)
+			o.change(t, k, func() { k.Spec.Target = nil })
+			o.ready(t, k)
+		})
+	}
+}
+
+func TestDataKey_secondReconcileAndRestartCostNothing(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	o.forgetCounts()
+	k := o.dataKey(t, "dek")
+	o.reconciledSince(t, k, 1) // the event of its own Secret is the second
+	wantCounts(t, "the first data key", o.writes(), map[string]int{"apply secrets": 1, "patch datakeys/status": 1})
+	wantCounts(t, "the first data key", o.calls(), map[string]int{"GenerateDataKey": 1})
+	wantCounts(t, "the first data key", o.requests.All().Reads, map[string]int{"get secrets": 1})
+
+	o.restart(t)
+	o.settled(t, k)
+	wantCounts(t, "a restart", o.calls(), map[string]int{})
+	wantCounts(t, "a restart", o.requests.In(o.namespace).Writes, map[string]int{})
+	wantCounts(t, "a restart", o.requests.In(o.namespace).Reads, map[string]int{})
+}
+
+func wantCounts(t testing.TB, what string, got, want map[string]int) {
+	t.Helper()
+	if toJSON(got) != toJSON(want) {
+		t.Errorf("%s made %s, want %s", what, toJSON(got), toJSON(want))
+	}
+}

@@ -1,0 +1,257 @@
+package controllers_test
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	other := o.dataKey(t, "other")
+	for name, c := range map[string]struct {
+		blob string
+		says string
+	}{
+		"garbage":           {"not a blob", "It is not a CiphertextBlob"},
+		"cut-short":         {cutShort(t, other.Status.CiphertextBlob), "name different data keys, and none is replaced"},
+		"another-data-key":  {other.Status.CiphertextBlob, "name different data keys, and none is replaced"},
+		"base64-of-nothing": {"AAAA", "It is not a CiphertextBlob"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := o.dataKey(t, name)
+			blob := k.Status.CiphertextBlob
+			s := o.secretOf(t, name)
+			o.change(t, s, func() { s.Data["ciphertextBlob"] = []byte(c.blob) })
+			o.stalls(t, k, "InvalidParameter", "CiphertextBlob: ", c.says, "Secret "+o.namespace+"/"+name)
+			o.event(t, k, "InvalidParameter")
+			if got := string(o.secretOf(t, name).Data["ciphertextBlob"]); got != c.blob {
+				t.Errorf("it was replaced by %q", got)
+			}
+			if k.Status.CiphertextBlob != blob {
+				t.Error("the status has another blob")
+			}
+
+			o.remove(t, s)
+			o.ready(t, k)
+			if o.checkSecretOf(t, k, name); k.Status.CiphertextBlob != blob {
+				t.Error("it came back with another blob")
+			}
+		})
+	}
+}
+
+func TestDataKey_withNothingButABlobThatCannotBeRead_stalls(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	elsewhere := o.enabledKey(t, "elsewhere", nil)
+	foreign := o.dataKey(t, "foreign", underKey(elsewhere.Name)).Status.CiphertextBlob
+	own := o.dataKey(t, "own").Status.CiphertextBlob
+	bound := o.dataKey(t, "bound", withContext(map[string]v1alpha1.ContextValue{"app": "ledger"})).Status.CiphertextBlob
+	for name, blob := range map[string]string{
+		"garbage": "not a blob", "of-another-key": foreign, "cut": cutShort(t, own), "under-another-context": bound,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := o.makeSecret(t, keptBlob(name, name, blob))
+			k := newDataKey(name)
+			o.create(t, k)
+			o.stalls(t, k, "InvalidParameter", "CiphertextBlob: ", "is not replaced: move the Secret away")
+			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
+				t.Error("the Secret was touched")
+			}
+			if k.Status.CiphertextBlob != "" || k.Status.SecretRef != nil {
+				t.Errorf("the status has a data key: %+v", k.Status)
+			}
+			o.remove(t, s)
+			o.ready(t, k)
+			o.checkSecretOf(t, k, name)
+		})
+	}
+}
+
+// keptBlob is a Secret as the operator writes one for a data key of that name.
+func keptBlob(name, dataKey, blob string) *corev1.Secret {
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
+			Annotations: map[string]string{"keyconvoy.io/data-key": dataKey, "keyconvoy.io/custody": string(hsm.CustodyModule)},
+		},
+		Type: v1alpha1.SecretTypeDataKey, Data: map[string][]byte{"ciphertextBlob": []byte(blob)},
+	}
+}
+
+func TestDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	for name, s := range map[string]*corev1.Secret{
+		"of-another-type":     {Data: map[string][]byte{"ciphertextBlob": []byte("theirs")}},
+		"of-another-data-key": keptBlob("", "somebody-else", "theirs"),
+		"of-nobody":           {Type: v1alpha1.SecretTypeDataKey, Data: map[string][]byte{"x": []byte("theirs")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s.Name = name
+			o.makeSecret(t, s)
+			k := newDataKey(name)
+			o.create(t, k)
+			o.stalls(t, k, v1alpha1.ReasonTargetNotOwned, "Secret "+o.namespace+"/"+name, "left alone", "Choose another target.name, or remove the Secret")
+			o.event(t, k, v1alpha1.ReasonTargetNotOwned)
+			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
+				t.Error("the Secret was touched")
+			}
+			o.remove(t, s)
+			o.ready(t, k)
+			o.checkSecretOf(t, k, name)
+		})
+	}
+}
+
+// A backup may be coming back just while the data key is made.
+func TestDataKey_aSecretThatComesJustBeforeTheWriteIsNotReplaced(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		secret func(kept *corev1.Secret) *corev1.Secret
+		ours   bool
+	}{
+		"the data key's own, from a backup": {func(kept *corev1.Secret) *corev1.Secret { return kept }, true},
+		"somebody else's": {func(*corev1.Secret) *corev1.Secret {
+			return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "dek"}, Data: map[string][]byte{"x": []byte("theirs")}}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := startWithKey(t)
+			old := o.dataKey(t, "old")
+			kept := c.secret(keptBlob("dek", "dek", old.Status.CiphertextBlob))
+			o.module(t).After("GenerateDataKey", func() {
+				kept.Namespace = o.namespace
+				if err := o.Create(t.Context(), kept); err != nil {
+					t.Error(err)
+				}
+			})
+			k := newDataKey("dek")
+			o.create(t, k)
+			if c.ours {
+				o.ready(t, k)
+				o.checkSecretOf(t, k, "dek")
+				if k.Status.CiphertextBlob != old.Status.CiphertextBlob {
+					t.Error("the blob from the backup was replaced")
+				}
+				return
+			}
+			o.stalls(t, k, v1alpha1.ReasonTargetNotOwned)
+			if got := o.secretOf(t, "dek"); got.ResourceVersion != kept.ResourceVersion {
+				t.Error("the Secret was touched")
+			}
+		})
+	}
+}
+
+func TestDataKey_twoForOneSecret_theSecondStalls(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	first := o.dataKey(t, "first", withTarget(v1alpha1.SecretTarget{Name: "shared"}))
+	second := newDataKey("second", withTarget(v1alpha1.SecretTarget{Name: "shared"}))
+	o.create(t, second)
+	o.stalls(t, second, v1alpha1.ReasonTargetNotOwned)
+	o.checkSecretOf(t, first, "shared")
+}
+
+func TestDataKey_aSecretThatIsDeletedIsWrittenAgain(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek", withTarget(v1alpha1.SecretTarget{Name: "kept"}))
+	first := o.checkSecretOf(t, k, "kept")
+	o.forgetCounts()
+	o.remove(t, first)
+	again := o.secretWith(t, "kept", func(s *corev1.Secret) string {
+		if s.UID == first.UID {
+			return "it is still the former Secret"
+		}
+		return ""
+	})
+	o.secretCaughtUp(t, k)
+	o.checkSecretOf(t, k, "kept")
+	if string(again.Data["ciphertextBlob"]) != string(first.Data["ciphertextBlob"]) {
+		t.Error("it holds another blob")
+	}
+	wantCounts(t, "writing the Secret again", o.calls(), map[string]int{})
+}
+
+func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	for name, c := range map[string]struct {
+		change func(*v1alpha1.DataKey, *corev1.Secret) // one of the two
+		labels map[string]string
+		notes  map[string]string
+	}{
+		"other-labels-are-asked-for": {
+			func(k *v1alpha1.DataKey, _ *corev1.Secret) {
+				k.Spec.Target.Labels = map[string]v1alpha1.MetadataValue{"team": "b"}
+			},
+			map[string]string{"team": "b"}, map[string]string{"note": "n"},
+		},
+		"a-label-is-not-asked-for-any-more": {
+			func(k *v1alpha1.DataKey, _ *corev1.Secret) { k.Spec.Target.Labels = nil },
+			map[string]string{}, map[string]string{"note": "n"},
+		},
+		"an-annotation-is-not-asked-for-any-more": {
+			func(k *v1alpha1.DataKey, _ *corev1.Secret) { k.Spec.Target.Annotations = nil },
+			map[string]string{"app": "a"}, map[string]string{},
+		},
+		"somebody-removed-all-labels": {
+			func(_ *v1alpha1.DataKey, s *corev1.Secret) { s.Labels = nil },
+			map[string]string{"app": "a"}, map[string]string{"note": "n"},
+		},
+		"somebody-changed-a-label-and-an-annotation": {
+			func(_ *v1alpha1.DataKey, s *corev1.Secret) {
+				s.Labels["app"], s.Annotations["note"], s.Annotations["keyconvoy.io/custody"] = "z", "z", "Module"
+			},
+			map[string]string{"app": "a"}, map[string]string{"note": "n"},
+		},
+		"somebody-added-a-label": {
+			func(_ *v1alpha1.DataKey, s *corev1.Secret) { s.Labels["theirs"] = "x" },
+			map[string]string{"app": "a", "theirs": "x"}, map[string]string{"note": "n"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := o.dataKey(t, name, withTarget(v1alpha1.SecretTarget{
+				Labels: map[string]v1alpha1.MetadataValue{"app": "a"}, Annotations: map[string]v1alpha1.MetadataValue{"note": "n"},
+			}))
+			first := o.checkSecretOf(t, k, name)
+			blob := k.Status.CiphertextBlob
+			mine, theirs := k.DeepCopy(), first.DeepCopy()
+			if c.change(mine, theirs); toJSON(mine) != toJSON(k) {
+				o.change(t, k, func() { k.Spec = mine.Spec })
+			} else {
+				o.change(t, first, func() { first.Labels, first.Annotations = theirs.Labels, theirs.Annotations })
+			}
+			o.secretWith(t, name, func(s *corev1.Secret) string {
+				labels, notes := s.DeepCopy().Labels, map[string]string{}
+				delete(labels, v1alpha1.LabelManagedBy)
+				if s.Annotations["note"] != "" {
+					notes["note"] = s.Annotations["note"]
+				}
+				if toJSON(labels) != toJSON(c.labels) || toJSON(notes) != toJSON(c.notes) {
+					return "labels and annotations are " + toJSON(s.Labels) + toJSON(s.Annotations)
+				}
+				return ""
+			})
+			o.ready(t, k)
+			o.secretCaughtUp(t, k)
+			o.checkSecretOf(t, k, name)
+			if k.Status.CiphertextBlob != blob {
+				t.Error("the data key is another")
+			}
+		})
+	}
+}

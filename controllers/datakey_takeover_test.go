@@ -1,0 +1,179 @@
+package controllers_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+func TestDataKey_aBlobThatDoesNotOpenIsNotTakenOver(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	o.enabledKey(t, "elsewhere", nil)
+	ledger := map[string]v1alpha1.ContextValue{"app": "ledger"}
+	own := o.dataKey(t, "own", withContext(ledger)).Status.CiphertextBlob
+	foreign := o.dataKey(t, "foreign", underKey("elsewhere"), withContext(ledger)).Status.CiphertextBlob
+	const unopened = "It does not open: it is damaged, was made under another key, or with another EncryptionContext."
+	for name, c := range map[string]struct {
+		blob    string
+		context map[string]v1alpha1.ContextValue
+		says    string
+	}{
+		"of-another-key":        {foreign, ledger, unopened},
+		"cut-short":             {cutShort(t, own), ledger, unopened},
+		"under-another-context": {own, map[string]v1alpha1.ContextValue{"app": "ledgers"}, unopened},
+		"without-its-context":   {own, nil, unopened},
+		"not-base64":            {"&&&", ledger, "It is not a CiphertextBlob"},
+		"too-short-for-a-blob":  {"AAAA", ledger, "It is not a CiphertextBlob"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := newDataKey(name, withBlob(c.blob), withContext(c.context))
+			o.create(t, k)
+			message := o.stalls(t, k, "InvalidParameter", "InvalidParameter: ", "CiphertextBlob: "+c.says)
+			if strings.Contains(message, "move the Secret away") {
+				t.Errorf("it speaks of a Secret, and there is none: %s", message)
+			}
+			o.absent(t, name)
+		})
+	}
+	if n := o.calls()["GenerateDataKey"]; n != 2 {
+		t.Errorf("another data key was made instead: %d", n)
+	}
+}
+
+func TestDataKey_takesABlobOver(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	ledger := map[string]v1alpha1.ContextValue{"app": "ledger"}
+	old := o.dataKey(t, "old", withContext(ledger))
+	want := o.dataKeyBytes(t, old)
+	o.forgetCounts()
+	k := o.dataKey(t, "new", withContext(ledger), withBlob(inLines(old.Status.CiphertextBlob)))
+	if k.Status.CiphertextBlob != old.Status.CiphertextBlob {
+		t.Errorf("the status has %q", k.Status.CiphertextBlob)
+	}
+	if k.Status.Custody != v1alpha1.CustodyUnknown {
+		t.Errorf("custody is %s; nobody knows where it was", k.Status.Custody)
+	}
+	o.checkSecretOf(t, k, "new")
+	wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1})
+	if got := o.dataKeyBytes(t, k); string(got) != string(want) {
+		t.Error("it is another data key")
+	}
+}
+
+// inLines breaks a text as base64(1) does.
+func inLines(text string) string {
+	var lines []string
+	for len(text) > 76 {
+		lines, text = append(lines, text[:76]), text[76:]
+	}
+	return strings.Join(append(lines, text), "\n") + "\n"
+}
+
+func TestDataKey_blobThatIsAddedLaterMustBeItsOwn(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	other := o.dataKey(t, "other").Status.CiphertextBlob
+	k := o.dataKey(t, "dek")
+	blob := k.Status.CiphertextBlob
+	o.change(t, k, func() { k.Spec.CiphertextBlob = blob })
+	o.ready(t, k)
+
+	second := o.dataKey(t, "second")
+	o.change(t, second, func() { second.Spec.CiphertextBlob = other })
+	o.stalls(t, second, "InvalidParameter", "name different data keys, and none is replaced")
+	if got := string(o.secretOf(t, "second").Data["ciphertextBlob"]); got != second.Status.CiphertextBlob {
+		t.Error("the Secret was changed")
+	}
+}
+
+func TestDataKey_lostStatusIsTakenFromTheSecret(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	before := k.DeepCopy().Status
+	if before.Custody != v1alpha1.Custody(hsm.CustodySoftware) {
+		t.Errorf("custody is %s", before.Custody)
+	}
+	for _, wake := range []func(){
+		func() { o.wakeBySecret(t, "dek") },
+		func() { o.restart(t) },
+	} {
+		o.forgetCounts()
+		o.loseStatus(t, k)
+		wake()
+		o.ready(t, k)
+		o.checkSecretOf(t, k, "dek")
+		if k.Status.CiphertextBlob != before.CiphertextBlob || k.Status.Custody != before.Custody || k.Status.KeyVersionID != before.KeyVersionID {
+			t.Errorf("the status is %+v, was %+v", k.Status, before)
+		}
+		wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1})
+	}
+}
+
+func TestDataKey_takesOverASecretThatWasThereBefore(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	old := o.dataKey(t, "old")
+	for name, c := range map[string]struct {
+		custody string
+		want    v1alpha1.Custody
+	}{
+		"with-its-custody":               {"Host", "Host"},
+		"with-a-custody-that-is-no-word": {"Safe", v1alpha1.CustodyUnknown},
+		"without-a-custody":              {"", v1alpha1.CustodyUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := keptBlob(name, name, old.Status.CiphertextBlob)
+			s.Annotations["keyconvoy.io/custody"] = c.custody
+			o.makeSecret(t, s)
+			k := o.dataKey(t, name)
+			if o.checkSecretOf(t, k, name); k.Status.CiphertextBlob != old.Status.CiphertextBlob || k.Status.Custody != c.want {
+				t.Errorf("the status is %+v", k.Status)
+			}
+		})
+	}
+}
+
+func TestDataKey_outlivesItsObject(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	blob, custody := k.Status.CiphertextBlob, k.Status.Custody
+	uid := o.secretOf(t, "dek").UID
+	o.remove(t, k)
+	o.gone(t, k)
+	again := o.dataKey(t, "dek")
+	if s := o.checkSecretOf(t, again, "dek"); s.UID != uid {
+		t.Error("the Secret went with the object")
+	}
+	if again.Status.CiphertextBlob != blob || again.Status.Custody != custody {
+		t.Errorf("another data key took its place: %+v", again.Status)
+	}
+	if n := o.calls()["GenerateDataKey"]; n != 1 {
+		t.Errorf("%d data keys were made", n)
+	}
+}
+
+func TestDataKey_keyOfTheSameNameThatIsAnotherKey_isRefused(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	blob := k.Status.CiphertextBlob
+	key := importedKey("key")
+	key.Namespace = o.namespace
+	o.remove(t, key)
+	o.gone(t, key)
+	o.waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
+
+	o.enabledKey(t, "key", nil)
+	o.stalls(t, k, "InvalidParameter", "keyRef: ", "of today is another key", "Restore the former key, or make another DataKey")
+	if k.Status.CiphertextBlob != blob || string(o.secretOf(t, "dek").Data["ciphertextBlob"]) != blob {
+		t.Error("the blob was changed")
+	}
+}
