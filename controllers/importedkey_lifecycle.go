@@ -51,12 +51,10 @@ func (s *importScope) nextDeadline() {
 	}
 }
 
-// noteState tells of a change of state, but not that a key got the material that it waited for: Ready says
-// it.
+// noteState tells of every change of state; that a key begins by waiting is none.
 func (s *importScope) noteState(was v1alpha1.KeyState) {
 	is := s.object.Status.KeyState
-	if is == was || (was == "" && kms.KeyState(is) == kms.StatePendingImport) ||
-		(kms.KeyState(was) == kms.StatePendingImport && kms.KeyState(is) == kms.StateEnabled) {
+	if is == was || (was == "" && kms.KeyState(is) == kms.StatePendingImport) {
 		return
 	}
 	kind := corev1.EventTypeNormal
