@@ -1,8 +1,8 @@
 package kms_test
 
 import (
+	"math"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -11,81 +11,191 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// The documented table of states. What it does not have is refused, and changes nothing.
-func TestNext(t *testing.T) {
+// refused stands in the tables for an event that the state does not take: the key stays as it is.
+const refused kms.KeyState = ""
+
+// nextStates is the documented state machine in full: every state, and every event in it. material says
+// whether the key has its material, where that makes a difference.
+var nextStates = map[kms.KeyState]map[kms.Event]struct{ withMaterial, without kms.KeyState }{
+	kms.StatePendingImport: {
+		kms.EventImportKeyMaterial:   {kms.StateEnabled, kms.StateEnabled},
+		kms.EventMaterialGone:        {kms.StatePendingImport, kms.StatePendingImport},
+		kms.EventEnableKey:           {refused, refused},
+		kms.EventDisableKey:          {refused, refused},
+		kms.EventScheduleKeyDeletion: {kms.StatePendingDeletion, kms.StatePendingDeletion},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+	kms.StateEnabled: {
+		kms.EventImportKeyMaterial:   {kms.StateEnabled, kms.StateEnabled},
+		kms.EventMaterialGone:        {kms.StatePendingImport, kms.StatePendingImport},
+		kms.EventEnableKey:           {kms.StateEnabled, kms.StateEnabled},
+		kms.EventDisableKey:          {kms.StateDisabled, kms.StateDisabled},
+		kms.EventScheduleKeyDeletion: {kms.StatePendingDeletion, kms.StatePendingDeletion},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+	kms.StateDisabled: {
+		kms.EventImportKeyMaterial:   {kms.StateDisabled, kms.StateDisabled},
+		kms.EventMaterialGone:        {kms.StatePendingImport, kms.StatePendingImport},
+		kms.EventEnableKey:           {kms.StateEnabled, kms.StateEnabled},
+		kms.EventDisableKey:          {kms.StateDisabled, kms.StateDisabled},
+		kms.EventScheduleKeyDeletion: {kms.StatePendingDeletion, kms.StatePendingDeletion},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+	kms.StatePendingDeletion: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {kms.StatePendingDeletion, kms.StatePendingDeletion},
+		kms.EventEnableKey:           {refused, refused},
+		kms.EventDisableKey:          {refused, refused},
+		kms.EventScheduleKeyDeletion: {refused, refused},
+		kms.EventCancelKeyDeletion:   {kms.StateEnabled, kms.StatePendingImport},
+		kms.EventWindowOver:          {kms.StateDeleted, kms.StateDeleted},
+	},
+	kms.StateDeleted: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {refused, refused},
+		kms.EventEnableKey:           {refused, refused},
+		kms.EventDisableKey:          {refused, refused},
+		kms.EventScheduleKeyDeletion: {refused, refused},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+}
+
+func TestNext_everyStateAndEveryEvent(t *testing.T) {
 	t.Parallel()
-	type step struct {
-		from  kms.KeyState
-		event kms.Event
-	}
-	const (
-		pendingImport, enabled, disabled = kms.StatePendingImport, kms.StateEnabled, kms.StateDisabled
-		pendingDeletion, deleted         = kms.StatePendingDeletion, kms.StateDeleted
-	)
-	table := map[step]kms.KeyState{
-		{pendingImport, kms.EventImportKeyMaterial}:   enabled,
-		{enabled, kms.EventImportKeyMaterial}:         enabled,
-		{disabled, kms.EventImportKeyMaterial}:        disabled,
-		{pendingImport, kms.EventMaterialGone}:        pendingImport,
-		{enabled, kms.EventMaterialGone}:              pendingImport,
-		{disabled, kms.EventMaterialGone}:             pendingImport,
-		{pendingDeletion, kms.EventMaterialGone}:      pendingDeletion,
-		{enabled, kms.EventEnableKey}:                 enabled,
-		{disabled, kms.EventEnableKey}:                enabled,
-		{enabled, kms.EventDisableKey}:                disabled,
-		{disabled, kms.EventDisableKey}:               disabled,
-		{pendingImport, kms.EventScheduleKeyDeletion}: pendingDeletion,
-		{enabled, kms.EventScheduleKeyDeletion}:       pendingDeletion,
-		{disabled, kms.EventScheduleKeyDeletion}:      pendingDeletion,
-		{pendingDeletion, kms.EventCancelKeyDeletion}: enabled,
-		{pendingDeletion, kms.EventWindowOver}:        deleted,
-	}
-	for _, from := range append(kms.KeyStates(), "of a later version") {
-		for _, event := range append(kms.Events(), "of a later version") {
-			for _, material := range []bool{true, false} {
-				want, ok := table[step{from, event}]
-				if event == kms.EventCancelKeyDeletion && ok && !material {
-					want = pendingImport
-				}
+	for _, from := range kms.KeyStates() {
+		for _, event := range kms.Events() {
+			want, listed := nextStates[from][event]
+			if !listed {
+				t.Errorf("%s and %s are not in the table: what comes of them?", from, event)
+				continue
+			}
+			for material, to := range map[bool]kms.KeyState{true: want.withMaterial, false: want.without} {
 				got, err := kms.Next(from, event, material)
 				switch {
-				case ok && (err != nil || got != want):
-					t.Errorf("%s and %s: %s, %v; want %s", from, event, got, err, want)
-				case !ok && from == deleted:
+				case to != refused && (err != nil || got != to):
+					t.Errorf("%s and %s (material: %t): %s, %v; want %s", from, event, material, got, err, to)
+				case to == refused && got != from:
+					t.Errorf("%s refuses %s and becomes %s", from, event, got)
+				case to == refused && from == kms.StateDeleted:
 					wantError(t, err, kms.ForbiddenKeyNotFound)
-				case !ok:
+				case to == refused:
 					wantError(t, err, kms.RejectedStateModifiedFailed)
-				}
-				if err != nil && got != from {
-					t.Errorf("%s is refused %s and becomes %s", from, event, got)
 				}
 			}
 		}
 	}
 }
 
+// A status may have been written by a later version, and a status is what states come from.
+func TestNext_whatNobodyKnows_isRefused(t *testing.T) {
+	t.Parallel()
+	for _, event := range append(kms.Events(), "of a later version") {
+		got, err := kms.Next("of a later version", event, true)
+		wantError(t, err, kms.RejectedStateModifiedFailed)
+		if got != "of a later version" {
+			t.Errorf("%s makes it %s", event, got)
+		}
+	}
+	for _, state := range kms.KeyStates() {
+		if got, err := kms.Next(state, "of a later version", true); err == nil || got != state {
+			t.Errorf("%s: %s, %v", state, got, err)
+		}
+	}
+}
+
+// answers are what a key in each state says to each operation; "" is yes.
+var answers = map[kms.Operation]map[kms.KeyState]kms.Code{
+	kms.OpGetParametersForImport: {
+		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "", kms.StatePendingDeletion: "",
+		kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+	kms.OpImportKeyMaterial: {
+		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "",
+		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+	kms.OpDeleteKeyMaterial: {
+		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "", kms.StatePendingDeletion: "",
+		kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+	kms.OpGenerateDataKey: {
+		kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
+		kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+	kms.OpExportDataKey: {
+		kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
+		kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+	kms.OpEnableKey: {
+		kms.StatePendingImport: kms.RejectedStateModifiedFailed, kms.StateEnabled: "", kms.StateDisabled: "",
+		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+	kms.OpDisableKey: {
+		kms.StatePendingImport: kms.RejectedStateModifiedFailed, kms.StateEnabled: "", kms.StateDisabled: "",
+		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	},
+}
+
+func TestPermit_everyOperationInEveryState(t *testing.T) {
+	t.Parallel()
+	for op, byState := range answers {
+		for _, state := range kms.KeyStates() {
+			want, listed := byState[state]
+			if !listed {
+				t.Errorf("%s of a key that is %s is not in the table: what does it answer?", op, state)
+				continue
+			}
+			err := kms.Permit(op, state)
+			if kms.CodeOf(err) != want {
+				t.Errorf("%s of a key that is %s: %v, want %q", op, state, err, want)
+			} else if err != nil {
+				wantError(t, err, want)
+			}
+		}
+	}
+	for _, state := range kms.KeyStates() {
+		wantError(t, kms.Permit("of a later version", state), kms.UnsupportedOperation)
+	}
+	for _, op := range []kms.Operation{kms.OpGenerateDataKey, kms.OpExportDataKey} {
+		wantError(t, kms.Permit(op, "of a later version"), kms.RejectedUnavailable)
+	}
+}
+
 func TestStateAt_expiryIsAMatterOfTheClock(t *testing.T) {
 	t.Parallel()
 	end := time.Unix(2_000_000_000, 0)
-	for _, tc := range []struct {
-		state kms.KeyState
-		now   time.Time
-		want  kms.KeyState
-	}{
-		{kms.StateEnabled, end.Add(-time.Nanosecond), kms.StateEnabled},
-		{kms.StateEnabled, end, kms.StatePendingImport},
-		{kms.StateDisabled, end, kms.StatePendingImport},
-		{kms.StatePendingDeletion, end, kms.StatePendingDeletion},
-		{kms.StatePendingImport, end, kms.StatePendingImport},
-		{kms.StateDeleted, end, kms.StateDeleted},
-	} {
-		key := kms.Key{State: tc.state, MaterialExpireTime: end}
-		if got := key.StateAt(tc.now); got != tc.want {
-			t.Errorf("%s at %s is %s, want %s", tc.state, tc.now, got, tc.want)
-		}
+	after := map[kms.KeyState]kms.KeyState{
+		kms.StatePendingImport:   kms.StatePendingImport,
+		kms.StateEnabled:         kms.StatePendingImport,
+		kms.StateDisabled:        kms.StatePendingImport,
+		kms.StatePendingDeletion: kms.StatePendingDeletion,
+		kms.StateDeleted:         kms.StateDeleted,
 	}
-	if got := (kms.Key{State: kms.StateEnabled}).StateAt(end.AddDate(1000, 0, 0)); got != kms.StateEnabled {
-		t.Errorf("material without an end makes a key %s", got)
+	for _, state := range kms.KeyStates() {
+		ended, listed := after[state]
+		if !listed {
+			t.Errorf("%s is not in the table: what is it once the material has ended?", state)
+			continue
+		}
+		for sentence, tc := range map[string]struct {
+			end, now time.Time
+			want     kms.KeyState
+		}{
+			"a nanosecond before the end":         {end, end.Add(-time.Nanosecond), state},
+			"at the very instant":                 {end, end, ended},
+			"at that instant in another zone":     {end, end.In(time.FixedZone("", 8*3600)), ended},
+			"a nanosecond after it":               {end, end.Add(time.Nanosecond), ended},
+			"a thousand years after it":           {end, end.AddDate(1000, 0, 0), ended},
+			"material without an end, long hence": {time.Time{}, end.AddDate(1000, 0, 0), state},
+		} {
+			key := kms.Key{State: state, MaterialExpireTime: tc.end}
+			if got := key.StateAt(tc.now); got != tc.want {
+				t.Errorf("%s, %s: %s, want %s", state, sentence, got, tc.want)
+			}
+		}
 	}
 }
 
@@ -118,71 +228,36 @@ func TestImportKeyMaterial_takesAnEndToCome(t *testing.T) {
 	s := newService(t)
 	key, material := s.enabled(t, hsm.AES256)
 	good := request(t, key, s.parameters(t, sm2(key)), wrapping.SM2PKE, material)
-	now := s.clock.Now().Unix()
-	for _, tc := range []struct {
+	now := s.clock.Now().Unix() // half a second ago
+	for sentence, tc := range map[string]struct {
 		at int64
 		ok bool
 	}{
-		{0, true}, {now + 1, true}, {9007199254740991, true},
-		{-1, false}, {1, false}, {now, false}, {9007199254740992, false},
+		"before there was time":           {-1, false},
+		"the least integer":               {math.MinInt64, false},
+		"long past":                       {1, false},
+		"a second ago":                    {now - 1, false},
+		"now":                             {now, false},
+		"never":                           {0, true},
+		"the next second":                 {now + 1, true},
+		"as far as JSON carries integers": {9007199254740991, true},
+		"one further":                     {9007199254740992, false},
+		"the greatest integer":            {math.MaxInt64, false},
+		"milliseconds taken for seconds":  {now * 1000, true}, // it may be meant
+		"nanoseconds taken for seconds":   {now * 1_000_000_000, false},
 	} {
+		s.module.Reset()
 		req := good
 		req.KeyMaterialExpireUnix = tc.at
 		_, err := s.ImportKeyMaterial(t.Context(), req)
 		switch {
 		case tc.ok && err != nil:
-			t.Errorf("%d: %v", tc.at, err)
+			t.Errorf("%s (%d): %v", sentence, tc.at, err)
 		case !tc.ok:
-			wantError(t, err, kms.InvalidParameter, "KeyMaterialExpireUnix")
+			wantError(t, err, kms.InvalidParameter, "KeyMaterialExpireUnix", "9007199254740991")
+			if calls := s.module.Calls(); len(calls) > 0 {
+				t.Errorf("%s: the module was asked: %v", sentence, calls)
+			}
 		}
 	}
-}
-
-func TestAdoptKey(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	lost := newKey(hsm.AES256)
-	lost.Owner = "team-a"
-	imported, err := s.ImportKeyMaterial(t.Context(), request(t, lost, s.parameters(t, sm2(lost)), wrapping.SM2PKE, random(32)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	lost.State = kms.StateEnabled
-	blob := s.dataKey(t, lost, nil)
-
-	restored := newKey(hsm.AES256)
-	restored.Owner, restored.Adopted = "team-a", lost.VersionID()
-	got, err := s.AdoptKey(t.Context(), restored)
-	if err != nil || got.Fingerprint != imported.Fingerprint || got.Custody != "" {
-		t.Errorf("AdoptKey = %+v, %v; want fingerprint %s", got, err, imported.Fingerprint)
-	}
-	restored.State = kms.StateEnabled
-	if err := s.VerifyDataKey(t.Context(), restored, blob, nil); err != nil {
-		t.Errorf("a data key from before the loss: %v", err)
-	}
-
-	notFound := map[string]string{}
-	for sentence, tc := range map[string]struct {
-		change func(*kms.Key)
-		code   kms.Code
-		says   string
-	}{
-		"a key of another owner": {func(k *kms.Key) { k.Owner = "team-b" }, kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
-		"a key that is not there": {func(k *kms.Key) { k.Owner, k.Adopted = "team-b", newKey(hsm.AES256).VersionID() },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
-		"a key of another type":     {func(k *kms.Key) { k.Spec = hsm.AES128 }, kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not AES_128."},
-		"a key with other material": {func(k *kms.Key) { k.Fingerprint = &hsm.Fingerprint{1} }, kms.InvalidKeyMaterial, imported.Fingerprint.String()},
-	} {
-		key := restored
-		tc.change(&key)
-		_, err := s.AdoptKey(t.Context(), key)
-		public := wantError(t, err, tc.code, tc.says)
-		if tc.code == kms.ForbiddenKeyVersionNotFound {
-			notFound[sentence] = strings.ReplaceAll(public, key.VersionID().String(), "ID")
-		}
-	}
-	wantSame(t, notFound)
-	s.module.FailAll("FindKey", hsm.Errorf(hsm.Unavailable, "it does not answer"))
-	_, err = s.AdoptKey(t.Context(), restored)
-	wantError(t, err, kms.ServiceUnavailableTemporary)
 }

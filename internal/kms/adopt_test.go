@@ -1,0 +1,132 @@
+package kms_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+// lostKey is a key in the module, imported in team-a's name, that a new key would take over.
+func lostKey(t testing.TB, s service) (lost, restored kms.Key) {
+	t.Helper()
+	lost = newKey(hsm.AES256)
+	lost.Owner = "team-a"
+	imported, err := s.ImportKeyMaterial(t.Context(), request(t, lost, s.parameters(t, sm2(lost)), wrapping.SM2PKE, random(32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost.State, lost.Fingerprint = kms.StateEnabled, &imported.Fingerprint
+	restored = newKey(hsm.AES256)
+	restored.Owner, restored.Adopted = lost.Owner, lost.VersionID()
+	return lost, restored
+}
+
+func TestAdoptKey_refusesWhatIsNotThisKeys(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	lost, restored := lostKey(t, s)
+	notFound := map[string]string{}
+	for sentence, tc := range map[string]struct {
+		change func(*kms.Key)
+		code   kms.Code
+		says   string
+	}{
+		"a key of another owner": {func(k *kms.Key) { k.Owner = "team-b" },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
+		"a key of another owner, with the right fingerprint": {func(k *kms.Key) { k.Owner, k.Fingerprint = "team-b", lost.Fingerprint },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
+		"a key of another owner, with a wrong fingerprint": {func(k *kms.Key) { k.Owner, k.Fingerprint = "team-b", &hsm.Fingerprint{1} },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
+		"a key of another owner and another type": {func(k *kms.Key) { k.Owner, k.Spec = "team-b", hsm.AES128 },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
+		"a key that is not there": {func(k *kms.Key) { k.Owner, k.Adopted = "team-b", uuid.New() },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
+		"a key for nobody": {func(k *kms.Key) { k.Owner = "" },
+			kms.ForbiddenKeyVersionNotFound, ""},
+		"a key of another length": {func(k *kms.Key) { k.Spec = hsm.AES128 },
+			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not AES_128."},
+		"a key of another type": {func(k *kms.Key) { k.Spec = hsm.SM4 },
+			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not SM4."},
+		"a key with other material": {func(k *kms.Key) { k.Fingerprint = &hsm.Fingerprint{1} },
+			kms.InvalidKeyMaterial, lost.Fingerprint.String()},
+	} {
+		key := restored
+		tc.change(&key)
+		_, err := s.AdoptKey(t.Context(), key)
+		public := wantError(t, err, tc.code, tc.says)
+		if tc.code == kms.ForbiddenKeyVersionNotFound {
+			public = strings.ReplaceAll(public, key.VersionID().String(), "ID")
+			notFound[sentence] = strings.ReplaceAll(public, "called "+key.Owner+".", "called OWNER.")
+		}
+	}
+	// Nobody learns of other people's keys.
+	wantSame(t, notFound)
+	if calls := s.module.Calls(); calls["DestroyKey"] != 0 || calls["ImportKey"] != 1 {
+		t.Errorf("a refusal changes the module: %v", calls)
+	}
+}
+
+func TestAdoptKey_whileTheModuleIsAway_isTemporary(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	_, restored := lostKey(t, s)
+	s.module.FailAll("FindKey", hsm.Errorf(hsm.Unavailable, "it does not answer"))
+	_, err := s.AdoptKey(t.Context(), restored)
+	wantError(t, err, kms.ServiceUnavailableTemporary)
+}
+
+func TestAdoptKey_takesTheKeyWithItsDataKeys(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	lost, restored := lostKey(t, s)
+	blob := s.dataKey(t, lost, nil)
+	for sentence, fingerprint := range map[string]*hsm.Fingerprint{
+		"of which the fingerprint is not known": nil,
+		"of which the fingerprint is known":     lost.Fingerprint,
+	} {
+		key := restored
+		key.Fingerprint = fingerprint
+		got, err := s.AdoptKey(t.Context(), key)
+		if err != nil || got.Fingerprint != *lost.Fingerprint {
+			t.Errorf("a key %s: %+v, %v; want fingerprint %s", sentence, got, err, lost.Fingerprint)
+		}
+		if got.Custody != "" {
+			t.Errorf("a key %s: custody %s, which nobody can know", sentence, got.Custody)
+		}
+		key.State = kms.StateEnabled
+		if err := s.VerifyDataKey(t.Context(), key, blob, nil); err != nil {
+			t.Errorf("a data key from before the loss: %v", err)
+		}
+	}
+}
+
+// Material comes back into an adopted key as into any other: under parameters of the new key's own.
+func TestAdoptKey_takesItsMaterialAgainUnderItsOwnParameters(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	lost, material := s.enabled(t, hsm.AES256)
+	blob := s.dataKey(t, lost, nil)
+	old := s.parameters(t, sm2(lost))
+	restored := newKey(hsm.AES256)
+	restored.Adopted, restored.Fingerprint = lost.VersionID(), lost.Fingerprint
+	if err := s.DeleteKeyMaterial(t.Context(), restored); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.ImportKeyMaterial(t.Context(), request(t, restored, old, wrapping.SM2PKE, material))
+	wantError(t, err, kms.InvalidImportToken)
+	own := s.parameters(t, sm2(restored))
+	_, err = s.ImportKeyMaterial(t.Context(), request(t, restored, own, wrapping.SM2PKE, random(32)))
+	wantError(t, err, kms.InvalidKeyMaterial)
+	if _, err := s.ImportKeyMaterial(t.Context(), request(t, restored, own, wrapping.SM2PKE, material)); err != nil {
+		t.Fatal(err)
+	}
+	restored.State = kms.StateEnabled
+	if err := s.VerifyDataKey(t.Context(), restored, blob, nil); err != nil {
+		t.Errorf("a data key from before: %v", err)
+	}
+}
