@@ -26,7 +26,7 @@ type fixture struct {
 func newFixture(t *testing.T) fixture {
 	t.Helper()
 	env := testenv.Start(t)
-	return fixture{NewWithT(t), t, env, env.Namespace(t), secrets.New(env.Client)}
+	return fixture{NewWithT(t), t, env, env.Namespace(t), secrets.New(env.Client, env.Client)}
 }
 
 func (f fixture) key(name string) types.NamespacedName {

@@ -82,7 +82,8 @@ func TestStorage_refusesARootKeyThatIsDamaged(t *testing.T) {
 func TestStorage_whoMayNotReadIsToldToTryAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	denied := secrets.New(f.env.As(t, "nobody")).Storage(f.ns, store, "team-a", func(string) { t.Error("no root key is made") })
+	nobody := f.env.As(t, "nobody")
+	denied := secrets.New(nobody, nobody).Storage(f.ns, store, "team-a", func(string) { t.Error("no root key is made") })
 	_, rootErr := denied.RootKey(t.Context())
 	_, loadErr := denied.Load(t.Context())
 	for call, err := range map[string]error{
