@@ -3,7 +3,6 @@ package kms_test
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
@@ -218,32 +217,6 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 		if method != "DestroyKey" && method != "DestroyWrappingKey" && method != "ListWrappingKeys" {
 			if err := operation(); err != nil {
 				t.Errorf("%s: %v, after the module came back", method, err)
-			}
-		}
-	}
-}
-
-func TestPermit(t *testing.T) {
-	t.Parallel()
-	const notFound, failed = kms.ForbiddenKeyNotFound, kms.RejectedStateModifiedFailed
-	states := append(kms.KeyStates(), "of a later version") // PendingImport, Enabled, Disabled, PendingDeletion, Deleted
-	for op, want := range map[kms.Operation][]kms.Code{
-		kms.OpGenerateDataKey:        {kms.RejectedPendingImport, "", kms.RejectedDisabled, kms.RejectedPendingDeletion, notFound, kms.RejectedUnavailable},
-		kms.OpExportDataKey:          {kms.RejectedPendingImport, "", kms.RejectedDisabled, kms.RejectedPendingDeletion, notFound, kms.RejectedUnavailable},
-		kms.OpGetParametersForImport: {"", "", "", "", notFound, ""},
-		kms.OpDeleteKeyMaterial:      {"", "", "", "", notFound, ""},
-		kms.OpImportKeyMaterial:      {"", "", "", failed, notFound, ""},
-		kms.OpEnableKey:              {failed, "", "", failed, notFound, ""},
-		kms.OpDisableKey:             {failed, "", "", failed, notFound, ""},
-		"of a later version":         slices.Repeat([]kms.Code{kms.UnsupportedOperation}, len(states)),
-	} {
-		for i, state := range states {
-			err := kms.Permit(op, state)
-			if kms.CodeOf(err) != want[i] {
-				t.Errorf("%s of a key that is %s: %v, want %q", op, state, err, want[i])
-			}
-			if err != nil {
-				wantError(t, err, want[i])
 			}
 		}
 	}
