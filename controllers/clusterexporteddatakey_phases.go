@@ -96,7 +96,7 @@ func (r *clusterExportReconciler) makeExport(ctx context.Context, object *v1alph
 		WithLabels(map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}).
 		WithOwnerReferences(metav1ac.OwnerReference().
 			WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("ClusterExportedDataKey").
-			WithName(object.Name).WithUID(object.UID).WithController(true).WithBlockOwnerDeletion(true)).
+			WithName(object.Name).WithUID(object.UID).WithController(true)).
 		WithSpec(exportApply(&object.Spec.Template))
 	if err == nil {
 		if !isExportOf(there, object) {

@@ -189,7 +189,7 @@ func (o *operator) checkExport(t testing.TB, e *v1alpha1.ExportedDataKey, to rec
 	if s.Type != v1alpha1.SecretTypeExportedDataKey || s.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy {
 		t.Errorf("the Secret is of type %s with labels %v", s.Type, s.Labels)
 	}
-	if !metav1.IsControlledBy(s, e) || *s.OwnerReferences[0].BlockOwnerDeletion != true {
+	if !metav1.IsControlledBy(s, e) {
 		t.Errorf("the Secret would not go with the export: %+v", s.OwnerReferences)
 	}
 	status := e.Status

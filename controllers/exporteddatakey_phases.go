@@ -370,6 +370,6 @@ func (s *exportScope) secretTarget(data map[string][]byte) secrets.Target {
 		Owner: metav1ac.OwnerReference().
 			WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("ExportedDataKey").
 			WithName(s.object.Name).WithUID(s.object.UID).
-			WithController(true).WithBlockOwnerDeletion(true),
+			WithController(true),
 	}
 }

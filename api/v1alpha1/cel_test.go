@@ -85,6 +85,13 @@ var noCustodyInSoftware = examples{
 	rejected: []string{`{software: {}, custody: ModuleOnly}`},
 }
 
+// noExchange are examples of key stores that keep their keys.
+var noExchange = examples{
+	before:   `{software: {}}`,
+	accepted: []string{`{software: {}, allowPKCS1V15Import: true}`},
+	rejected: []string{`{` + pkcs11 + `}`},
+}
+
 // targetName are the examples of a target's name that stays as it is.
 func targetName(spec string) map[string]examples {
 	rest := []string{
@@ -115,12 +122,14 @@ func only(e examples) map[string]examples { return map[string]examples{"": e} }
 
 // ruleExamples has each rule of each kind, and for rules about changes the cases from which one starts.
 var ruleExamples = map[rule]map[string]examples{
-	{"clusterkeystores", "spec", "exactly one of software and pkcs11 is needed"}:                                            only(oneModule),
-	{"keystores", "spec", "exactly one of software and pkcs11 is needed"}:                                                   only(oneModule),
-	{"clusterkeystores", "spec", "the software store is not a cryptographic module: custody ModuleOnly needs pkcs11"}:       only(noCustodyInSoftware),
-	{"keystores", "spec", "the software store is not a cryptographic module: custody ModuleOnly needs pkcs11"}:              only(noCustodyInSoftware),
-	{"importedkeys", "spec.material.encryptedKeyMaterialFrom", "exactly one of secretKeyRef and configMapKeyRef is needed"}: only(entrySource("encryptedKeyMaterialFrom", "importToken: AA==")),
-	{"importedkeys", "spec.material.importTokenFrom", "exactly one of secretKeyRef and configMapKeyRef is needed"}:          only(entrySource("importTokenFrom", "encryptedKeyMaterial: AA==")),
+	{"clusterkeystores", "spec", "exactly one of software and pkcs11 is needed"}:                                                   only(oneModule),
+	{"keystores", "spec", "exactly one of software and pkcs11 is needed"}:                                                          only(oneModule),
+	{"clusterkeystores", "spec", "the software store is not a cryptographic module: custody ModuleOnly needs pkcs11"}:              only(noCustodyInSoftware),
+	{"keystores", "spec", "the software store is not a cryptographic module: custody ModuleOnly needs pkcs11"}:                     only(noCustodyInSoftware),
+	{"clusterkeystores", "spec", "software and pkcs11 cannot be exchanged: the keys would be left behind; make another key store"}: only(noExchange),
+	{"keystores", "spec", "software and pkcs11 cannot be exchanged: the keys would be left behind; make another key store"}:        only(noExchange),
+	{"importedkeys", "spec.material.encryptedKeyMaterialFrom", "exactly one of secretKeyRef and configMapKeyRef is needed"}:        only(entrySource("encryptedKeyMaterialFrom", "importToken: AA==")),
+	{"importedkeys", "spec.material.importTokenFrom", "exactly one of secretKeyRef and configMapKeyRef is needed"}:                 only(entrySource("importTokenFrom", "encryptedKeyMaterial: AA==")),
 
 	{"importedkeys", "spec.material", "exactly one of encryptedKeyMaterial and encryptedKeyMaterialFrom is needed"}: only(examples{
 		accepted: []string{

@@ -20,6 +20,7 @@ const (
 // KeyStoreSpec says which cryptographic module holds the keys.
 // +kubebuilder:validation:XValidation:rule="has(self.software) != has(self.pkcs11)",message="exactly one of software and pkcs11 is needed"
 // +kubebuilder:validation:XValidation:rule="!has(self.software) || !has(self.custody) || self.custody != 'ModuleOnly'",message="the software store is not a cryptographic module: custody ModuleOnly needs pkcs11"
+// +kubebuilder:validation:XValidation:rule="has(self.software) == has(oldSelf.software)",message="software and pkcs11 cannot be exchanged: the keys would be left behind; make another key store"
 type KeyStoreSpec struct {
 	// Software selects the embedded store: keys sealed in Secrets of the operator's namespace.
 	// +optional

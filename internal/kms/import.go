@@ -60,7 +60,7 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest) (hsm.WrappingKey, error) {
 	now := o.now()
 	want := hsm.WrappingKeyRequest{
-		ID:       uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+req.ClientToken)),
+		ID:       uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+string(req.WrappingAlgorithm)+"/"+req.ClientToken)),
 		Owner:    req.Key.ID,
 		Spec:     req.WrappingKeySpec,
 		NotAfter: now.Add(TokenLifetime).UTC().Truncate(time.Second),
