@@ -43,8 +43,9 @@ func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportSco
 	return r.consentOrWithdraw(ctx, s.object, s.imported, s.fingerprint)
 }
 
-// holderOf finds the ImportedKey of a key version, or nil: in that namespace first, then the oldest
-// anywhere. A blob names its key, so an inline blob does not go round the consent of the key's owner.
+// holderOf finds the ImportedKey of a key version, or nil: one that holds it before one that only asks to
+// adopt it, then in that namespace first, then the oldest anywhere. A blob names its key, so an inline blob
+// does not go round the consent of the key's owner.
 func (r *exportedDataKeyReconciler) holderOf(ctx context.Context, namespace, version string) (*v1alpha1.ImportedKey, error) {
 	var keys v1alpha1.ImportedKeyList
 	if err := r.client.List(ctx, &keys, client.MatchingFields{indexVersion: version}, client.UnsafeDisableDeepCopy); err != nil {
@@ -56,6 +57,10 @@ func (r *exportedDataKeyReconciler) holderOf(ctx context.Context, namespace, ver
 		switch {
 		case holder == nil:
 			holder = key
+		case holdsKey(key) != holdsKey(holder):
+			if holdsKey(key) {
+				holder = key
+			}
 		case (key.Namespace == namespace) != (holder.Namespace == namespace):
 			if key.Namespace == namespace {
 				holder = key

@@ -40,7 +40,7 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 	if err != nil {
 		r.recorder.Eventf(object, nil, corev1.EventTypeWarning, "LeftInModule", "Delete",
 			"%s is gone: what the key %s had in its module was left there.", storeName(object), object.Status.KeyVersionID)
-	} else if object.Spec.DeletionPolicy == v1alpha1.DeletionDelete {
+	} else if destroysKey(object) {
 		r.recorder.Eventf(object, nil, corev1.EventTypeNormal, "KeyDestroyed", "Delete",
 			"The key %s was destroyed in its module.", object.Status.KeyVersionID)
 	}
@@ -68,11 +68,17 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 	if err := ops.DestroyImportParameters(ctx, key.ID, true); err != nil {
 		return err
 	}
-	if object.Spec.DeletionPolicy == v1alpha1.DeletionDelete {
+	if destroysKey(object) {
 		r.announce(object, r.noteUse(ctx, object))
 		return ops.DeleteKeyMaterial(ctx, key)
 	}
 	return nil
+}
+
+// destroysKey says whether the key goes with the object. A key that the object asked to adopt in vain is
+// somebody else's, whatever its policy says.
+func destroysKey(object *v1alpha1.ImportedKey) bool {
+	return object.Spec.DeletionPolicy == v1alpha1.DeletionDelete && holdsKey(object)
 }
 
 func storeName(object *v1alpha1.ImportedKey) string {

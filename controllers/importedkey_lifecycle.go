@@ -106,21 +106,30 @@ func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error
 	return s.happen(kms.EventImportKeyMaterial)
 }
 
-// checkSoleHolder lets only the oldest of the objects that name one key in one key store have it.
+// checkSoleHolder lets only one of the objects that name one key in one key store have it: the one that does,
+// or else the oldest. Those of other namespaces stand in nobody's way: the module gives them no such key.
 func (r *importedKeyReconciler) checkSoleHolder(ctx context.Context, s *importScope) error {
 	var holders v1alpha1.ImportedKeyList
-	if err := r.client.List(ctx, &holders, client.MatchingFields{indexVersion: s.key.VersionID().String()}); err != nil {
+	err := r.client.List(ctx, &holders, client.InNamespace(s.object.Namespace), client.MatchingFields{indexVersion: s.key.VersionID().String()})
+	if err != nil {
 		return err
 	}
 	store := idOf(s.object.Namespace, s.object.Spec.KeyStoreRef)
 	for i := range holders.Items {
 		other := &holders.Items[i]
-		if other.UID != s.object.UID && idOf(other.Namespace, other.Spec.KeyStoreRef) == store && older(other, s.object) {
+		first := holdsKey(other) || older(other, s.object)
+		if other.UID != s.object.UID && first && idOf(other.Namespace, other.Spec.KeyStoreRef) == store {
 			return reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
 				"Another ImportedKey holds this key version already. Delete that object, or this one.")
 		}
 	}
 	return nil
+}
+
+// holdsKey says whether the key version that an object names is its own, by its import or by adoption. Anybody
+// may ask to adopt any key version; who only asks has no say over it.
+func holdsKey(k *v1alpha1.ImportedKey) bool {
+	return k.Spec.Adopt == nil || k.Status.MaterialFingerprint != ""
 }
 
 // older orders objects by their creation, and those of one second by their UIDs.
