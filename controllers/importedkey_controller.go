@@ -52,6 +52,7 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	var err error
 	for _, phase := range []func(context.Context, *importScope) error{
 		r.identify, r.adopt, r.followClock, r.deleteMaterial, r.followDesire,
+		r.followClock, // a window that was shortened may be over
 		r.publishParameters, r.importMaterial, r.followDesire, r.explainState,
 	} {
 		if err = phase(ctx, scope); err != nil {
