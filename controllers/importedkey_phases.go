@@ -38,6 +38,9 @@ func (r *importedKeyReconciler) identify(_ context.Context, s *importScope) erro
 // when the user asks for new ones. It sets after. Reasons: those of operations, UnsupportedOperation,
 // ServiceUnavailableTemporary.
 func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *importScope) error {
+	if s.key.State == kms.StateDeleted {
+		return nil
+	}
 	decision := decideParameters(s.object, s.now)
 	if decision != keepParameters {
 		ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)

@@ -34,6 +34,9 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 	if err := external(req.Key); err != nil {
 		return ImportParameters{}, err
 	}
+	if err := Permit(OpGetParametersForImport, req.Key.StateAt(o.now())); err != nil {
+		return ImportParameters{}, err
+	}
 	if err := wrapping.CheckFit(req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {
 		return ImportParameters{}, invalid("WrappingAlgorithm", "%s", err)
 	}

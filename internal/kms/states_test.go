@@ -199,6 +199,18 @@ func TestStateAt_expiryIsAMatterOfTheClock(t *testing.T) {
 	}
 }
 
+func TestGetParametersForImport_ofADestroyedKey_makesNothing(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key := newKey(hsm.AES256)
+	key.State = kms.StateDeleted
+	_, err := s.GetParametersForImport(t.Context(), sm2(key))
+	wantError(t, err, kms.ForbiddenKeyNotFound)
+	if calls := s.module.Calls(); len(calls) > 0 {
+		t.Errorf("the module was asked: %v", calls)
+	}
+}
+
 // Nobody has to notice: an operation looks at the clock itself, though the material is still there.
 func TestOperations_afterTheMaterialsEnd_areRefused(t *testing.T) {
 	t.Parallel()
