@@ -203,6 +203,20 @@ func TestWrapApply_putsTheMaterialIn(t *testing.T) {
 	}
 }
 
+func TestWrapApply_renewsMaterialThatExpired(t *testing.T) {
+	t.Parallel()
+	env := testenv.Start(t)
+	for when, want := range map[string]bool{"never": false, "2126-01-02T03:04:05Z": true} {
+		key := createKey(t, env, func(key *v1alpha1.ImportedKey) { key.Spec.Material = expired() })
+		keyconvoy(t, "wrap", "--kubeconfig", env.Kubeconfig(t, nil, key.Namespace), "--key", "payments", "--apply",
+			"--in", file(t, "m", canary), "--expire-time", when).succeeds(t)
+		checkMaterial(t, env, key)
+		if at := reread(t, env, key).Spec.Material.ExpireTime; (at != nil) != want || at != nil && at.UTC().Format(time.RFC3339) != when {
+			t.Errorf("%s became %v", when, at)
+		}
+	}
+}
+
 func oldMaterial() *v1alpha1.MaterialSpec {
 	return &v1alpha1.MaterialSpec{EncryptedKeyMaterial: "b2xk", ImportToken: "b2xk"}
 }

@@ -24,6 +24,8 @@ func TestCommandLine_usedWronglyExitsWith2AndSaysWhatToDo(t *testing.T) {
 		"wrap applying and writing":            {[]string{"wrap", "--key", "a", "--apply", "--out", "b"}, "out"},
 		"wrap in two encodings":                {[]string{"wrap", "--key", "a", "--hex", "--base64"}, "hex"},
 		"wrap to an unknown format":            {[]string{"wrap", "--key", "a", "--format", "xml"}, "yaml or json"},
+		"wrap until no time":                   {[]string{"wrap", "--key", "a", "--in", "b", "--expire-time", "tomorrow"}, "or never"},
+		"wrap until a past time":               {[]string{"wrap", "--key", "a", "--in", "b", "--expire-time", "2026-01-02T03:04:05Z"}, "in the past"},
 		"wrap with all from standard input":    {[]string{"wrap", "--parameters", "-"}, "--in"},
 		"unwrap without a key":                 {[]string{"unwrap", "--in", "a", "--out", "b"}, "key-file"},
 		"unwrap without a place":               {[]string{"unwrap", "--in", "a", "--key-file", "b"}, "out"},

@@ -40,6 +40,13 @@ func readImportedKey(ctx context.Context, name string, in io.Reader) (*keyconvoy
 	return &key, nil
 }
 
+// The key states that matter here (KeyState).
+const (
+	statePendingImport   keyconvoy.KeyState = "PendingImport"
+	statePendingDeletion keyconvoy.KeyState = "PendingDeletion"
+	stateDeleted         keyconvoy.KeyState = "Deleted"
+)
+
 // wrappingTarget is what material is encrypted under, checked.
 type wrappingTarget struct {
 	publicKey *wrapping.PublicKey
@@ -53,13 +60,13 @@ func targetOf(key *keyconvoy.ImportedKey, now time.Time) (wrappingTarget, error)
 	switch {
 	case key.DeletionTimestamp != nil:
 		return wrappingTarget{}, fmt.Errorf("the ImportedKey %s/%s is being deleted", key.Namespace, key.Name)
+	case key.Status.KeyState == statePendingDeletion, key.Status.KeyState == stateDeleted:
+		return wrappingTarget{}, fmt.Errorf("the key state of %s/%s is %s, in which it takes no material", key.Namespace, key.Name, key.Status.KeyState)
 	case parameters == nil:
 		return wrappingTarget{}, noParameters(key)
 	case !now.Before(parameters.TokenExpireTime.Time):
-		return wrappingTarget{}, fmt.Errorf("the import token of %s/%s ended at %s; ask for new import parameters: "+
-			"kubectl annotate importedkey %s -n %s --overwrite %s=\"$(date +%%s)\"",
-			key.Namespace, key.Name, parameters.TokenExpireTime.UTC().Format(time.RFC3339),
-			key.Name, key.Namespace, keyconvoy.AnnotationRenewImportParameters)
+		return wrappingTarget{}, fmt.Errorf("the import token of %s/%s ended at %s; %s", key.Namespace, key.Name,
+			parameters.TokenExpireTime.UTC().Format(time.RFC3339), renew(key))
 	}
 
 	publicKey, err := readPublicKey(parameters)
@@ -92,15 +99,62 @@ func readPublicKey(parameters *keyconvoy.ImportParameters) (*wrapping.PublicKey,
 	return key, nil
 }
 
-// noParameters says how to wait, or why waiting is in vain.
+// noParameters says how to get some, or why waiting is in vain.
 func noParameters(key *keyconvoy.ImportedKey) error {
-	message := fmt.Sprintf("the ImportedKey %s/%s has no import parameters yet; wait for them: "+
-		"kubectl wait --for=jsonpath='{.status.importParameters.publicKey}' importedkey/%s -n %s",
-		key.Namespace, key.Name, key.Name, key.Namespace)
+	waiting := fmt.Sprintf("kubectl wait --for=jsonpath='{.status.importParameters.publicKey}' importedkey/%s -n %s", key.Name, key.Namespace)
+	if state := key.Status.KeyState; state != "" && state != statePendingImport {
+		return fmt.Errorf("the ImportedKey %s/%s is %s and has no import parameters; to import again, %s; then wait: %s",
+			key.Namespace, key.Name, state, renew(key), waiting)
+	}
+	message := fmt.Sprintf("the ImportedKey %s/%s has no import parameters yet; wait for them: %s", key.Namespace, key.Name, waiting)
 	for _, condition := range key.Status.Conditions {
 		if condition.Type == keyconvoy.ConditionReady && condition.Status != metav1.ConditionTrue && condition.Message != "" {
 			message += "; the operator says: " + condition.Message
 		}
 	}
 	return errors.New(message)
+}
+
+// renew says how to ask the operator for another key pair and token.
+func renew(key *keyconvoy.ImportedKey) string {
+	return fmt.Sprintf("ask for new import parameters: kubectl annotate importedkey %s -n %s --overwrite %s=\"$(date +%%s)\"",
+		key.Name, key.Namespace, keyconvoy.AnnotationRenewImportParameters)
+}
+
+// never is the expiry time of material that does not expire.
+const never = "never"
+
+// expiry is until when material is to last; the zero value keeps what the key says.
+type expiry struct {
+	never bool
+	at    time.Time
+}
+
+func parseExpiry(text string, now time.Time) (expiry, error) {
+	switch text {
+	case "":
+		return expiry{}, nil
+	case never:
+		return expiry{never: true}, nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return expiry{}, usagef("--expire-time is a time such as %s, or %s", now.AddDate(1, 0, 0).UTC().Format(time.RFC3339), never)
+	}
+	if !at.After(now) {
+		return expiry{}, usagef("--expire-time is in the past")
+	}
+	return expiry{at: at.UTC().Truncate(time.Second)}, nil
+}
+
+// checkExpiry refuses to put material in under a time that is over: it would be destroyed at once.
+func checkExpiry(key *keyconvoy.ImportedKey, want expiry, now time.Time) error {
+	if key.Spec.Material == nil || key.Spec.Material.ExpireTime == nil || want != (expiry{}) {
+		return nil
+	}
+	if at := key.Spec.Material.ExpireTime; !now.Before(at.Time) {
+		return fmt.Errorf("spec.material.expireTime of %s/%s is over (%s); say until when the material is to last now: "+
+			"--expire-time TIME, or --expire-time %s", key.Namespace, key.Name, at.UTC().Format(time.RFC3339), never)
+	}
+	return nil
 }

@@ -21,6 +21,9 @@ The public key and the token come from the object's status, the material from a 
 input. The result is a patch of the object: ciphertext, fit for Git. It suits kubectl patch --type merge,
 kubectl apply --server-side, and the patches of a kustomization.
 
+A key takes the material of its first import again, and no other: to renew material that expires, wrap
+the same with a new --expire-time.
+
 Material is read as raw bytes unless --hex or --base64 says otherwise. Its length must be right for the
 key (AES_256: 32 bytes, AES_192: 24, AES_128 and SM4: 16); nothing is sent before that is certain.`
 
@@ -43,6 +46,7 @@ type wrapOptions struct {
 	in         string
 	hex        bool
 	base64     bool
+	expireTime string
 	apply      bool
 	out        string
 	format     string
@@ -67,6 +71,7 @@ func newWrapCommand() *cobra.Command {
 	flags.StringVar(&o.in, "in", standardStream, "`FILE` with the material; - is standard input")
 	flags.BoolVar(&o.hex, "hex", false, "the material is hexadecimal text")
 	flags.BoolVar(&o.base64, "base64", false, "the material is Base64 text")
+	flags.StringVar(&o.expireTime, "expire-time", "", "`TIME` until which the material lasts (RFC 3339), or never; otherwise as the key says")
 	flags.BoolVar(&o.apply, "apply", false, "patch the object in the cluster")
 	flags.StringVar(&o.out, "out", "", "`FILE` for the patch; otherwise standard output")
 	flags.StringVar(&o.format, "format", "yaml", "`FORMAT` of the patch: yaml or json")
@@ -86,9 +91,13 @@ func (o *wrapOptions) run(cmd *cobra.Command) error {
 	if err := o.check(cmd); err != nil {
 		return err
 	}
+	now := time.Now()
+	expires, err := parseExpiry(o.expireTime, now)
+	if err != nil {
+		return err
+	}
 	var c cluster
 	if o.key != "" {
-		var err error
 		if c, err = o.cluster.connect(cmd.ErrOrStderr()); err != nil {
 			return err
 		}
@@ -98,15 +107,18 @@ func (o *wrapOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	// First what can be known without the material: whoever types it in does so once.
-	target, err := targetOf(key, time.Now())
+	target, err := targetOf(key, now)
 	if err != nil {
+		return err
+	}
+	if err := checkExpiry(key, expires, now); err != nil {
 		return err
 	}
 	encrypted, err := o.encrypt(cmd, key, target)
 	if err != nil {
 		return err
 	}
-	patch, err := o.patch(cmd, key, encrypted, target.token)
+	patch, err := o.patch(cmd, key, encrypted, target.token, expires)
 	if err != nil {
 		return err
 	}
@@ -171,7 +183,7 @@ func (o *wrapOptions) encrypt(cmd *cobra.Command, key *keyconvoy.ImportedKey, ta
 
 // patch returns a merge patch of the key. It names the object, so that it also is a patch for
 // kustomize and is refused on another object.
-func (o *wrapOptions) patch(cmd *cobra.Command, key *keyconvoy.ImportedKey, encrypted []byte, token string) ([]byte, error) {
+func (o *wrapOptions) patch(cmd *cobra.Command, key *keyconvoy.ImportedKey, encrypted []byte, token string, expires expiry) ([]byte, error) {
 	material := map[string]any{
 		"encryptedKeyMaterial": base64.StdEncoding.EncodeToString(encrypted),
 		"importToken":          token,
@@ -181,6 +193,12 @@ func (o *wrapOptions) patch(cmd *cobra.Command, key *keyconvoy.ImportedKey, encr
 		fmt.Fprintln(cmd.ErrOrStderr(), "note: the key refers to a Secret or ConfigMap for its material; the patch puts the material itself in its place")
 		material["encryptedKeyMaterialFrom"] = nil
 		material["importTokenFrom"] = nil
+	}
+	switch {
+	case expires.never:
+		material["expireTime"] = nil
+	case !expires.at.IsZero():
+		material["expireTime"] = expires.at.Format(time.RFC3339)
 	}
 	patch := map[string]any{
 		"apiVersion": keyconvoy.GroupVersion.String(),

@@ -166,6 +166,18 @@ func TestWrap_refusesAKeyThatCannotTakeTheMaterial(t *testing.T) {
 			func(key *v1alpha1.ImportedKey) { key.Status.ImportParameters.ImportToken = "" },
 			[]string{"importToken"},
 		},
+		"no parameters any more": {
+			func(key *v1alpha1.ImportedKey) { key.Status.ImportParameters = nil; key.Status.KeyState = "Enabled" },
+			[]string{"is Enabled and has no import parameters", "kubectl annotate importedkey payments -n team-a", "kubectl wait"},
+		},
+		"a key that is about to be destroyed": {
+			func(key *v1alpha1.ImportedKey) { key.Status.KeyState = "PendingDeletion" },
+			[]string{"the key state of team-a/payments is PendingDeletion"},
+		},
+		"an expiry that is over": {
+			func(key *v1alpha1.ImportedKey) { key.Spec.Material = expired() },
+			[]string{"spec.material.expireTime of team-a/payments is over (2026-01-02T03:04:05Z)", "--expire-time never"},
+		},
 		"a key on its way out": {
 			func(key *v1alpha1.ImportedKey) { now := metav1.Now(); key.DeletionTimestamp = &now },
 			[]string{"is being deleted"},
@@ -183,6 +195,44 @@ func TestWrap_refusesAKeyThatCannotTakeTheMaterial(t *testing.T) {
 				run(t).fails(t, 1, test.says...)
 			if _, err := os.Stat(out); err == nil {
 				t.Error("it wrote a patch all the same")
+			}
+		})
+	}
+}
+
+func expired() *v1alpha1.MaterialSpec {
+	over := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	return &v1alpha1.MaterialSpec{EncryptedKeyMaterial: "b2xk", ImportToken: "b2xk", ExpireTime: &over}
+}
+
+func TestWrap_setsTheExpiryAskedFor(t *testing.T) {
+	t.Parallel()
+	next := time.Now().AddDate(1, 0, 0).Truncate(time.Second)
+	for name, test := range map[string]struct {
+		change func(*v1alpha1.ImportedKey)
+		flags  []string
+		want   string // of the patch; "keep" for nothing said, "none" for taking it away
+	}{
+		"none":                  {nil, nil, "keep"},
+		"a time":                {nil, []string{"--expire-time", next.Format(time.RFC3339)}, next.UTC().Format(time.RFC3339)},
+		"another time than was": {func(key *v1alpha1.ImportedKey) { key.Spec.Material = expired() }, []string{"--expire-time", next.UTC().Format(time.RFC3339)}, next.UTC().Format(time.RFC3339)},
+		"never, where it was":   {func(key *v1alpha1.ImportedKey) { key.Spec.Material = expired() }, []string{"--expire-time", "never"}, "none"},
+		"never, as it was":      {nil, []string{"--expire-time", "never"}, "none"},
+		"as it was, in a future": {func(key *v1alpha1.ImportedKey) {
+			key.Spec.Material = expired()
+			key.Spec.Material.ExpireTime.Time = next
+		}, nil, "keep"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			args := append([]string{"wrap", "--parameters", importedKeyFile(t, test.change), "--in", file(t, "m", canary)}, test.flags...)
+			material := readPatch(t, keyconvoy(t, args...).succeeds(t).out).Spec.Material
+			got, said := material["expireTime"]
+			switch {
+			case test.want == "keep" && said, test.want == "none" && (!said || got != nil):
+				t.Errorf("the patch has %v", material)
+			case test.want != "keep" && test.want != "none" && (got == nil || *got != test.want):
+				t.Errorf("the patch has %v, without %s", material, test.want)
 			}
 		})
 	}
