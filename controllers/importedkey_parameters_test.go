@@ -120,7 +120,7 @@ func TestImportedKey_parameters_goWithTheirEnd_onceTheKeyIsEnabled(t *testing.T)
 	if n := len(o.pairs(t, key)); n != 0 {
 		t.Errorf("%d pairs that have ended are in the module", n)
 	}
-	o.forgetCounts()
+	o.quiet(t, key)
 	o.touch(t, key)
 	o.costsNothing(t)
 	o.renew(t, key, "1")

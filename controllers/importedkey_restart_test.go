@@ -32,8 +32,8 @@ func TestImportedKey_secondReconcileAndRestart_costNothing(t *testing.T) {
 			o.give(t, fromSource, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
 			o.enabled(t, fromSource)
 			keys := []client.Object{fromInline, fromSource, pending}
-			o.settled(t, keys...)
-			o.forgetCounts()
+			o.settled(t, pending)
+			o.quiet(t, fromInline, fromSource)
 
 			for _, key := range keys {
 				o.touch(t, key)
@@ -62,7 +62,7 @@ func TestImportedKey_secondReconcileAndRestart_costNothing(t *testing.T) {
 	}
 }
 
-func TestImportedKey_firstImport_costsOneStatusWrite(t *testing.T) {
+func TestImportedKey_firstImport_costsOneStatusWriteAndOneEvent(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	o.store(t, onSoftHSM)
@@ -73,7 +73,8 @@ func TestImportedKey_firstImport_costsOneStatusWrite(t *testing.T) {
 	o.forgetCounts()
 	o.again(t, key, func() { o.give(t, key, m) })
 	o.enabled(t, key)
-	if w := o.writes(); len(w) != 1 || w["patch importedkeys/status"] != 1 {
+	o.event(t, key, "KeyState")
+	if w := o.writes(); len(w) != 2 || w["patch importedkeys/status"] != 1 || w["create events"] != 1 {
 		t.Errorf("it wrote: %v", w)
 	}
 	if r := o.requests.All().Reads; len(r) != 0 {

@@ -145,11 +145,21 @@ func TestImportedKey_sourceRemovedAfterImport_isNotMissed(t *testing.T) {
 	o.create(t, secret)
 	o.give(t, key, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportTokenFrom: fromSecret("source", "token")})
 	o.enabled(t, key)
-	o.forgetCounts()
+	o.quiet(t, key)
 
 	o.again(t, key, func() { o.remove(t, secret) })
 	o.enabled(t, key)
 	o.costsNothing(t)
+}
+
+// quiet waits until all is said of keys that were imported, and forgets what was counted.
+func (o *operator) quiet(t testing.TB, keys ...client.Object) {
+	t.Helper()
+	for _, key := range keys {
+		o.event(t, key, "KeyState")
+	}
+	o.settled(t, keys...)
+	o.forgetCounts()
 }
 
 // costsNothing checks that since the counts were forgotten the operator wrote nothing, asked nothing of a
@@ -178,7 +188,7 @@ func TestImportedKey_sourceWithNewLabels_isNotImportedAgain(t *testing.T) {
 	o.create(t, secret)
 	o.give(t, key, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
 	o.enabled(t, key)
-	o.forgetCounts()
+	o.quiet(t, key)
 
 	o.again(t, key, func() { o.change(t, secret, func() { secret.Labels["touched"] = "yes" }) })
 	if calls := o.calls(); len(calls) != 0 {

@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	apply "github.com/keyconvoy/keyconvoy/api/applyconfiguration/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -151,10 +152,14 @@ func (o *operator) start(t *testing.T) {
 	o.begun, o.done = map[string]int{}, map[string]int{}
 	logger := funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity})
 	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
-		Scheme:  scheme,
-		Logger:  logger,
-		Cache:   o.cacheOptions(),
-		Client:  controllers.ClientOptions(),
+		Scheme: scheme,
+		Logger: logger,
+		Cache:  o.cacheOptions(),
+		Client: controllers.ClientOptions(),
+		NewClient: func(cfg *rest.Config, options client.Options) (client.Client, error) {
+			c, err := client.New(cfg, options)
+			return marking{c, o.mark()}, err
+		},
 		Metrics: metricsserver.Options{BindAddress: "0"},
 		// The names of controllers are unique in a process, but for this.
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
@@ -284,8 +289,23 @@ func (o *operator) mark() map[string]string { return map[string]string{labelOper
 
 func kinds() []client.Object {
 	return []client.Object{
-		&v1alpha1.KeyStore{}, &v1alpha1.ClusterKeyStore{}, &v1alpha1.ImportedKey{}, &v1alpha1.DataKey{}, &v1alpha1.ExportedDataKey{},
+		&v1alpha1.KeyStore{}, &v1alpha1.ClusterKeyStore{}, &v1alpha1.ImportedKey{},
+		&v1alpha1.DataKey{}, &v1alpha1.ExportedDataKey{}, &v1alpha1.ClusterExportedDataKey{},
 	}
+}
+
+// marking gives the operator's mark to the objects of ours that it makes itself.
+type marking struct {
+	client.Client
+	mark map[string]string
+}
+
+// Apply implements client.Client.
+func (m marking) Apply(ctx context.Context, object runtime.ApplyConfiguration, options ...client.ApplyOption) error {
+	if export, ok := object.(*apply.ExportedDataKeyApplyConfiguration); ok {
+		export.WithLabels(m.mark)
+	}
+	return m.Client.Apply(ctx, object, options...)
 }
 
 // open opens modules as the command line does, and records what is asked of them.
@@ -367,7 +387,8 @@ func (o *operator) create(t testing.TB, objects ...client.Object) {
 		if object.GetNamespace() == "" {
 			object.SetNamespace(o.namespace)
 		}
-		if _, ok := object.(*v1alpha1.ClusterKeyStore); ok {
+		switch object.(type) {
+		case *v1alpha1.ClusterKeyStore, *v1alpha1.ClusterExportedDataKey:
 			object.SetNamespace("")
 		}
 		all := maps.Clone(object.GetLabels())
@@ -569,7 +590,8 @@ func (o *operator) objects(t testing.TB) []client.Object {
 	t.Helper()
 	var all []client.Object
 	for _, list := range []client.ObjectList{
-		&v1alpha1.KeyStoreList{}, &v1alpha1.ClusterKeyStoreList{}, &v1alpha1.ImportedKeyList{}, &v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{},
+		&v1alpha1.KeyStoreList{}, &v1alpha1.ClusterKeyStoreList{}, &v1alpha1.ImportedKeyList{},
+		&v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{}, &v1alpha1.ClusterExportedDataKeyList{},
 	} {
 		// The test's own context has ended when its cleanup runs.
 		if err := o.List(context.Background(), list, client.MatchingLabels(o.mark())); err != nil {
@@ -689,6 +711,8 @@ func statusOf(object client.Object) (conditions []metav1.Condition, observedGene
 	case *v1alpha1.DataKey:
 		return o.Status.Conditions, o.Status.ObservedGeneration
 	case *v1alpha1.ExportedDataKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.ClusterExportedDataKey:
 		return o.Status.Conditions, o.Status.ObservedGeneration
 	}
 	panic(fmt.Sprintf("%T has no status of ours", object))
