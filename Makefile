@@ -76,9 +76,10 @@ clean: ## Stop what runs here and delete bin/
 ##@ Code
 
 .PHONY: generate
-generate: $(CONTROLLER_GEN) ## Generate deepcopy, apply configurations, CRDs and RBAC
+generate: $(CONTROLLER_GEN) ## Generate deepcopy, apply configurations, CRDs, RBAC and docs/reasons.md
 	$(CONTROLLER_GEN) object applyconfiguration crd paths=./api/... output:crd:artifacts:config=config/crd/bases
 	$(CONTROLLER_GEN) rbac:roleName=manager-role paths=./controllers/... output:rbac:artifacts:config=config/rbac
+	$(GO) run ./hack/reasons docs/reasons.md
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -108,7 +109,7 @@ verify-generated: $(CONTROLLER_GEN)
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	tar -c --exclude=./bin --exclude=./.git . | tar -x -C "$$copy"; \
 	$(MAKE) --no-print-directory -C "$$copy" generate TOOLS=$(TOOLS); \
-	for dir in api config; do \
+	for dir in api config docs; do \
 		diff -ru "$$dir" "$$copy/$$dir" || { echo "Generated files are not current; run: make generate" >&2; exit 1; }; \
 	done
 
