@@ -22,6 +22,17 @@ func startWithKey(t *testing.T, options ...option) *operator {
 	return o
 }
 
+// uncounted waits until the events of making the key named key have been sent, and forgets the counts:
+// events are sent when there is time.
+func (o *operator) uncounted(t testing.TB) {
+	t.Helper()
+	key := importedKey("key")
+	key.Namespace = o.namespace
+	o.read(t, key)
+	o.event(t, key, "KeyState")
+	o.forgetCounts()
+}
+
 // newDataKey is a data key under the key named key.
 func newDataKey(name string, change ...func(*v1alpha1.DataKeySpec)) *v1alpha1.DataKey {
 	k := &v1alpha1.DataKey{

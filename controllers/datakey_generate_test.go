@@ -179,7 +179,7 @@ func TestDataKey_refusesTargetMetadataThatIsNotTheUsers(t *testing.T) {
 func TestDataKey_secondReconcileAndRestartCostNothing(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
-	o.forgetCounts()
+	o.uncounted(t)
 	k := o.dataKey(t, "dek")
 	o.reconciledSince(t, k, 1) // the event of its own Secret is the second
 	wantCounts(t, "the first data key", o.writes(), map[string]int{"apply secrets": 1, "patch datakeys/status": 1})

@@ -29,7 +29,7 @@ func TestExportedDataKey_firstExportCostsTwoWrites(t *testing.T) {
 		{"config-map", toConfigMap("map", "key"), map[string]int{"get configmaps": 1}},
 		{"imported-key", toKey("other"), map[string]int{}},
 	} {
-		o.forgetCounts()
+		o.uncounted(t)
 		e := newExport(c.name, c.change)
 		o.create(t, e)
 		o.ready(t, e)
@@ -52,7 +52,7 @@ func TestExportedDataKey_aReconcileWithoutAReasonCostsNothing(t *testing.T) {
 	e := o.export(t, "e", toConfigMap("map", "key"))
 	o.reconciledSince(t, e, 1)
 
-	o.forgetCounts()
+	o.uncounted(t)
 	o.annotate(t, e, "note", "irrelevant") // wakes nobody
 	o.annotate(t, k, "note", "irrelevant")
 	wantCounts(t, "an annotation", o.writes(), map[string]int{})

@@ -2,6 +2,7 @@ package controllers_test
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -27,7 +28,13 @@ func TestJourney_fromModuleToModule_staysInsideTheModules(t *testing.T) {
 	})
 	o.create(t, e, receiver, k)
 	o.ready(t, k, e)
-	o.waits(t, receiver, v1alpha1.ReasonSourceNotFound, "ImportToken: there is no entry token in ConfigMap "+o.namespace+"/token")
+	eventually(t, func() string {
+		message := o.waits(t, receiver, v1alpha1.ReasonSourceNotFound)
+		if !strings.Contains(message, "ImportToken: there is no entry token in ConfigMap "+o.namespace+"/token") {
+			return message
+		}
+		return ""
+	})
 	o.configMap(t, "token", "token", receiver.Status.ImportParameters.ImportToken)
 	o.enabled(t, receiver)
 	for what, custody := range map[string]v1alpha1.Custody{
