@@ -12,7 +12,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 # What make test runs, and how. A PKG of yours leaves the modules under hack/ alone.
 PKG ?= ./...
-TESTFLAGS ?=
+TESTFLAGS ?= -timeout 30m
 BENCHFLAGS ?= -benchmem
 FUZZTIME ?= 10s
 
