@@ -117,7 +117,12 @@ func withConfig(change func(*rest.Config)) option { return func(o *operator) { c
 // log say is checked.
 func startOperator(t *testing.T, options ...option) *operator {
 	t.Helper()
-	env := testenv.Start(t)
+	return startOperatorOn(t, testenv.Start(t), options...)
+}
+
+// startOperatorOn starts an operator on that API server.
+func startOperatorOn(t *testing.T, env *testenv.Env, options ...option) *operator {
+	t.Helper()
 	o := &operator{
 		Client: env.Client, env: env,
 		namespace: env.Namespace(t), ownNamespace: env.Namespace(t),
