@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -33,7 +34,8 @@ import (
 //
 // What is not as for a person:
 //
-//   - There is no node, so the operator runs as a process, beside the Deployment that is applied.
+//   - There is no node, so the operator runs as a process, beside the Deployment that is applied, and
+//     so does the pod's init container (checkPod).
 //   - make is run with --dry-run: it says whether the targets exist. make demo has a test of its own
 //     (hack/demo), and make test would run this one.
 //   - docker is a stub that looks for the Dockerfile.
@@ -50,7 +52,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// block is a fenced block of the README.
+// block is a fenced block of a page.
 type block struct {
 	language string
 	text     string
@@ -58,15 +60,15 @@ type block struct {
 	used     bool
 }
 
-func readBlocks(t testing.TB) []*block {
+func readBlocks(t testing.TB, file string) []*block {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var blocks []*block
 	var open *block
-	for i, line := range strings.Split(string(readme), "\n") {
+	for i, line := range strings.Split(string(page), "\n") {
 		switch {
 		case open != nil && line == "```":
 			blocks, open = append(blocks, open), nil
@@ -77,7 +79,7 @@ func readBlocks(t testing.TB) []*block {
 		}
 	}
 	if open != nil {
-		t.Fatalf("the block of line %d does not end", open.line)
+		t.Fatalf("%s: the block of line %d does not end", file, open.line)
 	}
 	return blocks
 }
@@ -90,9 +92,9 @@ type workplace struct {
 	bin string // in front of the PATH
 }
 
-func newWorkplace(t testing.TB) workplace {
+func newWorkplace(t testing.TB, env *testenv.Env) workplace {
 	t.Helper()
-	w := workplace{t, testenv.Start(t), t.TempDir(), t.TempDir()}
+	w := workplace{t, env, t.TempDir(), t.TempDir()}
 	root, err := testenv.Root()
 	if err != nil {
 		t.Fatal(err)
@@ -172,6 +174,21 @@ func (w workplace) bash(script string) {
 	}
 }
 
+var fileName = regexp.MustCompile(`^# ([-a-z]+\.yaml)\n`)
+
+// save saves a block that begins with the name of a file.
+func (w workplace) save(b *block) {
+	w.t.Helper()
+	name := fileName.FindStringSubmatch(b.text)
+	if name == nil {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, name[1]), []byte(b.text), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	b.used = true
+}
+
 // handSetup makes what the blocks "by hand" are tried on: keys that wait for material under each
 // algorithm, and exports under each. They are the README's own objects with other names and algorithms.
 const handSetup = `
@@ -196,6 +213,7 @@ mv ledger.key ledger-by-keyconvoy.key
 // readmeScript puts the blocks together.
 type readmeScript struct {
 	t      testing.TB
+	file   string
 	blocks []*block
 	text   strings.Builder
 }
@@ -204,7 +222,7 @@ type readmeScript struct {
 func (s *readmeScript) add(b *block, replace ...string) {
 	b.used = true
 	text := strings.NewReplacer(replace...).Replace(b.text)
-	fmt.Fprintf(&s.text, ": README.md, line %d\n%s\n", b.line, text)
+	fmt.Fprintf(&s.text, ": %s, line %d\n%s\n", s.file, b.line, text)
 }
 
 // find returns the only sh block that has all these words and none of those after "!".
@@ -261,22 +279,15 @@ func (s *readmeScript) byHand() {
 }
 
 func TestREADME_commandsWork(t *testing.T) {
-	w := newWorkplace(t)
+	w := newWorkplace(t, testenv.Start(t))
 	softhsm, nss := tokens.SoftHSM(t), tokens.FreshNSS(t)
 	w.startOperator(softhsm, nss)
-	s := &readmeScript{t: t, blocks: readBlocks(t)}
-	fileName := regexp.MustCompile(`^# ([a-z]+\.yaml)\n`)
-
+	s := &readmeScript{t: t, file: "README.md", blocks: readBlocks(t, "README.md")}
 	firstByHand := s.find("KEY=payments\n")
 	for _, b := range s.blocks {
 		switch b.language {
 		case "yaml":
-			if name := fileName.FindStringSubmatch(b.text); name != nil {
-				if err := os.WriteFile(filepath.Join(w.dir, name[1]), []byte(b.text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				b.used = true
-			}
+			w.save(b)
 		case "sh":
 			if b.line < firstByHand.line {
 				s.add(b)
@@ -294,7 +305,57 @@ func TestREADME_commandsWork(t *testing.T) {
 	}
 	w.bash(s.text.String())
 
+	t.Run("the pod opens the data key", w.checkPod)
 	t.Run("the table says what the modules do", func(t *testing.T) { w.checkTable(t, softhsm, nss) })
+}
+
+// checkPod runs the init container of the README's pod, with its Secrets mounted, below a directory
+// that stands for the root.
+func (w workplace) checkPod(t *testing.T) {
+	var pod corev1.Pod
+	if err := w.env.Client.Get(t.Context(), client.ObjectKey{Namespace: "team-a", Name: "reader"}, &pod); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	container := pod.Spec.InitContainers[0]
+	for _, volume := range pod.Spec.Volumes {
+		i := slices.IndexFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == volume.Name })
+		if i < 0 {
+			continue
+		}
+		dir := filepath.Join(root, container.VolumeMounts[i].MountPath)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if volume.Secret == nil {
+			continue
+		}
+		var secret corev1.Secret
+		if err := w.env.Client.Get(t.Context(), client.ObjectKey{Namespace: "team-a", Name: volume.Secret.SecretName}, &secret); err != nil {
+			t.Fatal(err)
+		}
+		mode := ptr.Deref(volume.Secret.DefaultMode, 0o644)
+		for name, content := range secret.Data {
+			if err := os.WriteFile(filepath.Join(dir, name), content, os.FileMode(mode)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var args []string
+	for _, arg := range container.Args {
+		args = append(args, strings.ReplaceAll(arg, "=/", "="+root+"/"))
+	}
+	if out, err := w.command(t.Context(), filepath.Join(w.bin, "keyconvoy"), args...).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got, err := os.ReadFile(filepath.Join(root, "run/keys/ledger"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(filepath.Join(w.dir, "ledger-by-keyconvoy.key"))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the pod has another data key: %v", err)
+	}
 }
 
 // checkTable holds the table of algorithms against what the operator's self-test finds in each module.

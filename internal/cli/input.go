@@ -79,7 +79,7 @@ func warnIfShared(warnings io.Writer, name string) {
 	info, err := os.Stat(name)
 	if err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o004 != 0 {
 		fmt.Fprintf(warnings, "warning: every user of this machine may read %s; run chmod 600 on it, "+
-			"or set defaultMode: 0400 on the volume\n", name)
+			"or in a pod give the volume defaultMode: 0440 and the pod an fsGroup\n", name)
 	}
 }
 
