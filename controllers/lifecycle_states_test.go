@@ -333,8 +333,9 @@ func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 		o.dataKey(t, "dek")
 		o.dataKey(t, "dek-2", underKey("retained"))
 		// The module's call waits for the event.
+		owner := key.DeepCopy()
 		o.module(t).Before("DestroyKey", func() {
-			wantWords(t, o.event(t, key, "KeyInUse"), []string{"DataKeys still need this key", "lost for ever"})
+			wantWords(t, o.event(t, owner, "KeyInUse"), []string{"DataKeys still need this key", "lost for ever"})
 		})
 		o.remove(t, key)
 		o.gone(t, key)
