@@ -31,7 +31,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
-	apply "github.com/keyconvoy/keyconvoy/api/applyconfiguration/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -78,6 +77,7 @@ type operator struct {
 	onOpen   func(context.Context, controllers.ModuleRequest) error
 	onModule func(*hsmtest.Recorder)
 	stopped  func() // nil while it does not run
+	former   int    // how many modules were opened before its start
 
 	mu          sync.Mutex
 	opened      []opened
@@ -155,6 +155,7 @@ func (o *operator) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.begun, o.done = map[string]int{}, map[string]int{}
+	o.former = len(o.opened)
 	logger := funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity})
 	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
 		Scheme: scheme,
@@ -305,12 +306,12 @@ type marking struct {
 	mark map[string]string
 }
 
-// Apply implements client.Client.
-func (m marking) Apply(ctx context.Context, object runtime.ApplyConfiguration, options ...client.ApplyOption) error {
-	if export, ok := object.(*apply.ExportedDataKeyApplyConfiguration); ok {
-		export.WithLabels(m.mark)
+// Create implements client.Client.
+func (m marking) Create(ctx context.Context, object client.Object, options ...client.CreateOption) error {
+	if export, ok := object.(*v1alpha1.ExportedDataKey); ok {
+		maps.Copy(export.Labels, m.mark)
 	}
-	return m.Client.Apply(ctx, object, options...)
+	return m.Client.Create(ctx, object, options...)
 }
 
 // open opens modules as the command line does, and records what is asked of them.
@@ -359,13 +360,17 @@ func (o *operator) modules() []opened {
 	return slices.Clone(o.opened)
 }
 
-// module is the one that was opened last.
+// module is the one that was opened last. After a start it waits until one is opened: those before are
+// closed.
 func (o *operator) module(t testing.TB) *hsmtest.Recorder {
 	t.Helper()
-	all := o.modules()
-	if len(all) == 0 {
-		t.Fatal("The operator has opened no module")
-	}
+	var all []opened
+	eventually(t, func() string {
+		if all = o.modules(); len(all) <= o.former {
+			return "the operator has opened no module"
+		}
+		return ""
+	})
 	return all[len(all)-1].recorder
 }
 
