@@ -154,7 +154,7 @@ func (r *exportedDataKeyReconciler) withdraw(ctx context.Context, object *v1alph
 	if err != nil {
 		return err
 	}
-	if secret != nil && metav1.IsControlledBy(secret, object) {
+	if secret != nil && isSecretOf(secret, object) {
 		if err := r.secrets.Delete(ctx, t.key, secret.UID); err != nil {
 			return err
 		}

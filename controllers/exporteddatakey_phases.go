@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
@@ -38,6 +39,8 @@ const (
 	annotationData      = "keyconvoy.io/data-digest"
 	annotationRequestID = "keyconvoy.io/request-id"
 	annotationTime      = "keyconvoy.io/export-time"
+	// annotationExport names the ExportedDataKey whose export a Secret holds, for when its owner is lost.
+	annotationExport = "keyconvoy.io/exported-data-key"
 )
 
 // findDataKey sets target, blob, namespace, version and context. Reasons: KeyNotReady, InvalidParameter.
@@ -186,13 +189,22 @@ func (r *exportedDataKeyReconciler) compare(ctx context.Context, s *exportScope)
 	if s.secret, err = r.secrets.Read(ctx, s.target.key); err != nil || s.secret == nil {
 		return err
 	}
-	if !metav1.IsControlledBy(s.secret, s.object) {
+	if !isSecretOf(s.secret, s.object) {
 		return s.target.taken()
 	}
-	if !s.holdsExport() {
+	if !metav1.IsControlledBy(s.secret, s.object) || !s.holdsExport() {
 		return nil
 	}
 	return r.keepSecret(ctx, s)
+}
+
+// isSecretOf says whether a Secret is an export's own. One without an owner is where it says so itself: backup
+// tools restore Secrets without their owners.
+func isSecretOf(secret *corev1.Secret, object *v1alpha1.ExportedDataKey) bool {
+	if owner := metav1.GetControllerOf(secret); owner != nil {
+		return owner.UID == object.UID
+	}
+	return secret.Type == v1alpha1.SecretTypeExportedDataKey && secret.Annotations[annotationExport] == object.Name
 }
 
 // known says whether the status speaks of an export of these inputs.
@@ -256,6 +268,7 @@ func (r *exportedDataKeyReconciler) keepSecret(ctx context.Context, s *exportSco
 
 // record puts what the status says of the export on its Secret too.
 func (s *exportScope) record(t *secrets.Target, requestID string, custody v1alpha1.Custody, at *metav1.Time) {
+	t.Annotations[annotationExport] = s.object.Name
 	t.Annotations[annotationInputs] = s.inputs
 	t.Annotations[annotationData] = secrets.Digest(t.Data)
 	t.Annotations[annotationRequestID] = requestID
