@@ -93,16 +93,19 @@ func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error
 		e.After = healthInterval
 		return e
 	}
-	status.MaterialFingerprint = found.Fingerprint.String()
-	status.Custody = v1alpha1.CustodyUnknown
 	// Wrapped material in a spec that was restored is what is in the module already.
+	inputs := ""
 	if s.object.Spec.Material != nil {
-		if err := r.findMaterial(ctx, s); err != nil {
+		if inputs, err = r.inputsOf(ctx, s); err != nil {
 			return err
 		}
-		status.SourcesVersion = s.sources
 		status.MaterialExpireTime = s.object.Spec.Material.ExpireTime
 	}
+	status.InputsDigest, status.SourcesVersion = inputs, s.sources
+	// An annotation that was restored asks for what was done to the former object.
+	status.MaterialDeletedFor = annotationValue(s.object, v1alpha1.AnnotationDeleteKeyMaterial)
+	status.MaterialFingerprint = found.Fingerprint.String()
+	status.Custody = v1alpha1.CustodyUnknown
 	return s.happen(kms.EventImportKeyMaterial)
 }
 

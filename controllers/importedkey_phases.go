@@ -159,7 +159,7 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 		return err
 	}
 	expires := expireUnix(s.object)
-	inputs := digest(string(material), string(token), strconv.FormatInt(expires, 10))
+	inputs := inputsDigest(material, token, expires)
 	if inputs == status.InputsDigest {
 		status.SourcesVersion = s.sources
 		return nil
@@ -217,6 +217,23 @@ func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope
 		s.sources = digest(material, token, strconv.FormatInt(expireUnix(s.object), 10))
 	}
 	return nil
+}
+
+// inputsOf is the digest of what the spec would have imported, "" where a source of it is gone. It sets
+// sources. Reasons: SourceNotFound, InvalidParameter.
+func (r *importedKeyReconciler) inputsOf(ctx context.Context, s *importScope) (string, error) {
+	if err := r.findMaterial(ctx, s); err != nil || s.sources == "" {
+		return "", err
+	}
+	material, token, err := r.readMaterial(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	return inputsDigest(material, token, expireUnix(s.object)), nil
+}
+
+func inputsDigest(material, token []byte, expires int64) string {
+	return digest(string(material), string(token), strconv.FormatInt(expires, 10))
 }
 
 // readMaterial returns the wrapped material and the token. Reasons: SourceNotFound, InvalidParameter.
