@@ -3,7 +3,6 @@ package controllers
 import (
 	"context"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -15,6 +14,11 @@ import (
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=clusterexporteddatakeys/status,verbs=patch
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=exporteddatakeys,verbs=create;patch;delete
 
+// The policies in config/policy let nobody make an ExportedDataKey without the verb export on its DataKey,
+// the operator neither. It makes ExportedDataKeys for nobody but those who made a ClusterExportedDataKey,
+// and they needed that verb on the same DataKey.
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=datakeys,verbs=export
+
 // clusterExportReconciler keeps an ExportedDataKey in every namespace that is selected. What each of them
 // does, and whether the key's owner consents, is theirs.
 type clusterExportReconciler struct {
@@ -23,10 +27,13 @@ type clusterExportReconciler struct {
 
 // clusterExportScope is what the phases hand on.
 type clusterExportScope struct {
-	object     *v1alpha1.ClusterExportedDataKey
-	namespaces []string                             // set by selectNamespaces, sorted
-	exports    map[string]*v1alpha1.ExportedDataKey // set by listExports: this object's, by namespace
-	failures   map[string]string                    // set by makeExports: reasons by namespace
+	object      *v1alpha1.ClusterExportedDataKey
+	namespaces  []string                             // set by selectNamespaces, sorted
+	exports     map[string]*v1alpha1.ExportedDataKey // set by listExports: this object's, by namespace; makeExports takes out those that it changes
+	failures    map[string]string                    // set by makeExports: reasons by namespace
+	refused     bool                                 // set by makeExports: the API server refused one for good
+	again       bool                                 // set by makeExports: one had changed meanwhile
+	unavailable error                                // set by makeExports and removeExports: one that is to be tried again
 }
 
 // Reconcile makes, repairs and removes the exports, and counts them.
@@ -57,9 +64,4 @@ func (r *clusterExportReconciler) Reconcile(ctx context.Context, req ctrl.Reques
 	}
 	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
 	return reconciler.Result(err, 0)
-}
-
-// isExportOf says whether an ExportedDataKey is one that this object made.
-func isExportOf(export *v1alpha1.ExportedDataKey, object *v1alpha1.ClusterExportedDataKey) bool {
-	return metav1.IsControlledBy(export, object)
 }

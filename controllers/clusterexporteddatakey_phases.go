@@ -2,18 +2,15 @@ package controllers
 
 import (
 	"context"
-	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	apply "github.com/keyconvoy/keyconvoy/api/applyconfiguration/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
@@ -57,58 +54,58 @@ func (r *clusterExportReconciler) listExports(ctx context.Context, s *clusterExp
 	return nil
 }
 
-// makeExports sets failures. A namespace that fails does not hold up the others.
+// makeExports sets failures, refused, again and unavailable. A namespace that fails does not hold up the
+// others.
 func (r *clusterExportReconciler) makeExports(ctx context.Context, s *clusterExportScope) error {
-	want := exportSpec(&s.object.Spec.Template)
-	var unavailable error
 	for _, namespace := range s.namespaces {
-		export := s.exports[namespace]
-		if export != nil && equality.Semantic.DeepEqual(export.Spec, want) {
+		want := exportOf(s.object, namespace)
+		there := s.exports[namespace]
+		if there != nil && (equality.Semantic.DeepEqual(there.Spec, want.Spec) || !there.DeletionTimestamp.IsZero()) {
 			continue
 		}
-		err := r.makeExport(ctx, s.object, namespace)
+		// Whatever becomes of it: the status that is known speaks of another spec.
+		delete(s.exports, namespace)
+		err := r.makeExport(ctx, there, want)
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case apierrors.IsConflict(err) || apierrors.IsInvalid(err) || apierrors.IsForbidden(err):
+		case apierrors.IsConflict(err):
+			s.again = true
+		case apierrors.IsAlreadyExists(err):
 			s.failures[namespace] = v1alpha1.ReasonTargetNotOwned
-			if apierrors.IsForbidden(err) {
-				s.failures[namespace] = kms.ForbiddenNoPermission.Reason()
-			}
+		case apierrors.IsForbidden(err):
+			s.failures[namespace], s.refused = kms.ForbiddenNoPermission.Reason(), true
+		case apierrors.IsInvalid(err):
+			s.failures[namespace], s.refused = kms.InvalidParameter.Reason(), true
 		default:
-			s.failures[namespace] = v1alpha1.ReasonAPIServer
-			unavailable = err
+			s.failures[namespace], s.unavailable = v1alpha1.ReasonAPIServer, err
 		}
 	}
-	return unavailable
+	return nil
 }
 
-// makeExport applies the ExportedDataKey of one namespace. It never takes over one that somebody else
-// made: that one has no controller, or another, and is looked at first.
-func (r *clusterExportReconciler) makeExport(ctx context.Context, object *v1alpha1.ClusterExportedDataKey, namespace string) error {
-	there := &v1alpha1.ExportedDataKey{}
-	err := r.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: object.Name}, there)
-	if client.IgnoreNotFound(err) != nil {
+// makeExport makes the ExportedDataKey of one namespace, or makes its spec what it should be again: with a
+// patch of all that differs, for an apply would leave the fields that others added. It never takes over one
+// that somebody else made.
+func (r *clusterExportReconciler) makeExport(ctx context.Context, there, want *v1alpha1.ExportedDataKey) error {
+	if there != nil {
+		repaired := there.DeepCopy()
+		repaired.Spec = want.Spec
+		return r.client.Patch(ctx, repaired, client.MergeFromWithOptions(there, client.MergeFromWithOptimisticLock{}), client.FieldOwner(v1alpha1.ManagedBy))
+	}
+	// The cache knows of one in the way without a request.
+	err := r.client.Get(ctx, client.ObjectKeyFromObject(want), &v1alpha1.ExportedDataKey{})
+	if err == nil {
+		return apierrors.NewAlreadyExists(v1alpha1.GroupVersion.WithResource("exporteddatakeys").GroupResource(), want.Name)
+	}
+	if !apierrors.IsNotFound(err) {
 		return err
 	}
-	export := apply.ExportedDataKey(object.Name, namespace).
-		WithLabels(map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}).
-		WithOwnerReferences(metav1ac.OwnerReference().
-			WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("ClusterExportedDataKey").
-			WithName(object.Name).WithUID(object.UID).WithController(true)).
-		WithSpec(exportApply(&object.Spec.Template))
-	if err == nil {
-		if !isExportOf(there, object) {
-			return apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("exporteddatakeys").GroupResource(), object.Name,
-				fmt.Errorf("it is not this object's"))
-		}
-		export.WithUID(there.UID)
-	}
-	return r.client.Apply(ctx, export, client.FieldOwner(v1alpha1.ManagedBy), client.ForceOwnership)
+	return r.client.Create(ctx, want, client.FieldOwner(v1alpha1.ManagedBy))
 }
 
-// removeExports deletes the exports in namespaces that are not selected any more.
+// removeExports deletes the exports in namespaces that are not selected any more, and may set unavailable.
 func (r *clusterExportReconciler) removeExports(ctx context.Context, s *clusterExportScope) error {
 	for namespace, export := range s.exports {
 		if _, selected := slices.BinarySearch(s.namespaces, namespace); selected || !export.DeletionTimestamp.IsZero() {
@@ -117,88 +114,74 @@ func (r *clusterExportReconciler) removeExports(ctx context.Context, s *clusterE
 		err := r.client.Delete(ctx, &v1alpha1.ExportedDataKey{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: export.Name}},
 			client.Preconditions{UID: &export.UID})
 		if client.IgnoreNotFound(err) != nil {
-			return err
+			s.unavailable = err
 		}
 	}
 	return nil
 }
 
-// countExports fills the status. Reasons: NamespacesFailed, NamespacesPending.
+// refusedInterval is how often an export is tried again that the API server refused: what made it refuse (a
+// quota, a policy) is not watched.
+const refusedInterval = 5 * time.Minute
+
+// countExports fills the status. Reasons: APIServer, NamespacesFailed, NamespacesPending.
 func (r *clusterExportReconciler) countExports(_ context.Context, s *clusterExportScope) error {
 	status := &s.object.Status
 	status.Namespaces = int32(len(s.namespaces)) //nolint:gosec // far fewer than 2³¹
 	status.ReadyNamespaces, status.FailedNamespaces, status.Failures = 0, 0, nil
 	for _, namespace := range s.namespaces {
-		reason, failed := s.failures[namespace]
-		if export := s.exports[namespace]; export != nil && !failed {
-			if ready(export.Status.Conditions) && export.Status.ObservedGeneration == export.Generation {
+		reason := s.failures[namespace]
+		if export := s.exports[namespace]; export != nil && export.Status.ObservedGeneration == export.Generation {
+			if ready(export.Status.Conditions) {
 				status.ReadyNamespaces++
 				continue
 			}
-			if stalled := meta.FindStatusCondition(export.Status.Conditions, v1alpha1.ConditionStalled); stalled != nil {
-				reason, failed = stalled.Reason, true
-			}
+			reason = stallReason(export)
 		}
-		if failed {
-			status.FailedNamespaces++
-			if len(status.Failures) < maxFailures {
-				status.Failures = append(status.Failures, v1alpha1.NamespaceFailure{Namespace: v1alpha1.NamespaceName(namespace), Reason: reason})
-			}
+		if reason == "" {
+			continue // on its way
+		}
+		status.FailedNamespaces++
+		if len(status.Failures) < maxFailures {
+			status.Failures = append(status.Failures, v1alpha1.NamespaceFailure{Namespace: v1alpha1.NamespaceName(namespace), Reason: reason})
 		}
 	}
+	pending := reconciler.Wait(v1alpha1.ReasonNamespacesPending, "The exports of some of the selected namespaces are on their way.")
 	switch {
+	case s.unavailable != nil:
+		return s.unavailable
+	case s.again:
+		pending.After = countInterval
+		return pending
 	case status.FailedNamespaces > 0:
-		return reconciler.Stall(v1alpha1.ReasonNamespacesFailed,
+		failed := reconciler.Stall(v1alpha1.ReasonNamespacesFailed,
 			"Some of the selected namespaces have failed: status.failures names the first of them, and their ExportedDataKeys say what to do.")
+		if s.refused {
+			failed.After = refusedInterval
+		}
+		return failed
 	case status.ReadyNamespaces < status.Namespaces:
-		return reconciler.Wait(v1alpha1.ReasonNamespacesPending, "The exports of some of the selected namespaces are on their way.")
+		return pending
 	}
 	return nil
 }
 
-// exportSpec is the spec of the ExportedDataKeys that a template makes.
-func exportSpec(t *v1alpha1.ExportTemplate) v1alpha1.ExportedDataKeySpec {
-	return v1alpha1.ExportedDataKeySpec{
-		DataKeyRef:          &v1alpha1.DataKeyReference{Namespace: t.DataKeyRef.Namespace, Name: t.DataKeyRef.Name},
-		PublicKey:           v1alpha1.PublicKeySource{Blob: t.PublicKey.Blob, SecretKeyRef: t.PublicKey.SecretKeyRef, ConfigMapKeyRef: t.PublicKey.ConfigMapKeyRef},
-		WrappingKeySpec:     t.WrappingKeySpec,
-		WrappingAlgorithm:   string(t.WrappingAlgorithm),
-		SM2CiphertextFormat: t.SM2CiphertextFormat,
-		Target:              t.Target,
+// exportOf is the ExportedDataKey of one namespace.
+func exportOf(object *v1alpha1.ClusterExportedDataKey, namespace string) *v1alpha1.ExportedDataKey {
+	t := &object.Spec.Template
+	return &v1alpha1.ExportedDataKey{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: object.Name,
+			Labels:          map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(object, v1alpha1.GroupVersion.WithKind("ClusterExportedDataKey"))},
+		},
+		Spec: v1alpha1.ExportedDataKeySpec{
+			DataKeyRef:          &v1alpha1.DataKeyReference{Namespace: t.DataKeyRef.Namespace, Name: t.DataKeyRef.Name},
+			PublicKey:           v1alpha1.PublicKeySource{Blob: t.PublicKey.Blob, SecretKeyRef: t.PublicKey.SecretKeyRef, ConfigMapKeyRef: t.PublicKey.ConfigMapKeyRef},
+			WrappingKeySpec:     t.WrappingKeySpec,
+			WrappingAlgorithm:   string(t.WrappingAlgorithm),
+			SM2CiphertextFormat: t.SM2CiphertextFormat,
+			Target:              t.Target,
+		},
 	}
-}
-
-// exportApply is exportSpec for server-side apply.
-func exportApply(t *v1alpha1.ExportTemplate) *apply.ExportedDataKeySpecApplyConfiguration {
-	key := apply.PublicKeySource()
-	entry := func(ref *v1alpha1.EntryReference) *apply.EntryReferenceApplyConfiguration {
-		return apply.EntryReference().WithName(ref.Name).WithKey(ref.Key)
-	}
-	switch {
-	case t.PublicKey.SecretKeyRef != nil:
-		key.WithSecretKeyRef(entry(t.PublicKey.SecretKeyRef))
-	case t.PublicKey.ConfigMapKeyRef != nil:
-		key.WithConfigMapKeyRef(entry(t.PublicKey.ConfigMapKeyRef))
-	default:
-		key.WithBlob(t.PublicKey.Blob)
-	}
-	spec := apply.ExportedDataKeySpec().
-		WithDataKeyRef(apply.DataKeyReference().WithNamespace(t.DataKeyRef.Namespace).WithName(t.DataKeyRef.Name)).
-		WithPublicKey(key).
-		WithWrappingKeySpec(t.WrappingKeySpec).
-		WithWrappingAlgorithm(string(t.WrappingAlgorithm))
-	if t.SM2CiphertextFormat != "" {
-		spec.WithSM2CiphertextFormat(t.SM2CiphertextFormat)
-	}
-	if t.Target == nil {
-		return spec
-	}
-	target := apply.ExportTarget().WithLabels(t.Target.Labels).WithAnnotations(t.Target.Annotations)
-	if t.Target.Name != "" {
-		target.WithName(t.Target.Name)
-	}
-	if t.Target.Immutable {
-		target.WithImmutable(true)
-	}
-	return spec.WithTarget(target)
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -38,7 +39,7 @@ func (r *clusterExportReconciler) setup(mgr ctrl.Manager, options controller.Opt
 var exportCounts = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		was, is := e.ObjectOld.(*v1alpha1.ExportedDataKey), e.ObjectNew.(*v1alpha1.ExportedDataKey)
-		return was.Generation != is.Generation || was.Status.ObservedGeneration != is.Status.ObservedGeneration ||
+		return was.Generation != is.Generation || !equality.Semantic.DeepEqual(was.OwnerReferences, is.OwnerReferences) || was.Status.ObservedGeneration != is.Status.ObservedGeneration ||
 			ready(was.Status.Conditions) != ready(is.Status.Conditions) || stallReason(was) != stallReason(is)
 	},
 }
@@ -79,7 +80,10 @@ func (gathered) wake(o client.Object, q requests) {
 	q.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: o.GetName()}}, countInterval)
 }
 
-func (g gathered) Create(_ context.Context, e event.CreateEvent, q requests)   { g.wake(e.Object, q) }
-func (g gathered) Update(_ context.Context, e event.UpdateEvent, q requests)   { g.wake(e.ObjectNew, q) }
+func (g gathered) Create(_ context.Context, e event.CreateEvent, q requests) { g.wake(e.Object, q) }
+func (g gathered) Update(_ context.Context, e event.UpdateEvent, q requests) {
+	g.wake(e.ObjectOld, q) // it may have lost its owner
+	g.wake(e.ObjectNew, q)
+}
 func (g gathered) Delete(_ context.Context, e event.DeleteEvent, q requests)   { g.wake(e.Object, q) }
 func (g gathered) Generic(_ context.Context, e event.GenericEvent, q requests) { g.wake(e.Object, q) }
