@@ -367,8 +367,13 @@ func TestSamples_referToEachOther(t *testing.T) {
 		g.Expect(string(exported.Spec.DataKeyRef.Name)).To(Equal(dataKey.Name))
 		g.Expect(string(exported.Spec.PublicKey.ConfigMapKeyRef.Name)).To(Equal("recipients"))
 	}
+	everywhere := find[v1alpha1.ClusterExportedDataKey](t, objects, "ClusterExportedDataKey", "ledger-everywhere")
+	g.Expect(everywhere.Spec.Template.DataKeyRef).To(Equal(v1alpha1.NamespacedReference{
+		Namespace: v1alpha1.NamespaceName(dataKey.Namespace), Name: v1alpha1.ObjectName(dataKey.Name),
+	}))
+	g.Expect(string(everywhere.Spec.Template.PublicKey.ConfigMapKeyRef.Name)).To(Equal("recipients"))
 	for _, u := range objects {
-		if u.GetKind() != "Namespace" && u.GetKind() != "ClusterKeyStore" {
+		if u.GetKind() != "Namespace" && !strings.HasPrefix(u.GetKind(), "Cluster") {
 			g.Expect(u.GetNamespace()).To(Equal("team-a"), u.GetName())
 		}
 	}
@@ -379,11 +384,12 @@ func TestSamples_referToEachOther(t *testing.T) {
 
 // plurals of the kinds by the name that their roles have.
 var plurals = map[string]string{
-	"clusterkeystore": "clusterkeystores",
-	"keystore":        "keystores",
-	"importedkey":     "importedkeys",
-	"datakey":         "datakeys",
-	"exporteddatakey": "exporteddatakeys",
+	"clusterkeystore":        "clusterkeystores",
+	"keystore":               "keystores",
+	"importedkey":            "importedkeys",
+	"datakey":                "datakeys",
+	"exporteddatakey":        "exporteddatakeys",
+	"clusterexporteddatakey": "clusterexporteddatakeys",
 }
 
 var (
@@ -412,7 +418,7 @@ func TestRoles_allowWhatTheyAreCalled(t *testing.T) {
 				g.Expect(env.Client.Create(t.Context(), clusterRole)).To(Succeed())
 				subjects := []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: user, APIGroup: rbacv1.GroupName}}
 				ref := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}
-				if singular == "clusterkeystore" {
+				if strings.HasPrefix(singular, "cluster") {
 					g.Expect(env.Client.Create(t.Context(), &rbacv1.ClusterRoleBinding{
 						ObjectMeta: metav1.ObjectMeta{Name: user}, Subjects: subjects, RoleRef: ref,
 					})).To(Succeed())
@@ -491,7 +497,7 @@ func TestRoles_areAddedToTheBuiltInOnesWhereThatIsSafe(t *testing.T) {
 		slices.Sort(names)
 		return slices.Compact(names)
 	}
-	everything := []string{"clusterkeystores", "datakeys", "exporteddatakeys", "importedkeys", "keystores"}
+	everything := []string{"clusterexporteddatakeys", "clusterkeystores", "datakeys", "exporteddatakeys", "importedkeys", "keystores"}
 	for _, builtin := range []string{"view", "edit", "admin"} {
 		g.Expect(unique(readers[builtin])).To(Equal(everything), builtin)
 	}
@@ -557,6 +563,7 @@ func TestManager_mayLeadInItsOwnNamespaceOnly(t *testing.T) {
 		may("create", "authorization.k8s.io", "subjectaccessreviews", ""),
 		may("watch", "keyconvoy.io", "exporteddatakeys", "team-a"),
 		may("patch", "", "secrets", "team-a"),
+		may("export", "keyconvoy.io", "datakeys", "team-a"),
 	} {
 		g.Eventually(allowed).Should(BeTrue())
 	}
@@ -566,6 +573,7 @@ func TestManager_mayLeadInItsOwnNamespaceOnly(t *testing.T) {
 		may("create", "", "serviceaccounts/token", operatorNamespace),
 		may("delete", "", "namespaces", ""),
 		may("create", "rbac.authorization.k8s.io", "clusterrolebindings", ""),
+		may("export", "keyconvoy.io", "importedkeys", "team-a"),
 	} {
 		g.Expect(forbidden()).To(BeFalse())
 	}
