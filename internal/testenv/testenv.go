@@ -81,6 +81,23 @@ func Start(t testing.TB) *Env {
 	return shared.env
 }
 
+// Another starts an API server of the test's own, which ends with the test: for tests of several clusters.
+func Another(t testing.TB) *Env {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	env, err := start()
+	if err != nil {
+		t.Fatalf("No other API server to test on: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := env.stop(); err != nil {
+			t.Errorf("Stopping the other API server: %v", err)
+		}
+	})
+	return env
+}
+
 func start() (*Env, error) {
 	if !shared.inMain {
 		return nil, errors.New("nobody would stop it; add to the package's tests:\n\tfunc TestMain(m *testing.M) { testenv.Main(m) }")
