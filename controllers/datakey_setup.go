@@ -3,6 +3,8 @@ package controllers
 import (
 	"context"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,11 +20,14 @@ import (
 )
 
 func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
+	namespaces := &metav1.PartialObjectMetadata{}
+	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.DataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
 		WatchesRawSource(source.Channel(r.modules.subscribe(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfStore))).
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfSecret)).
+		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
 		Complete(r)
 }
@@ -54,6 +59,11 @@ func (r *dataKeyReconciler) dataKeysOfStore(ctx context.Context, store client.Ob
 func (r *dataKeyReconciler) dataKeysOfSecret(ctx context.Context, secret client.Object) []reconcile.Request {
 	return r.findDataKeys(ctx, nil, client.InNamespace(secret.GetNamespace()),
 		client.MatchingFields{indexContent: contentIndex(secrets.Secret, secret.GetName())})
+}
+
+// dataKeysOfNamespace finds the data keys to which a namespace's labels may open a key store.
+func (r *dataKeyReconciler) dataKeysOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
+	return r.findDataKeys(ctx, waitingDataKey, client.InNamespace(namespace.GetName()))
 }
 
 func (s *shared) findDataKeys(ctx context.Context, want func(*v1alpha1.DataKey) bool, options ...client.ListOption) []reconcile.Request {
