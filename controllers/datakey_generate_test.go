@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
@@ -41,6 +44,36 @@ func TestDataKey_waitsForTheModuleAndWakes(t *testing.T) {
 	}
 	o.module(t).FailAll("GenerateDataKey", nil)
 	o.ready(t, k)
+}
+
+func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	allow := func(value string) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: map[string]string{"keys": value}}
+	}
+	label := func(value string) {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace}}
+		o.change(t, ns, func() { ns.Labels = map[string]string{"keys": value} })
+	}
+	label("yes")
+	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) { s.AllowedNamespaces = allow("yes") })
+	o.enabledKey(t, "key", nil, inClusterStore(store.Name))
+
+	label("no")
+	first := newDataKey("first")
+	o.create(t, first)
+	o.stalls(t, first, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not serve this namespace: ask its administrator")
+	o.absent(t, "first")
+	label("yes")
+	o.ready(t, first)
+
+	label("no")
+	second := newDataKey("second")
+	o.create(t, second)
+	o.stalls(t, second, "ForbiddenNoPermission")
+	o.change(t, store, func() { store.Spec.AllowedNamespaces = allow("no") })
+	o.ready(t, second)
 }
 
 // Between the module's answer and the Secret the operator may end: that data key was never told to

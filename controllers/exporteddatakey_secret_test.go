@@ -235,3 +235,40 @@ func TestExportedDataKey_immutableSecretIsMadeAnewForOtherInputs(t *testing.T) {
 		t.Error("it is still immutable")
 	}
 }
+
+func TestExportedDataKey_outlivesItsDataKey(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	e := o.export(t, "e")
+	first := o.checkExport(t, e, rsaRecipient())
+	o.remove(t, k)
+	o.waits(t, e, v1alpha1.ReasonKeyNotReady, "The DataKey "+o.namespace+"/dek does not exist")
+	o.dataKey(t, "dek") // takes its blob from its Secret
+	o.ready(t, e)
+	if s := o.checkExport(t, e, rsaRecipient()); s.ResourceVersion != first.ResourceVersion {
+		t.Error("it was exported again")
+	}
+}
+
+func TestExportedDataKey_anotherDataKeyOfTheSameNameIsExported(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	e := o.export(t, "e")
+	former := o.openExport(t, e, rsaRecipient())
+	o.remove(t, k)
+	o.remove(t, o.secretOf(t, "dek"))
+	k = o.dataKey(t, "dek")
+	want := o.dataKeyBytes(t, k)
+	o.until(t, e, func() string {
+		if got := o.openExport(t, e, rsaRecipient()); !bytes.Equal(got, want) || bytes.Equal(got, former) {
+			return "it is the former data key"
+		}
+		return ""
+	})
+	o.ready(t, e)
+	if all := o.events(t, e); len(all) != 0 {
+		t.Errorf("the recipient did not change: %q", all)
+	}
+}
