@@ -2,10 +2,13 @@ package cli_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
 func TestCommandLine_usedWronglyExitsWith2AndSaysWhatToDo(t *testing.T) {
@@ -88,6 +91,34 @@ func TestPlugin_speaksOfKubectl(t *testing.T) {
 		t.Errorf("help speaks of another command:\n%s", got.out)
 	}
 	call{name: "kubectl-keyconvoy", args: []string{"wrap"}}.run(t).fails(t, 2, "kubectl keyconvoy wrap --help")
+}
+
+func TestPlugin_isFoundAndCompletedByKubectl(t *testing.T) {
+	t.Parallel()
+	testenv.Start(t) // kubectl is there
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	for _, name := range []string{"kubectl-keyconvoy", "kubectl_complete-keyconvoy"} {
+		if err := os.Symlink(self, filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, test := range map[string]struct {
+		args []string
+		says string
+	}{
+		"found":     {[]string{"keyconvoy", "unwrap", "--help"}, "kubectl keyconvoy unwrap --key-file"},
+		"completed": {[]string{"__complete", "keyconvoy", "wrap", "--format", ""}, "yaml\njson\n"},
+	} {
+		cmd := exec.Command((&testenv.Env{}).Kubectl(), test.args...)
+		cmd.Env = selfEnv(t.TempDir(), "PATH="+bin+":"+os.Getenv("PATH"))
+		if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), test.says) {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
+	}
 }
 
 func TestSignals_endACommandThatWaitsForInput(t *testing.T) {
