@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
 // collector computes metrics from the cache when they are scraped, so that none outlives its object.
@@ -32,7 +33,7 @@ var (
 	materialExpiryMetric = prometheus.NewDesc("keyconvoy_next_material_expiry_seconds",
 		"Seconds until the first key material ends; absent when none ever does.", nil, nil)
 	tokenExpiryMetric = prometheus.NewDesc("keyconvoy_next_token_expiry_seconds",
-		"Seconds until the first published import token ends; absent when there is none.", nil, nil)
+		"Seconds until the first import token of a key that waits for its material ends; absent when none waits.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -113,7 +114,8 @@ func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
 		if at := status.MaterialExpireTime; at != nil {
 			s.nextMaterial = earlier(s.nextMaterial, at.Time)
 		}
-		if p := status.ImportParameters; p != nil {
+		// The token of a key that has its material is left to end: that tells nobody anything.
+		if p := status.ImportParameters; p != nil && kms.KeyState(status.KeyState) == kms.StatePendingImport {
 			s.nextToken = earlier(s.nextToken, p.TokenExpireTime.Time)
 		}
 	}
