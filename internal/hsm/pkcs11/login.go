@@ -100,7 +100,7 @@ func (l *logins) leave(m *Module) bool {
 
 var (
 	errPINRefused = hsm.Errorf(hsm.Locked,
-		"the token refused this PIN, and it is not tried again: correct the PIN; if it was the token's PIN that was changed, restart Keyconvoy")
+		"the token refused this PIN, and it is not tried again: correct the PIN; if it was the token's PIN that was changed, touch the Secret (an annotation will do) and restart Keyconvoy")
 	errPINLocked = hsm.Errorf(hsm.Locked,
 		"the token's PIN is locked: unlock it with the token's own tools, then restart Keyconvoy or change the PIN")
 	errPINFinalTry = hsm.Errorf(hsm.Locked,
