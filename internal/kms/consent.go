@@ -67,10 +67,12 @@ func (p ExportPolicy) Consent(u Use) error {
 }
 
 // DryRun turns the end of an export that was only tried into the documented outcome. Errors that are
-// nobody's fault (the module does not answer) stay what they are.
+// nobody's fault (the module does not answer) stay what they are, and so does an outcome.
 func DryRun(err error) error {
 	code := CodeOf(err)
 	switch {
+	case code == DryRunOperationError || code == ValidationError || code == AccessDeniedError:
+		return err
 	case err == nil:
 		return &Error{Code: DryRunOperationError, Detail: "The export would have succeeded. Nothing was exported."}
 	case code.HTTPStatus() == 403 || code.HTTPStatus() == 404:

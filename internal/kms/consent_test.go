@@ -66,6 +66,10 @@ func TestDryRun(t *testing.T) {
 		kms.ForbiddenNoPermission:       kms.AccessDeniedError,
 		kms.ForbiddenKeyNotFound:        kms.AccessDeniedError,
 		kms.ForbiddenKeyVersionNotFound: kms.AccessDeniedError,
+		// What is an outcome already: who tries may ask another who tries.
+		kms.DryRunOperationError: kms.DryRunOperationError,
+		kms.ValidationError:      kms.ValidationError,
+		kms.AccessDeniedError:    kms.AccessDeniedError,
 		// Nobody's fault: to be tried again, as without a dry run.
 		kms.ServiceUnavailableTemporary: kms.ServiceUnavailableTemporary,
 		kms.InternalFailure:             kms.InternalFailure,

@@ -1,0 +1,177 @@
+package controllers_test
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+func dryRun(s *v1alpha1.ExportedDataKeySpec) { s.DryRun = true }
+
+// exportedNothing checks that a dry run wrote no Secret, and says nothing of an export.
+func (o *operator) exportedNothing(t testing.TB, e *v1alpha1.ExportedDataKey) {
+	t.Helper()
+	o.read(t, e)
+	if s := o.secretIn(t, e.Namespace, e.Name); s != nil {
+		t.Error("there is a Secret")
+	}
+	s := e.Status
+	if s.SecretRef != nil || s.ExportTime != nil || s.RequestID != "" || s.Custody != "" || s.InputsDigest != "" {
+		t.Errorf("the status speaks of an export: %s", statusJSON(e))
+	}
+	if meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady) {
+		t.Error("it is Ready")
+	}
+}
+
+func TestDryRun_endsInWhatIsDocumented(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	blob := dataKeyBlob(o, t, "dek")
+	elsewhere := o.env.Namespace(t)
+	for name, tc := range map[string]struct {
+		change    exportChange
+		elsewhere bool
+		reason    string
+		says      string
+		asked     bool // the module was
+	}{
+		"wrong-type":      {func(s *v1alpha1.ExportedDataKeySpec) { s.WrappingKeySpec = "RSA_4096" }, false, "ValidationError", "The public key is RSA_2048", false},
+		"no-public-key":   {toBlob("AAAA"), false, "ValidationError", "PublicKeyBlob", false},
+		"another-context": {ofBlob(blob, map[string]v1alpha1.ContextValue{"a": "b"}), false, "ValidationError", "CiphertextBlob", true},
+		"no-blob":         {ofBlob("AAAA", nil), false, "ValidationError", "CiphertextBlob", false},
+		"not-allowed":     {ofBlob(blob, nil), true, "AccessDeniedError", "Forbidden.NoPermission: ", false},
+		"of-no-key":       {ofBlob(foreignBlob(t, blob), nil), false, "AccessDeniedError", "Forbidden.KeyVersionNotFound: ", false},
+		"all-right":       {ofDataKey("dek"), false, "DryRunOperationError", "would have succeeded", true},
+		"a-right-blob":    {ofBlob(blob, nil), false, "DryRunOperationError", "would have succeeded", true},
+	} {
+		e := newExport(name, tc.change, dryRun)
+		if tc.elsewhere {
+			e.Namespace = elsewhere
+		}
+		before := o.calls()["ExportDataKey"]
+		o.create(t, e)
+		o.stalls(t, e, tc.reason, tc.reason+": ", tc.says)
+		o.exportedNothing(t, e)
+		o.settled(t, e)
+		if asked := o.calls()["ExportDataKey"] - before; (asked == 1) != tc.asked || asked > 1 {
+			t.Errorf("%s: the module was asked %d times", name, asked)
+		}
+	}
+}
+
+// foreignBlob is a blob that names a key version that nobody has.
+func foreignBlob(t testing.TB, blob string) string {
+	t.Helper()
+	raw := decoded(t, blob)
+	copy(raw, "00000000-0000-5000-8000-000000000000")
+	return inline(raw, "").EncryptedKeyMaterial
+}
+
+func TestDryRun_waitsForWhatAnExportWaitsFor(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	noDataKey := newExport("no-data-key", ofDataKey("later"), dryRun)
+	noRecipient := newExport("no-recipient", toConfigMap("later", "key"), dryRun)
+	o.create(t, noDataKey, noRecipient)
+	o.waits(t, noDataKey, v1alpha1.ReasonKeyNotReady)
+	o.waits(t, noRecipient, v1alpha1.ReasonSourceNotFound)
+	o.dataKey(t, "later")
+	o.configMap(t, "later", "key", string(rsaRecipient().pem()))
+	for _, e := range []*v1alpha1.ExportedDataKey{noDataKey, noRecipient} {
+		o.stalls(t, e, "DryRunOperationError")
+		o.exportedNothing(t, e)
+	}
+}
+
+func TestDryRun_ofAKeyThatMayNotBeUsed_isRepeatedWhenItMay(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	key := importedKey("key")
+	key.Namespace = o.namespace
+	o.change(t, key, func() { key.Spec.DesiredState = v1alpha1.DesiredDisabled })
+	o.ready(t, key)
+	e := newExport("try", dryRun)
+	o.create(t, e)
+	o.stalls(t, e, "ValidationError", "Rejected.Disabled: ")
+	o.change(t, key, func() { key.Spec.DesiredState = v1alpha1.DesiredEnabled })
+	o.stalls(t, e, "DryRunOperationError")
+	o.exportedNothing(t, e)
+}
+
+// Nobody's fault is no outcome: it is tried again, as without a dry run.
+func TestDryRun_whileTheModuleIsDown_isTriedAgain(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	module := o.module(t)
+	module.FailAll("ExportDataKey", hsm.Errorf(hsm.Unavailable, "The module is restarting."))
+	e := newExport("try", dryRun)
+	o.create(t, e)
+	o.waits(t, e, "ServiceUnavailableTemporary")
+	o.exportedNothing(t, e)
+	module.FailAll("ExportDataKey", nil)
+	o.stalls(t, e, "DryRunOperationError")
+	o.exportedNothing(t, e)
+}
+
+func TestDryRun_costsOneStatusWriteAndOneCall(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	o.uncounted(t)
+	e := newExport("try", dryRun)
+	o.create(t, e)
+	o.stalls(t, e, "DryRunOperationError")
+	o.event(t, e, "DryRunOperationError")
+	check := func(when string) {
+		t.Helper()
+		if w := o.writes(); len(w) != 2 || w["patch exporteddatakeys/status"] != 1 || w["create events"] != 1 {
+			t.Errorf("%s it wrote: %v", when, w)
+		}
+		if calls := o.calls(); len(calls) != 1 || calls["ExportDataKey"] != 1 {
+			t.Errorf("%s it called: %v", when, calls)
+		}
+	}
+	check("once")
+	// What has nothing to do with it wakes nobody.
+	o.create(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "another"}})
+	o.create(t, newExport("waiting", ofDataKey("later")))
+	o.waits(t, newIn(o, "waiting"), v1alpha1.ReasonKeyNotReady)
+	if calls := o.calls(); calls["ExportDataKey"] != 1 {
+		t.Errorf("later it called: %v", calls)
+	}
+}
+
+// newIn names an export of the test's namespace.
+func newIn(o *operator, name string) *v1alpha1.ExportedDataKey {
+	return &v1alpha1.ExportedDataKey{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: name}}
+}
+
+func TestDryRun_switchedOff_exports_andSwitchedOnAgain_leavesTheExport(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	e := newExport("export", dryRun)
+	o.create(t, e)
+	o.stalls(t, e, "DryRunOperationError")
+	o.exportedNothing(t, e)
+
+	o.change(t, e, func() { e.Spec.DryRun = false })
+	o.ready(t, e)
+	secret := o.checkExport(t, e, rsaRecipient())
+
+	o.change(t, e, func() { dryRun(&e.Spec) })
+	o.stalls(t, e, "DryRunOperationError")
+	// Also for another recipient: that is what one tries it for.
+	o.change(t, e, func() { toBlob(otherRSARecipient().public.Base64())(&e.Spec) })
+	o.stalls(t, e, "DryRunOperationError")
+	if now := o.secretOf(t, e.Name); now.ResourceVersion != secret.ResourceVersion {
+		t.Error("the dry run wrote the Secret")
+	}
+	o.change(t, e, func() { e.Spec.DryRun = false })
+	o.ready(t, e)
+	o.checkExport(t, e, otherRSARecipient())
+}
