@@ -23,14 +23,14 @@ func (r *exportedDataKeyReconciler) keepConsent(ctx context.Context, s *exportSc
 		return nil
 	}
 	key, err := r.holderOf(ctx, s.object.Namespace, status.KeyVersionID)
-	if err != nil || key == nil {
-		return err
+	if err != nil || key == nil || !holdsKey(key) {
+		return err // the owner is gone, and nobody else has a say
 	}
 	return r.consentOrWithdraw(ctx, s.object, key, status.RecipientFingerprint)
 }
 
 // askConsent sets imported and asks whether its owner consents to the export as it is wanted now.
-// Reasons: ForbiddenKeyVersionNotFound, ForbiddenNoPermission.
+// Reasons: ForbiddenKeyVersionNotFound, ForbiddenNoPermission, RejectedPendingImport.
 func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportScope) error {
 	var err error
 	if s.imported, err = r.holderOf(ctx, s.namespace, s.version.String()); err != nil {
@@ -39,6 +39,11 @@ func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportSco
 	if s.imported == nil {
 		return &kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
 			"No ImportedKey has the key version %s that the blob names. It is looked for again when one is created.", s.version)}
+	}
+	if !holdsKey(s.imported) {
+		// It may yet be the owner. Until then it has no say, and exports nothing.
+		return &kms.Error{Code: kms.RejectedPendingImport, Detail: fmt.Sprintf(
+			"The ImportedKey %s asks to adopt the key version that the blob names: its conditions say why it has not.", client.ObjectKeyFromObject(s.imported))}
 	}
 	return r.consentOrWithdraw(ctx, s.object, s.imported, s.fingerprint)
 }
@@ -146,10 +151,7 @@ func (s *shared) selects(ctx context.Context, selector *metav1.LabelSelector, na
 
 // withdraw deletes the export's Secret, if it is the export's, and says in the status that there is none.
 func (r *exportedDataKeyReconciler) withdraw(ctx context.Context, object *v1alpha1.ExportedDataKey) error {
-	t, err := exportTargetOf(object)
-	if err != nil {
-		return err
-	}
+	t, _ := exportTargetOf(object) // its name is right, also when labels that are no labels are wanted
 	secret, err := r.secrets.Read(ctx, t.key)
 	if err != nil {
 		return err

@@ -108,8 +108,20 @@ func (r *exportedDataKeyReconciler) exportsInStore(ctx context.Context, store cl
 	return requests
 }
 
+// exportsOfNamespace finds the exports in a namespace, which its labels may allow, and those of its keys
+// everywhere: the same labels may allow them their key store.
 func (r *exportedDataKeyReconciler) exportsOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
-	return r.findExports(ctx, nil, client.InNamespace(namespace.GetName()))
+	requests := r.findExports(ctx, nil, client.InNamespace(namespace.GetName()))
+	var keys v1alpha1.ImportedKeyList
+	err := r.client.List(ctx, &keys, client.InNamespace(namespace.GetName()),
+		client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+	if err != nil {
+		return nil // the cache is gone, and the operator with it
+	}
+	for i := range keys.Items {
+		requests = append(requests, r.exportsOf(ctx, &keys.Items[i], nil)...)
+	}
+	return requests
 }
 
 func (r *exportedDataKeyReconciler) exportsOfContent(kind secrets.Kind) handler.MapFunc {

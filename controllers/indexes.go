@@ -18,7 +18,7 @@ const (
 	// indexStore: ImportedKeys by key store.
 	indexStore = "keyStore"
 	// indexVersion: ImportedKeys by key version; ExportedDataKeys by the version that they were
-	// exported from, or that their inline blob names.
+	// exported from, and the one that their inline blob names.
 	indexVersion = "keyVersion"
 	// indexKey: DataKeys by ImportedKey; ExportedDataKeys by the ImportedKey that is their recipient.
 	indexKey = "importedKey"
@@ -130,17 +130,18 @@ func exportRecipientKey(o client.Object) []string {
 
 func exportVersion(o client.Object) []string {
 	e := o.(*v1alpha1.ExportedDataKey)
+	var versions []string
 	if e.Status.KeyVersionID != "" {
-		return []string{e.Status.KeyVersionID}
+		versions = append(versions, e.Status.KeyVersionID)
 	}
 	if e.Spec.CiphertextBlob == "" {
-		return nil
+		return versions
 	}
 	version, err := kms.KeyVersionOf(e.Spec.CiphertextBlob)
-	if err != nil {
-		return nil // no key can make it valid
+	if err != nil || version.String() == e.Status.KeyVersionID {
+		return versions // no key can make it valid, or it is there already
 	}
-	return []string{version.String()}
+	return append(versions, version.String())
 }
 
 func exportContent(o client.Object) []string {

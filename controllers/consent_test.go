@@ -1,0 +1,429 @@
+package controllers_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+type policy = v1alpha1.ExportPolicy
+
+func toNamespaces(from string, team string) *v1alpha1.ExportNamespaces {
+	n := &v1alpha1.ExportNamespaces{From: from}
+	if from == "Selector" {
+		n.Selector = selector(labelTeam, team)
+	}
+	return n
+}
+
+func toRecipients(all ...recipient) []v1alpha1.ExportRecipient {
+	var list []v1alpha1.ExportRecipient
+	for _, r := range all {
+		list = append(list, v1alpha1.ExportRecipient{Fingerprint: r.public.Fingerprint()})
+	}
+	return list
+}
+
+// inTeam exports the data key dek of the test's namespace from a namespace of the team.
+func (o *operator) inTeam(t testing.TB, name string, change ...exportChange) *v1alpha1.ExportedDataKey {
+	t.Helper()
+	e := newExport(name, append([]exportChange{o.fromHere("dek")}, change...)...)
+	e.Namespace = o.teamNamespaces(t, 1)[0]
+	return e
+}
+
+// fromHere names a DataKey of the test's namespace, for exports elsewhere.
+func (o *operator) fromHere(name string) exportChange {
+	return func(s *v1alpha1.ExportedDataKeySpec) {
+		ofDataKey(name)(s)
+		s.DataKeyRef.Namespace = v1alpha1.NamespaceName(o.namespace)
+	}
+}
+
+func (o *operator) key(t testing.TB) *v1alpha1.ImportedKey {
+	t.Helper()
+	key := importedKey("key")
+	key.Namespace = o.namespace
+	o.read(t, key)
+	return key
+}
+
+// setPolicy gives the key named key another policy.
+func (o *operator) setPolicy(t testing.TB, p *policy) {
+	t.Helper()
+	key := o.key(t)
+	o.change(t, key, func() { key.Spec.ExportPolicy = p })
+}
+
+func TestConsent_isAskedForNamespaceRecipientAndAlgorithm(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	blob := dataKeyBlob(o, t, "dek")
+	here, team, elsewhere := o.namespace, o.teamNamespaces(t, 1)[0], o.env.Namespace(t)
+	const (
+		namespaces = "exportPolicy.namespaces"
+		recipients = "exportPolicy.recipients"
+		algorithms = "exportPolicy.wrappingAlgorithms"
+	)
+	sha1 := withRSA("RSAES_OAEP_SHA_1")
+	n := 0
+	for sentence, tc := range map[string]struct {
+		policy *policy
+		in     string
+		change exportChange
+		says   string // nothing: it is exported
+	}{
+		"no policy, elsewhere":                    {nil, elsewhere, o.fromHere("dek"), namespaces},
+		"no policy, here":                         {nil, here, ofDataKey("dek"), ""},
+		"no policy, here by name":                 {nil, here, o.fromHere("dek"), ""},
+		"Same, elsewhere":                         {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, o.fromHere("dek"), namespaces},
+		"Same, a blob elsewhere":                  {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlob(blob, nil), namespaces},
+		"Same, a blob with white space elsewhere": {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlob(lines(blob), nil), namespaces},
+		"All, elsewhere":                          {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, o.fromHere("dek"), ""},
+		"All, a blob elsewhere":                   {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, ofBlob(blob, nil), ""},
+		"Selector, elsewhere":                     {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, elsewhere, o.fromHere("dek"), namespaces},
+		"Selector, the team":                      {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, team, o.fromHere("dek"), ""},
+		"Selector, here":                          {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, here, ofDataKey("dek"), ""},
+		"another recipient":                       {&policy{Recipients: toRecipients(otherRSARecipient())}, here, ofDataKey("dek"), recipients},
+		"another recipient of a blob":             {&policy{Recipients: toRecipients(otherRSARecipient())}, here, ofBlob(blob, nil), recipients},
+		"a recipient of the list":                 {&policy{Recipients: toRecipients(otherRSARecipient(), rsaRecipient())}, here, ofDataKey("dek"), ""},
+		"another algorithm":                       {&policy{WrappingAlgorithms: []v1alpha1.ExportAlgorithm{"RSAES_OAEP_SHA_256"}}, here, sha1, algorithms},
+		"an algorithm of the list":                {&policy{WrappingAlgorithms: []v1alpha1.ExportAlgorithm{"RSAES_OAEP_SHA_1"}}, here, sha1, ""},
+		"all but the recipient": {&policy{
+			Namespaces: toNamespaces("All", ""), Recipients: toRecipients(otherRSARecipient()), WrappingAlgorithms: []v1alpha1.ExportAlgorithm{"RSAES_OAEP_SHA_256"},
+		}, elsewhere, o.fromHere("dek"), recipients},
+		"all of it": {&policy{
+			Namespaces: toNamespaces("All", ""), Recipients: toRecipients(rsaRecipient()), WrappingAlgorithms: []v1alpha1.ExportAlgorithm{"RSAES_OAEP_SHA_256"},
+		}, elsewhere, o.fromHere("dek"), ""},
+	} {
+		n++
+		o.setPolicy(t, tc.policy)
+		o.ready(t, o.key(t))
+		e := newExport(fmt.Sprintf("export-%d", n), tc.change)
+		e.Namespace = tc.in
+		before := o.calls()["ExportDataKey"]
+		o.create(t, e)
+		if tc.says == "" {
+			o.ready(t, e)
+		} else {
+			o.stalls(t, e, "ForbiddenNoPermission", "Forbidden.NoPermission: This operation is forbidden", "owner does not consent", tc.says)
+			if o.secretIn(t, e.Namespace, e.Name) != nil {
+				t.Errorf("%s: there is a Secret", sentence)
+			}
+			if n := o.calls()["ExportDataKey"] - before; n != 0 {
+				t.Errorf("%s: the module was asked %d times", sentence, n)
+			}
+		}
+		o.remove(t, e)
+		o.gone(t, e)
+	}
+}
+
+// A DataKey of one's own does not make another's blob one's own.
+func TestConsent_ofTheBlobsKey_notOfTheKeyThatOneNames(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "Same")
+	blob := dataKeyBlob(o, t, "dek")
+	elsewhere := o.env.Namespace(t)
+	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: "store"}, Spec: storeSpec(onSoftware)}
+	o.create(t, store)
+	o.ready(t, store)
+	own := importedKey("key", consenting("All"))
+	own.Namespace = elsewhere
+	o.create(t, own)
+	o.waits(t, own, v1alpha1.ReasonPendingImport)
+	p := own.Status.ImportParameters
+	o.give(t, own, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
+	o.enabled(t, own)
+	theirs := newDataKey("dek", withBlob(blob))
+	theirs.Namespace = elsewhere
+	e := newExport("export")
+	e.Namespace = elsewhere
+	o.create(t, theirs, e)
+	o.stalls(t, theirs, "InvalidParameter")
+	o.waits(t, e, v1alpha1.ReasonKeyNotReady)
+}
+
+// withdrawn waits until an export's Secret is gone for want of consent, and one event says so.
+func (o *operator) withdrawn(t testing.TB, e *v1alpha1.ExportedDataKey) {
+	t.Helper()
+	eventually(t, func() string {
+		if o.secretIn(t, e.Namespace, e.Name) != nil {
+			return "the Secret is still there"
+		}
+		return ""
+	})
+	wantWords(t, o.event(t, e, "ForbiddenNoPermission"), []string{"Forbidden.NoPermission: "})
+	o.until(t, e, func() string {
+		if s := e.Status; s.SecretRef != nil || s.ExportTime != nil || s.InputsDigest != "" || s.RequestID != "" || s.Custody != "" {
+			return "the status still speaks of an export: " + statusJSON(e)
+		}
+		return ""
+	})
+}
+
+func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
+	t.Parallel()
+	consent := policy{
+		Namespaces: toNamespaces("Selector", ""), Recipients: toRecipients(rsaRecipient(), otherRSARecipient()),
+		WrappingAlgorithms: []v1alpha1.ExportAlgorithm{"RSAES_OAEP_SHA_256", "SM2PKE"},
+	}
+	change := func(f func(*policy)) func(*operator, testing.TB, *v1alpha1.ExportedDataKey) {
+		return func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+			key := o.key(t)
+			o.change(t, key, func() { f(key.Spec.ExportPolicy) })
+		}
+	}
+	allowed := func(team func(*operator) string) func(*operator, testing.TB, *v1alpha1.ExportedDataKey) {
+		return func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+			store := &v1alpha1.ClusterKeyStore{ObjectMeta: named(o.ownNamespace)}
+			o.change(t, store, func() { store.Spec.AllowedNamespaces = selector(labelTeam, team(o)) })
+		}
+	}
+	type step = func(*operator, testing.TB, *v1alpha1.ExportedDataKey)
+	for sentence, tc := range map[string]struct {
+		withdraw, giveBack step
+		says               string
+	}{
+		"the owner keeps it at home": {
+			change(func(p *policy) { p.Namespaces = nil }),
+			change(func(p *policy) { p.Namespaces = toNamespaces("All", "") }),
+			"exportPolicy.namespaces",
+		},
+		"the owner takes the recipient off the list": {
+			change(func(p *policy) { p.Recipients = toRecipients(otherRSARecipient()) }),
+			change(func(p *policy) { p.Recipients = toRecipients(rsaRecipient()) }),
+			"exportPolicy.recipients",
+		},
+		"the owner takes the algorithm off the list": {
+			change(func(p *policy) { p.WrappingAlgorithms = []v1alpha1.ExportAlgorithm{"SM2PKE"} }),
+			change(func(p *policy) { p.WrappingAlgorithms = nil }),
+			"exportPolicy.wrappingAlgorithms",
+		},
+		"the namespace leaves the team": {
+			func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) { o.relabel(t, e.Namespace, "other") },
+			func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+				o.relabel(t, e.Namespace, o.ownNamespace)
+			},
+			"exportPolicy.namespaces",
+		},
+		"the key store serves other namespaces": {
+			allowed(func(*operator) string { return "other" }),
+			allowed(func(o *operator) string { return o.ownNamespace }),
+			"spec.allowedNamespaces",
+		},
+		"the key's namespace leaves those that the key store serves": {
+			func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) { o.relabel(t, o.namespace, "other") },
+			func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+				o.relabel(t, o.namespace, o.ownNamespace)
+			},
+			"spec.allowedNamespaces",
+		},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			o.relabel(t, o.namespace, o.ownNamespace)
+			store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
+				s.AllowedNamespaces = selector(labelTeam, o.ownNamespace)
+			})
+			o.enabledKey(t, "key", nil, inClusterStore(store.Name), func(s *v1alpha1.ImportedKeySpec) {
+				s.ExportPolicy = consent.DeepCopy()
+				s.ExportPolicy.Namespaces.Selector = selector(labelTeam, o.ownNamespace)
+			})
+			dataKey := o.dataKey(t, "dek")
+			byName := o.inTeam(t, "by-name")
+			byBlob := newExport("by-blob", ofBlob(dataKey.Status.CiphertextBlob, nil))
+			byBlob.Namespace = byName.Namespace
+			o.create(t, byName, byBlob)
+			o.ready(t, byName, byBlob)
+			before := o.secretIn(t, byName.Namespace, byName.Name)
+
+			tc.withdraw(o, t, byName)
+			for _, e := range []*v1alpha1.ExportedDataKey{byName, byBlob} {
+				o.stalls(t, e, "ForbiddenNoPermission", tc.says)
+				o.withdrawn(t, e)
+			}
+			tc.giveBack(o, t, byName)
+			o.ready(t, byName, byBlob)
+			if s := o.secretIn(t, byName.Namespace, byName.Name); s == nil || s.UID == before.UID {
+				t.Error("there is no new Secret")
+			}
+			n := 0
+			for _, e := range o.events(t, byName) {
+				if strings.HasPrefix(e, "ForbiddenNoPermission: ") {
+					n++
+				}
+			}
+			if n != 1 {
+				t.Errorf("there are %d events", n)
+			}
+		})
+	}
+}
+
+// Whatever else is wrong does not keep a Secret alive whose consent was withdrawn.
+func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
+	t.Parallel()
+	for sentence, before := range map[string]func(*operator, testing.TB, *v1alpha1.ExportedDataKey){
+		"the recipient's key is gone": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+			o.again(t, e, func() {
+				o.remove(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}})
+			})
+			o.waits(t, e, v1alpha1.ReasonSourceNotFound)
+		},
+		"the data key is gone": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+			dataKey := newDataKey("dek")
+			dataKey.Namespace = o.namespace
+			o.remove(t, dataKey)
+			o.waits(t, e, v1alpha1.ReasonKeyNotReady)
+		},
+		"the export is spoiled": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+			o.change(t, e, func() {
+				withExportTarget(v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{
+					Labels: map[string]v1alpha1.MetadataValue{"no label": "at all"},
+				}})(&e.Spec)
+			})
+			o.stalls(t, e, "InvalidParameter")
+		},
+		"the export is only tried now": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+			o.change(t, e, func() { dryRun(&e.Spec) })
+			o.stalls(t, e, "DryRunOperationError")
+		},
+		"the module is down": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+			o.module(t).FailAll("ExportDataKey", hsm.Errorf(hsm.Unavailable, "The module is restarting."))
+		},
+		"the key is Disabled": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+			key := o.key(t)
+			o.change(t, key, func() { key.Spec.DesiredState = v1alpha1.DesiredDisabled })
+			o.ready(t, key)
+		},
+		"the key store is gone": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "store"}}
+			o.remove(t, store)
+			o.gone(t, store)
+		},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			o := startToSpread(t, "All")
+			e := o.inTeam(t, "export", toConfigMap("recipient", "key"))
+			o.create(t, &corev1.ConfigMap{
+				ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}, Data: map[string]string{"key": string(rsaRecipient().pem())},
+			}, e)
+			o.ready(t, e)
+			before(o, t, e)
+			if o.secretIn(t, e.Namespace, e.Name) == nil {
+				t.Fatal("the Secret went before")
+			}
+			o.setPolicy(t, nil)
+			eventually(t, func() string {
+				if o.secretIn(t, e.Namespace, e.Name) != nil {
+					return "the Secret is still there"
+				}
+				return ""
+			})
+		})
+	}
+}
+
+// While the operator is away nobody wakes it, and it finds out by itself.
+func TestConsent_withdrawnWhileTheOperatorIsAway_isNoticed(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "All")
+	e := o.inTeam(t, "export")
+	o.create(t, e)
+	o.ready(t, e)
+	o.stop(t)
+	o.setPolicy(t, nil)
+	o.start(t)
+	o.stalls(t, e, "ForbiddenNoPermission")
+	o.withdrawn(t, e)
+}
+
+// A Secret that somebody else put into the place is not the export's to delete.
+func TestConsent_withdrawn_leavesForeignSecretsAlone(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "All")
+	e := o.inTeam(t, "export")
+	o.create(t, e)
+	o.ready(t, e)
+	o.stop(t)
+	o.remove(t, o.secretIn(t, e.Namespace, e.Name))
+	foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name}}
+	o.create(t, foreign)
+	o.setPolicy(t, nil)
+	o.start(t)
+	o.stalls(t, e, "ForbiddenNoPermission")
+	if s := o.secretIn(t, e.Namespace, e.Name); s == nil || s.UID != foreign.UID {
+		t.Error("it is gone")
+	}
+}
+
+// With the owner's object gone, whoever only asks for its key has no say over what stands.
+func TestConsent_ofSomebodyWhoOnlyAsksForTheKey_isNotAsked(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "All")
+	e := o.inTeam(t, "export")
+	o.create(t, e)
+	o.ready(t, e)
+	key := o.key(t)
+	o.remove(t, key)
+	o.gone(t, key)
+
+	impostor := adopting(key)
+	impostor.Namespace = o.env.Namespace(t)
+	o.create(t, impostor)
+	o.waits(t, impostor, v1alpha1.ReasonKeyStoreNotFound)
+	o.change(t, impostor, func() { impostor.Spec.ExportPolicy = nil })
+	o.waits(t, impostor, v1alpha1.ReasonKeyStoreNotFound)
+	// Something has the export reconciled.
+	o.again(t, e, func() { o.relabel(t, e.Namespace, "other") })
+	if o.secretIn(t, e.Namespace, e.Name) == nil {
+		t.Error("the Secret was deleted at the word of somebody else")
+	}
+}
+
+func TestConsent_askedAgain_costsNothing(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "All")
+	given, refused := o.inTeam(t, "given"), o.inTeam(t, "refused", toBlob(otherRSARecipient().public.Base64()))
+	o.setPolicy(t, &policy{Namespaces: toNamespaces("All", ""), Recipients: toRecipients(rsaRecipient())})
+	o.create(t, given, refused)
+	o.ready(t, given)
+	o.stalls(t, refused, "ForbiddenNoPermission")
+	o.event(t, refused, "ForbiddenNoPermission")
+	o.settled(t, given, refused, o.key(t))
+	o.uncounted(t)
+
+	wake := map[string]func(){
+		"another label of the namespace": func() {
+			for _, e := range []client.Object{given, refused} {
+				ns := &corev1.Namespace{ObjectMeta: named(e.GetNamespace())}
+				o.change(t, ns, func() { ns.Labels["another"] = "label" })
+			}
+		},
+		"another policy that says the same": func() {
+			o.setPolicy(t, &policy{Namespaces: toNamespaces("All", ""), Recipients: toRecipients(rsaRecipient(), sm2Recipient())})
+		},
+	}
+	for sentence, cause := range wake {
+		o.again(t, given, func() { o.again(t, refused, cause) })
+		o.ready(t, o.key(t)) // whose own status is the one write
+		w := o.writes()
+		delete(w, "patch importedkeys/status")
+		if len(w) != 0 {
+			t.Errorf("%s: it wrote %v", sentence, w)
+		}
+		if calls := o.calls(); calls["ExportDataKey"] != 0 {
+			t.Errorf("%s: it called %v", sentence, calls)
+		}
+	}
+}
