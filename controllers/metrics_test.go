@@ -1,0 +1,434 @@
+package controllers_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/yaml"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+)
+
+// startMetered starts an operator that registers its metrics, as the product does.
+func startMetered(t *testing.T, options ...option) (*operator, *prometheus.Registry) {
+	t.Helper()
+	o := startOperator(t, options...)
+	o.stop(t)
+	scheme, err := controllers.Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
+		Scheme: scheme, Logger: funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity}),
+		Cache: o.cacheOptions(), Client: controllers.ClientOptions(),
+		Metrics:    metricsserver.Options{BindAddress: "0"},
+		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	registry := prometheus.NewPedanticRegistry()
+	err = controllers.Setup(ctx, mgr, controllers.Options{
+		OpenModule: o.open, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, Metrics: registry,
+	})
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	o.stopped = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("The operator ended with %v", err)
+		}
+	}
+	return o, registry
+}
+
+// scraped is one scrape: values by name and labels, as Prometheus writes them. A histogram's is its count.
+func scraped(t testing.TB, registry *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			var labels []string
+			for _, pair := range m.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", pair.GetName(), pair.GetValue()))
+			}
+			name := family.GetName() + "{" + strings.Join(labels, ",") + "}"
+			all[name] = m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return all
+}
+
+// scrapes waits until a scrape shows these series and no others of what is counted: the cache may be a
+// moment behind the API server.
+func scrapes(t testing.TB, registry *prometheus.Registry, want map[string]float64) {
+	t.Helper()
+	eventually(t, func() string {
+		got := scraped(t, registry)
+		maps.DeleteFunc(got, func(name string, _ float64) bool {
+			return strings.HasPrefix(name, "keyconvoy_module_call_duration_seconds{")
+		})
+		if maps.Equal(got, want) {
+			return ""
+		}
+		return fmt.Sprintf("scraped %v, want %v", got, want)
+	})
+}
+
+const (
+	succeeded   = `,ready="True",reason="Succeeded"}`
+	storesReady = `keyconvoy_objects{kind="KeyStore"` + succeeded
+	keysReady   = `keyconvoy_objects{kind="ImportedKey"` + succeeded
+	keysWaiting = `keyconvoy_objects{kind="ImportedKey",ready="False",reason="PendingImport"}`
+	nextToken   = `keyconvoy_next_token_expiry_seconds{}`
+	nextEnd     = `keyconvoy_next_material_expiry_seconds{}`
+)
+
+// What is scraped is what is there: nothing outlives its object.
+func TestMetrics_followTheObjects(t *testing.T) {
+	t.Parallel()
+	o, registry := startMetered(t)
+	scrapes(t, registry, map[string]float64{})
+
+	o.store(t, onSoftware)
+	scrapes(t, registry, map[string]float64{storesReady: 1})
+
+	key := o.enabledKey(t, "master", nil)
+	dek := o.dataKey(t, "dek", underKey("master"))
+	rsa := o.export(t, "rsa")
+	sm2 := o.export(t, "sm2", toBlob(sm2Recipient().public.Base64()), withSM2)
+	wrong := newExport("wrong", toBlob("no key"))
+	o.create(t, wrong)
+	o.stalls(t, wrong, "InvalidParameter")
+	all := map[string]float64{
+		storesReady: 1, keysReady: 1,
+		`keyconvoy_keys{state="Enabled"}`:                                                   1,
+		`keyconvoy_objects{kind="DataKey"` + succeeded:                                      1,
+		`keyconvoy_objects{kind="ExportedDataKey"` + succeeded:                              2,
+		`keyconvoy_objects{kind="ExportedDataKey",ready="False",reason="InvalidParameter"}`: 1,
+		`keyconvoy_exports{algorithm="RSAES_OAEP_SHA_256",custody="Software"}`:              1,
+		`keyconvoy_exports{algorithm="SM2PKE",custody="Software"}`:                          1,
+	}
+	scrapes(t, registry, all)
+
+	o.desire(t, key, v1alpha1.DesiredDisabled, 0)
+	o.keyIs(t, key, kms.StateDisabled)
+	for _, object := range []client.Object{rsa, wrong} {
+		o.remove(t, object)
+		o.gone(t, object)
+	}
+	scrapes(t, registry, map[string]float64{
+		storesReady: 1, keysReady: 1,
+		`keyconvoy_keys{state="Disabled"}`:                         1,
+		`keyconvoy_objects{kind="DataKey"` + succeeded:             1,
+		`keyconvoy_objects{kind="ExportedDataKey"` + succeeded:     1,
+		`keyconvoy_exports{algorithm="SM2PKE",custody="Software"}`: 1,
+	})
+
+	for _, object := range []client.Object{sm2, dek, key} {
+		o.remove(t, object)
+		o.gone(t, object)
+	}
+	scrapes(t, registry, map[string]float64{storesReady: 1})
+}
+
+// An object that the operator has not looked at yet is counted too: its kind's alerts must see it.
+func TestMetrics_objectThatNobodyHasLookedAt_isUnknown(t *testing.T) {
+	t.Parallel()
+	hold := make(chan struct{})
+	o, registry := startMetered(t, beforeOpen(func(ctx context.Context, _ controllers.ModuleRequest) error {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	}))
+	held := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftware)}
+	key := importedKey("key")
+	o.create(t, held, key)
+	scrapes(t, registry, map[string]float64{
+		`keyconvoy_objects{kind="KeyStore",ready="Unknown",reason=""}`:                  1,
+		`keyconvoy_objects{kind="ImportedKey",ready="False",reason="KeyStoreNotReady"}`: 1,
+		`keyconvoy_keys{state="PendingImport"}`:                                         1,
+	})
+	close(hold)
+	o.ready(t, held)
+	o.waits(t, key, v1alpha1.ReasonPendingImport)
+}
+
+func TestMetrics_nextExpiry_isThatOfTheFirst(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o, registry := startMetered(t, withClock(clock))
+	o.store(t, onSoftware)
+	scrapes(t, registry, map[string]float64{storesReady: 1})
+
+	// No end, no metric: neither zero nor infinity is a time.
+	o.enabledKey(t, "for-ever", nil)
+	scrapes(t, registry, map[string]float64{storesReady: 1, keysReady: 1, `keyconvoy_keys{state="Enabled"}`: 1})
+
+	const day = 24 * time.Hour
+	o.keyUntil(t, "later", o.material(32), clock.Now().Add(30*day))
+	first := o.keyUntil(t, "first", o.material(32), clock.Now().Add(10*day))
+	want := map[string]float64{storesReady: 1, keysReady: 3, `keyconvoy_keys{state="Enabled"}`: 3, nextEnd: (10 * day).Seconds()}
+	scrapes(t, registry, want)
+
+	// It counts down by itself: a scrape asks the clock, no reconcile is needed.
+	clock.SetTime(clock.Now().Add(8 * day))
+	want[nextEnd] = (2 * day).Seconds()
+	scrapes(t, registry, want)
+	clock.SetTime(clock.Now().Add(2*day + time.Minute))
+	want[nextEnd] = -60
+	scrapes(t, registry, want)
+
+	// Material that has ended and is destroyed is no next end any more. The key waits for it again, under
+	// fresh parameters.
+	o.touch(t, first)
+	o.waits(t, first, v1alpha1.ReasonPendingImport)
+	scrapes(t, registry, map[string]float64{
+		storesReady: 1, keysReady: 2, keysWaiting: 1, `keyconvoy_keys{state="Enabled"}`: 2, `keyconvoy_keys{state="PendingImport"}`: 1,
+		nextEnd: (20*day - time.Minute).Seconds(), nextToken: day.Seconds(),
+	})
+}
+
+// The token of a key that has its material ends without anybody's harm; that of a key which waits is renewed
+// in time, or something is wrong.
+func TestMetrics_nextTokenExpiry_isThatOfKeysThatWait(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o, registry := startMetered(t, withClock(clock))
+	o.store(t, onSoftware)
+	key := o.pendingKey(t, "key")
+	want := map[string]float64{storesReady: 1, keysWaiting: 1, `keyconvoy_keys{state="PendingImport"}`: 1, nextToken: (24 * time.Hour).Seconds()}
+	scrapes(t, registry, want)
+	clock.SetTime(clock.Now().Add(21 * time.Hour))
+	want[nextToken] = (3 * time.Hour).Seconds()
+	scrapes(t, registry, want)
+
+	p := key.Status.ImportParameters
+	o.give(t, key, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
+	o.enabled(t, key)
+	scrapes(t, registry, map[string]float64{storesReady: 1, keysReady: 1, `keyconvoy_keys{state="Enabled"}`: 1})
+}
+
+// Calls are measured as they are made: by operation and result, those that fail too.
+func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
+	t.Parallel()
+	o, registry := startMetered(t, withModules(func(r *hsmtest.Recorder) {
+		r.FailNext("GenerateDataKey", hsm.Errorf(hsm.Unavailable, "the device does not answer"))
+		r.FailAll("ExportDataKey", hsm.Errorf(hsm.NotSupported, "it cannot do that"))
+	}))
+	o.store(t, onSoftware)
+	o.enabledKey(t, "master", nil)
+	o.dataKey(t, "dek", underKey("master"))
+	export := newExport("export")
+	o.create(t, export)
+	o.stalls(t, export, "UnsupportedOperation")
+
+	call := func(operation, result string) string {
+		return fmt.Sprintf("keyconvoy_module_call_duration_seconds{operation=%q,result=%q}", operation, result)
+	}
+	got := scraped(t, registry)
+	for _, name := range []string{
+		call("Check", "OK"), call("ImportKey", "OK"), call("GenerateDataKey", "OK"), call("GenerateDataKey", "Unavailable"), call("ExportDataKey", "NotSupported"),
+	} {
+		if got[name] < 1 {
+			t.Errorf("there is no %s in %v", name, got)
+		}
+	}
+	if name := call("ExportDataKey", "OK"); got[name] != 0 {
+		t.Errorf("no export succeeded, but %s is %v", name, got[name])
+	}
+	o.stop(t)
+	measured, made := map[string]int{}, map[string]int{}
+	for name, n := range scraped(t, registry) {
+		if operation := regexp.MustCompile(`operation="(\w+)"`).FindStringSubmatch(name); operation != nil {
+			measured[operation[1]] += int(n)
+		}
+	}
+	for _, m := range o.modules() {
+		for method, n := range m.recorder.Calls() {
+			if method != "Close" {
+				made[method] += n
+			}
+		}
+	}
+	if !maps.Equal(measured, made) {
+		t.Errorf("measured %v, made %v", measured, made)
+	}
+}
+
+// metricLabels are the metrics and the labels that they may have: kinds, reasons, states, algorithms,
+// operations, all of which are few. What names an object or a key is none of them, or every key would make
+// series for ever and tell whoever reads metrics what it is called.
+var metricLabels = map[string][]string{
+	"keyconvoy_objects":                      {"kind", "ready", "reason"},
+	"keyconvoy_keys":                         {"state"},
+	"keyconvoy_exports":                      {"algorithm", "custody"},
+	"keyconvoy_next_material_expiry_seconds": nil,
+	"keyconvoy_next_token_expiry_seconds":    nil,
+	"keyconvoy_module_call_duration_seconds": {"operation", "result"},
+}
+
+func TestMetrics_areInGoodForm_andNameNoKey(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o, registry := startMetered(t, withClock(clock))
+	o.store(t, onSoftware)
+	o.keyUntil(t, "master", o.material(32), clock.Now().Add(time.Hour))
+	o.pendingKey(t, "waiting")
+	o.dataKey(t, "dek", underKey("master"))
+	o.export(t, "export")
+	eventually(t, func() string {
+		if n := len(scraped(t, registry)); n < 10 {
+			return fmt.Sprintf("only %d series", n)
+		}
+		return ""
+	})
+
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("promlint: %v %v", problems, err)
+	}
+	found := map[string][]string{}
+	word := regexp.MustCompile(`^[A-Za-z0-9_]*$`) // no name of a test's namespace, no UUID
+	names := []string{"master", "waiting", "dek", "export", "store"}
+	for _, family := range families {
+		found[family.GetName()] = nil
+		for _, m := range family.GetMetric() {
+			for _, pair := range m.GetLabel() {
+				if !slices.Contains(found[family.GetName()], pair.GetName()) {
+					found[family.GetName()] = append(found[family.GetName()], pair.GetName())
+				}
+				if !word.MatchString(pair.GetValue()) || slices.Contains(names, pair.GetValue()) {
+					t.Errorf("%s has %s=%q", family.GetName(), pair.GetName(), pair.GetValue())
+				}
+			}
+		}
+	}
+	if !maps.EqualFunc(found, metricLabels, slices.Equal) {
+		t.Errorf("the metrics and their labels are %v, want %v", found, metricLabels)
+	}
+}
+
+// Whoever reads the alerts or the dashboard must find every metric and label in the operator.
+func TestMetrics_alertsAndDashboard_useOnlyThem(t *testing.T) {
+	t.Parallel()
+	var rule struct {
+		Spec struct {
+			Groups []struct {
+				Rules []struct{ Expr string }
+			}
+		}
+	}
+	readYAML(t, "../config/monitoring/prometheusrule.yaml", &rule)
+	var dashboard struct {
+		Panels []struct{ Targets []struct{ Expr string } }
+	}
+	readYAML(t, "../config/monitoring/dashboard.json", &dashboard)
+	var all []string
+	for _, r := range rule.Spec.Groups[0].Rules {
+		all = append(all, r.Expr)
+	}
+	for _, panel := range dashboard.Panels {
+		for _, target := range panel.Targets {
+			all = append(all, target.Expr)
+		}
+	}
+	used := map[string]bool{}
+	for _, expr := range all {
+		for _, name := range regexp.MustCompile(`keyconvoy_\w+`).FindAllString(expr, -1) {
+			base := regexp.MustCompile(`_(bucket|count|sum)$`).ReplaceAllString(name, "")
+			if _, ok := metricLabels[base]; !ok {
+				t.Errorf("there is no metric %s: %s", name, expr)
+			}
+			used[base] = true
+		}
+	}
+	if want := slices.Sorted(maps.Keys(metricLabels)); !slices.Equal(slices.Sorted(maps.Keys(used)), want) {
+		t.Errorf("used are %v of %v", used, want)
+	}
+}
+
+// The alert on stalled exports leaves out what waits for something else, and nothing more: whatever only a
+// person can repair, and whatever is tried again and again, must reach a person.
+func TestMetrics_alertOnStalledExports_knowsTheReasons(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../config/monitoring/prometheusrule.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "alert: KeyconvoyExportsStalled")
+	m := regexp.MustCompile(`reason!~"([^"]+)"`).FindStringSubmatch(after)
+	if m == nil {
+		t.Fatal("the rule leaves out no reasons")
+	}
+	left := strings.Split(m[1], "|")
+	dryRuns := []kms.Code{kms.DryRunOperationError, kms.ValidationError, kms.AccessDeniedError}
+	// What an export waits for beside the codes of operations.
+	waits := []string{
+		v1alpha1.ReasonKeyNotReady, v1alpha1.ReasonKeyStoreNotFound, v1alpha1.ReasonKeyStoreNotReady,
+		v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonNamespacesPending,
+	}
+	want := slices.Clone(waits)
+	for _, code := range kms.Codes() {
+		if slices.Contains(dryRuns, code) || reconciler.From(&kms.Error{Code: code}).Class == reconciler.Waiting {
+			want = append(want, code.Reason())
+		}
+	}
+	slices.Sort(left)
+	slices.Sort(want)
+	if !slices.Equal(left, want) {
+		t.Errorf("it leaves out\n%q, want\n%q", left, want)
+	}
+}
+
+func readYAML(t testing.TB, file string, into any) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asJSON, err := yaml.YAMLToJSON(text)
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	if err := json.Unmarshal(asJSON, into); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
