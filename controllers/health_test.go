@@ -1,0 +1,184 @@
+package controllers_test
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+)
+
+var record = flag.Bool("record", false, "write the recordings that other tests read, instead of comparing with them")
+
+// recordedObjects are objects as the operator leaves them. hack/monitoring asks Argo CD's script and Flux'
+// expressions about them.
+const recordedObjects = "../config/health/testdata/objects.yaml"
+
+// recording is an object in a state that has a name.
+type recording struct {
+	Name string `json:"name"`
+	// Health is Ready, Stalled or Progressing.
+	Health string         `json:"health"`
+	Object map[string]any `json:"object"`
+}
+
+func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t, withModules(func(r *hsmtest.Recorder) {
+		r.FailAll("DestroyWrappingKey", hsm.Errorf(hsm.NotSupported, "it cannot do that"))
+	}))
+	var all []recording
+	take := func(name, health string, object client.Object) {
+		all = append(all, recording{name, health, o.recorded(t, object)})
+	}
+
+	take("a key store that serves", "Ready", o.store(t, onSoftware))
+	take("a key that is Enabled", "Ready", o.enabledKey(t, "enabled", nil))
+	disabled := o.enabledKey(t, "disabled", nil)
+	o.desire(t, disabled, v1alpha1.DesiredDisabled, 0)
+	o.keyIs(t, disabled, "Disabled")
+	take("a key that is Disabled, as its owner wants", "Ready", disabled)
+	take("a data key", "Ready", o.dataKey(t, "dek", underKey("enabled")))
+	take("an export", "Ready", o.export(t, "export", toBlob(sm2Recipient().public.Base64()), withSM2))
+
+	pending := o.pendingKey(t, "pending")
+	take("a key that waits for its material", "Progressing", pending)
+	early := newDataKey("early", underKey("pending"))
+	o.create(t, early)
+	o.waits(t, early, "RejectedPendingImport")
+	take("a data key that waits for its key", "Progressing", early)
+	waiting := newExport("waiting", ofDataKey("none"))
+	o.create(t, waiting)
+	o.waits(t, waiting, v1alpha1.ReasonKeyNotReady)
+	take("an export that waits for its data key", "Progressing", waiting)
+
+	unknown := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "unknown"}, Spec: tokenSpec("unheard-of", "any")}
+	o.givePIN(t, o.namespace, "12345678")
+	o.create(t, unknown)
+	o.stalls(t, unknown, v1alpha1.ReasonModuleMisconfigured)
+	take("a key store whose module is not allowed", "Stalled", unknown)
+	refused := o.pendingKey(t, "refused")
+	o.give(t, refused, inline([]byte("no material"), refused.Status.ImportParameters.ImportToken))
+	o.stalls(t, refused, "InvalidKeyMaterial")
+	take("a key with the wrong material", "Stalled", refused)
+	wrong := newExport("wrong", toBlob("no key"))
+	o.create(t, wrong)
+	o.stalls(t, wrong, "InvalidParameter")
+	take("an export to something that is no public key", "Stalled", wrong)
+
+	o.remove(t, refused)
+	o.stalls(t, refused, "UnsupportedOperation", "deletion waits")
+	take("a key whose deletion has failed", "Progressing", refused)
+
+	// From here on nobody looks at them.
+	o.stop(t)
+	o.change(t, wrong, func() { wrong.Spec.PublicKey.Blob = rsaRecipient().public.Base64() })
+	take("an export that was repaired a moment ago", "Progressing", wrong)
+	o.remove(t, disabled)
+	take("a key that was deleted a moment ago", "Progressing", disabled)
+	fresh := importedKey("fresh")
+	o.create(t, fresh)
+	take("a key that was made a moment ago", "Progressing", fresh)
+	freshExport := newExport("fresh")
+	o.create(t, freshExport)
+	take("an export that was made a moment ago", "Progressing", freshExport)
+
+	text, err := yaml.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = append([]byte("# Objects as the operator left them, with what any health check may read. Made by\n"+
+		"# go test ./controllers -run TestHealth -record\n"), text...)
+	if *record {
+		if err := os.WriteFile(recordedObjects, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if was, err := os.ReadFile(recordedObjects); err != nil || string(was) != string(text) {
+		t.Errorf("%s is not current (%v); run: go test ./controllers -run TestHealth -record\nnow it would be\n%s", recordedObjects, err, text)
+	}
+}
+
+// recorded is what a health check may read of an object on the API server, without what varies from run to
+// run.
+func (o *operator) recorded(t testing.TB, object client.Object) map[string]any {
+	t.Helper()
+	o.read(t, object)
+	kind, err := o.GroupVersionKindFor(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer(o.namespace, "team-a", o.ownNamespace, "keyconvoy-system").Replace(statusJSON(object))
+	var status map[string]any
+	if err := json.Unmarshal([]byte(text), &status); err != nil {
+		t.Fatal(err)
+	}
+	const epoch = "2026-01-01T00:00:00Z"
+	metadata := map[string]any{"name": object.GetName(), "namespace": "team-a", "generation": object.GetGeneration()}
+	if object.GetDeletionTimestamp() != nil {
+		metadata["deletionTimestamp"], metadata["finalizers"] = epoch, object.GetFinalizers()
+	}
+	recorded := map[string]any{"apiVersion": kind.GroupVersion().String(), "kind": kind.Kind, "metadata": metadata}
+	kept := map[string]any{}
+	for _, field := range []string{"observedGeneration", "conditions", "keyState"} {
+		if value, ok := status[field]; ok {
+			kept[field] = value
+		}
+	}
+	conditions, _ := kept["conditions"].([]any)
+	for _, c := range conditions {
+		c.(map[string]any)["lastTransitionTime"] = epoch
+	}
+	if len(kept) > 0 {
+		recorded["status"] = kept
+	}
+	return recorded
+}
+
+// The patch is taken by kubectl and the API server, and leaves the rest of the ConfigMap alone.
+func TestHealth_argoCDPatch_isTakenByTheServer(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "argocd-cm", Namespace: o.namespace}, Data: map[string]string{"url": "kept"}}
+	o.create(t, cm)
+	out, err := exec.CommandContext(t.Context(), o.env.Kubectl(), "--kubeconfig", o.env.Kubeconfig(t, nil, ""),
+		"-n", o.namespace, "patch", "configmap", "argocd-cm", "--patch-file", "../config/health/argocd-cm.yaml").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	o.read(t, cm)
+	if cm.Data["url"] != "kept" {
+		t.Error("the patch takes away what was there")
+	}
+	for _, kind := range kindsOf(t, o) {
+		if script := cm.Data["resource.customizations.health.keyconvoy.io_"+kind]; !strings.Contains(script, "return health") {
+			t.Errorf("there is no script for %s: %q", kind, script)
+		}
+	}
+}
+
+// kindsOf are the kinds of ours that the API server knows.
+func kindsOf(t testing.TB, o *operator) []string {
+	t.Helper()
+	var kinds []string
+	for kind := range o.Scheme().KnownTypes(v1alpha1.GroupVersion) {
+		if o.Scheme().Recognizes(v1alpha1.GroupVersion.WithKind(kind + "List")) {
+			kinds = append(kinds, kind)
+		}
+	}
+	if len(kinds) < 6 {
+		t.Fatalf("only %v", kinds)
+	}
+	return kinds
+}
