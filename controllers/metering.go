@@ -53,46 +53,57 @@ func measureError(m *meteredModule, operation string, call func() error) error {
 	return err
 }
 
+// Check implements hsm.Module.
 func (m *meteredModule) Check(ctx context.Context) error {
 	return measureError(m, "Check", func() error { return m.Module.Check(ctx) })
 }
 
+// CreateWrappingKey implements hsm.Module.
 func (m *meteredModule) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyRequest) (hsm.WrappingKey, error) {
 	return measure(m, "CreateWrappingKey", func() (hsm.WrappingKey, error) { return m.Module.CreateWrappingKey(ctx, req) })
 }
 
+// ListWrappingKeys implements hsm.Module.
 func (m *meteredModule) ListWrappingKeys(ctx context.Context, owner uuid.UUID) ([]hsm.WrappingKey, error) {
 	return measure(m, "ListWrappingKeys", func() ([]hsm.WrappingKey, error) { return m.Module.ListWrappingKeys(ctx, owner) })
 }
 
+// DestroyWrappingKey implements hsm.Module.
 func (m *meteredModule) DestroyWrappingKey(ctx context.Context, id uuid.UUID) error {
 	return measureError(m, "DestroyWrappingKey", func() error { return m.Module.DestroyWrappingKey(ctx, id) })
 }
 
+// Authenticate implements hsm.Module.
 func (m *meteredModule) Authenticate(ctx context.Context, message []byte) ([]byte, error) {
 	return measure(m, "Authenticate", func() ([]byte, error) { return m.Module.Authenticate(ctx, message) })
 }
 
+// ImportKey implements hsm.Module.
 func (m *meteredModule) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key, error) {
 	return measure(m, "ImportKey", func() (hsm.Key, error) { return m.Module.ImportKey(ctx, req) })
 }
 
+// FindKey implements hsm.Module.
 func (m *meteredModule) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	return measure(m, "FindKey", func() (hsm.Key, error) { return m.Module.FindKey(ctx, id) })
 }
 
+// DestroyKey implements hsm.Module.
 func (m *meteredModule) DestroyKey(ctx context.Context, id uuid.UUID) error {
 	return measureError(m, "DestroyKey", func() error { return m.Module.DestroyKey(ctx, id) })
 }
 
+// GenerateDataKey implements hsm.Module.
 func (m *meteredModule) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (hsm.DataKey, error) {
 	return measure(m, "GenerateDataKey", func() (hsm.DataKey, error) { return m.Module.GenerateDataKey(ctx, req) })
 }
 
+// VerifyDataKey implements hsm.Module.
 func (m *meteredModule) VerifyDataKey(ctx context.Context, req hsm.OpenRequest) error {
 	return measureError(m, "VerifyDataKey", func() error { return m.Module.VerifyDataKey(ctx, req) })
 }
 
+// ExportDataKey implements hsm.Module.
 func (m *meteredModule) ExportDataKey(ctx context.Context, req hsm.ExportRequest) (hsm.ExportedDataKey, error) {
 	return measure(m, "ExportDataKey", func() (hsm.ExportedDataKey, error) { return m.Module.ExportDataKey(ctx, req) })
 }
