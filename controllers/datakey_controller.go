@@ -62,5 +62,5 @@ func (r *dataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return ctrl.Result{}, patchErr
 	}
 	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
-	return reconciler.Result(err, 0)
+	return r.result(err, 0, before.Status.Conditions)
 }

@@ -80,7 +80,7 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 	}
 	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
 	r.announceRotation(object, before.Status.RecipientFingerprint)
-	return reconciler.Result(err, 0)
+	return r.result(err, 0, before.Status.Conditions)
 }
 
 // announceRotation says that an export was made anew for another recipient key.

@@ -68,7 +68,7 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	scope.noteState(before.Status.KeyState)
 	r.announce(object, scope.notes)
 	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
-	return reconciler.Result(err, scope.after)
+	return r.result(err, scope.after, before.Status.Conditions)
 }
 
 func (r *importedKeyReconciler) summarize(object *v1alpha1.ImportedKey, err error) {

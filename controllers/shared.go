@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/google/uuid"
@@ -59,6 +61,20 @@ func (s *shared) borrow(id storeID) (ops kms.Operations, giveBack func(), err er
 			fmt.Sprintf("The %s %s does not serve yet: its conditions say why.", id.kind, id.name))
 	}
 	return kms.Operations{Module: module, Now: s.clock.Now}, giveBack, nil
+}
+
+// lookAgainAfter is how long after it lost its key store an object looks again by itself.
+const lookAgainAfter = 2 * time.Second
+
+// result is the end of a reconcile. Who waits for a key store is told when it serves; but who was Ready until
+// now may not be known as waiting yet at that moment, and so looks again once by itself.
+func (s *shared) result(err error, after time.Duration, before []metav1.Condition) (ctrl.Result, error) {
+	e := reconciler.From(err)
+	if e != nil && ready(before) && (e.Reason == v1alpha1.ReasonKeyStoreNotReady || e.Reason == v1alpha1.ReasonKeyStoreNotFound) &&
+		(after <= 0 || after > lookAgainAfter) {
+		after = lookAgainAfter
+	}
+	return reconciler.Result(err, after)
 }
 
 // allowed is the one place that says which namespaces may use a cluster-wide key store.
