@@ -32,13 +32,13 @@ func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) 
 		Complete(r)
 }
 
-// keyStateChanged lets through what makes a master key usable or not. The end of its material counts: it can
-// come and be put off again without a state in between that anybody saw.
+// keyStateChanged lets through what makes a master key usable or not. An import counts, whatever the state was:
+// the material may have ended, or been lost with the module's content, before anybody noticed.
 var keyStateChanged = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		was, is := e.ObjectOld.(*v1alpha1.ImportedKey), e.ObjectNew.(*v1alpha1.ImportedKey)
 		return was.Status.KeyState != is.Status.KeyState || was.Status.KeyVersionID != is.Status.KeyVersionID ||
-			!was.Status.MaterialExpireTime.Equal(is.Status.MaterialExpireTime)
+			was.Status.InputsDigest != is.Status.InputsDigest
 	},
 }
 
