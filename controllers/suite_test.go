@@ -76,8 +76,10 @@ type operator struct {
 	health   time.Duration
 	onOpen   func(context.Context, controllers.ModuleRequest) error
 	onModule func(*hsmtest.Recorder)
-	stopped  func() // nil while it does not run
-	former   int    // how many modules were opened before its start
+	// onManager changes the manager's options.
+	onManager func(*ctrl.Options)
+	stopped   func() // nil while it does not run
+	former    int    // how many modules were opened before its start
 
 	mu          sync.Mutex
 	opened      []opened
@@ -127,8 +129,9 @@ func startOperatorOn(t *testing.T, env *testenv.Env, options ...option) *operato
 		Client: env.Client, env: env,
 		namespace: env.Namespace(t), ownNamespace: env.Namespace(t),
 		clock: clock.RealClock{}, hidden: map[string][]byte{},
-		onOpen:   func(context.Context, controllers.ModuleRequest) error { return nil },
-		onModule: func(*hsmtest.Recorder) {},
+		onOpen:    func(context.Context, controllers.ModuleRequest) error { return nil },
+		onModule:  func(*hsmtest.Recorder) {},
+		onManager: func(*ctrl.Options) {},
 	}
 	o.cfg, o.requests = env.Counting()
 	for _, change := range options {
@@ -157,7 +160,7 @@ func (o *operator) start(t *testing.T) {
 	o.begun, o.done = map[string]int{}, map[string]int{}
 	o.former = len(o.opened)
 	logger := funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity})
-	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
+	managerOptions := ctrl.Options{
 		Scheme: scheme,
 		Logger: logger,
 		Cache:  o.cacheOptions(),
@@ -169,7 +172,9 @@ func (o *operator) start(t *testing.T) {
 		Metrics: metricsserver.Options{BindAddress: "0"},
 		// The names of controllers are unique in a process, but for this.
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
-	})
+	}
+	o.onManager(&managerOptions)
+	mgr, err := ctrl.NewManager(o.cfg, managerOptions)
 	if err != nil {
 		t.Fatal(err)
 	}
