@@ -112,13 +112,16 @@ func Result(err error, after time.Duration) (ctrl.Result, error) {
 	return ctrl.Result{RequeueAfter: jitter(after)}, nil
 }
 
+// maxJitter bounds how late a wake-up may be: a year's deadline must not be missed by a month.
+const maxJitter = time.Minute
+
 // jitter adds up to a tenth, so that objects made together do not come back together. It never takes
 // away: a wake-up for a deadline must not come before it.
 func jitter(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return d + time.Duration(rand.Int64N(int64(d)/10+1)) //nolint:gosec // spreads load, guards nothing
+	return d + time.Duration(rand.Int64N(int64(min(d/10, maxJitter))+1)) //nolint:gosec // spreads load, guards nothing
 }
 
 func earliest(a, b time.Duration) time.Duration {
