@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,7 +21,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -140,7 +140,10 @@ func (w workplace) command(ctx context.Context, name string, args ...string) *ex
 const operatorNamespace = "keyconvoy-system"
 
 // startOperator runs the operator, with two modules allowed, until the test ends.
-func (w workplace) startOperator(softhsm, nss tokens.Token) {
+func (w workplace) startOperator(softhsm, nss tokens.Token) { w.startOperatorUntil(softhsm, nss) }
+
+// startOperatorUntil is startOperator, and returns what ends the operator before.
+func (w workplace) startOperatorUntil(softhsm, nss tokens.Token) (stop func()) {
 	w.t.Helper()
 	var log bytes.Buffer
 	cmd := w.command(context.Background(), filepath.Join(w.bin, "keyconvoy"), "manager",
@@ -152,15 +155,19 @@ func (w workplace) startOperator(softhsm, nss tokens.Token) {
 	if err := cmd.Start(); err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
 			w.t.Errorf("the operator ended with %v", err)
 		}
+	})
+	w.t.Cleanup(func() {
+		stop()
 		if w.t.Failed() {
 			w.t.Logf("The operator's log:\n%s", log.String())
 		}
 	})
+	return stop
 }
 
 // bash runs a script, and shows what it said when it fails.
@@ -309,45 +316,9 @@ func TestREADME_commandsWork(t *testing.T) {
 	t.Run("the table says what the modules do", func(t *testing.T) { w.checkTable(t, softhsm, nss) })
 }
 
-// checkPod runs the init container of the README's pod, with its Secrets mounted, below a directory
-// that stands for the root.
+// checkPod runs the init container of the README's pod.
 func (w workplace) checkPod(t *testing.T) {
-	var pod corev1.Pod
-	if err := w.env.Client.Get(t.Context(), client.ObjectKey{Namespace: "team-a", Name: "reader"}, &pod); err != nil {
-		t.Fatal(err)
-	}
-	root := t.TempDir()
-	container := pod.Spec.InitContainers[0]
-	for _, volume := range pod.Spec.Volumes {
-		i := slices.IndexFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == volume.Name })
-		if i < 0 {
-			continue
-		}
-		dir := filepath.Join(root, container.VolumeMounts[i].MountPath)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if volume.Secret == nil {
-			continue
-		}
-		var secret corev1.Secret
-		if err := w.env.Client.Get(t.Context(), client.ObjectKey{Namespace: "team-a", Name: volume.Secret.SecretName}, &secret); err != nil {
-			t.Fatal(err)
-		}
-		mode := ptr.Deref(volume.Secret.DefaultMode, 0o644)
-		for name, content := range secret.Data {
-			if err := os.WriteFile(filepath.Join(dir, name), content, os.FileMode(mode)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	var args []string
-	for _, arg := range container.Args {
-		args = append(args, strings.ReplaceAll(arg, "=/", "="+root+"/"))
-	}
-	if out, err := w.command(t.Context(), filepath.Join(w.bin, "keyconvoy"), args...).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Fatalf("%v: %s", err, out)
-	}
+	root := w.runInitContainer(t, client.ObjectKey{Namespace: "team-a", Name: "reader"})
 	got, err := os.ReadFile(filepath.Join(root, "run/keys/ledger"))
 	if err != nil {
 		t.Fatal(err)

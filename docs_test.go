@@ -1,0 +1,264 @@
+//go:build cgo
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
+)
+
+// The pages in docs/ are run as the README is, each in one shell, on a cluster where the README was
+// followed as far as “By hand”. Those with two clusters get a second one, with an operator of its own.
+//
+// PINs are typed at the standard input.
+
+// docsPage is how a page is run. Pages without commands need none.
+type docsPage struct {
+	file  string
+	other string // the second cluster's context; the first's is then called first
+	first string
+	stop  bool // the first operator ends before the second begins
+	pins  int  // how many PINs are typed
+	then  string
+	check func(*testing.T, workplace)
+}
+
+var docsPages = []docsPage{
+	{file: "bring-your-own-key.md", pins: 1},
+	{file: "export-to-a-pod.md", check: checkLedgerPod},
+	{file: "distribute.md", then: "cmp shop-one-ledger.key ledger.key"},
+	{file: "roles-and-consent.md", then: `
+		kubectl create rolebinding bob-writes-exports -n team-a --clusterrole=keyconvoy-exporteddatakey-editor-role --user=bob
+		! sed s/ledger-try/bobs-try/ try.yaml | kubectl apply -f - --as bob`},
+	{file: "reasons.md"},
+	{file: "export-to-another-cluster.md", first: "a", other: "b", pins: 2, then: `
+		test Module = $(kubectl --context a get exporteddatakey partner-for-b -n exchange -o jsonpath='{.status.custody}')
+		test Module = $(kubectl --context b get importedkey partner -n exchange -o jsonpath='{.status.custody}')`},
+	{file: "backup-and-restore.md", first: "old", other: "new", stop: true, then: `
+		for context in old new; do
+		  kubectl --context $context get datakey ledger -n team-a -o jsonpath='{.status.ciphertextBlob}' > $context.blob
+		done
+		cmp old.blob new.blob
+		kubectl --context new get secret ledger-rsa -n team-a -o jsonpath='{.data.exportedDataKey}' |
+		  keyconvoy unwrap --key-file rsa.key --base64 --algorithm RSAES_OAEP_SHA_256 --out restored.key
+		cmp restored.key ledger.key`},
+}
+
+func TestDocs_commandsWork(t *testing.T) {
+	softhsm, nss := tokens.SoftHSMLabelled(t, "keyconvoy"), tokens.FreshNSS(t)
+	for _, page := range docsPages {
+		t.Run(page.file, func(t *testing.T) {
+			w := newWorkplace(t, testenv.Another(t))
+			stop := w.startOperatorUntil(softhsm, nss)
+			w.followREADME()
+			s := &readmeScript{t: t, file: "docs/" + page.file, blocks: readBlocks(t, filepath.Join("docs", page.file))}
+			for _, b := range s.blocks {
+				switch b.language {
+				case "yaml":
+					w.save(b)
+				case "sh":
+					s.add(b)
+				}
+				if !b.used {
+					t.Errorf("the block of line %d (%s) is not run", b.line, b.language)
+				}
+			}
+			kubeconfig := ""
+			if page.other != "" {
+				kubeconfig = w.addCluster(page, stop, softhsm, nss)
+			}
+			w.typing(kubeconfig, strings.Repeat(softhsm.PIN+"\n", page.pins), s.text.String()+page.then)
+			if page.check != nil {
+				page.check(t, w)
+			}
+		})
+	}
+}
+
+func TestDocs_everyPageWithCommandsIsRun(t *testing.T) {
+	files, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		runs := slices.ContainsFunc(docsPages, func(p docsPage) bool { return p.file == filepath.Base(file) })
+		if blocks := readBlocks(t, file); len(blocks) > 0 && !runs {
+			t.Errorf("%s has commands that no test runs", file)
+		}
+	}
+}
+
+var link = regexp.MustCompile(`\]\(([^):]+)\)`)
+
+func TestDocs_linksLeadSomewhere(t *testing.T) {
+	files, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, "README.md") {
+		page, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(page), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+}
+
+// followREADME does what the README says before “By hand”.
+func (w workplace) followREADME() {
+	w.t.Helper()
+	s := &readmeScript{t: w.t, file: "README.md", blocks: readBlocks(w.t, "README.md")}
+	end := s.find("KEY=payments\n").line
+	for _, b := range s.blocks {
+		switch {
+		case b.language == "yaml":
+			w.save(b)
+		case b.language == "sh" && b.line < end:
+			s.add(b)
+		}
+	}
+	w.bash(s.text.String())
+}
+
+// addCluster starts the page's second cluster and its operator, and returns a kubeconfig with both.
+func (w workplace) addCluster(page docsPage, stop func(), softhsm, nss tokens.Token) string {
+	w.t.Helper()
+	if page.stop {
+		stop()
+	}
+	other := workplace{w.t, testenv.Another(w.t), w.dir, w.bin}
+	other.bash("kubectl apply -k config/default")
+	other.startOperatorUntil(softhsm, nss)
+	both := clientcmdapi.NewConfig()
+	for name, env := range map[string]*testenv.Env{page.first: w.env, page.other: other.env} {
+		one, err := clientcmd.LoadFromFile(env.Kubeconfig(w.t, nil, "default"))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		context := one.Contexts[one.CurrentContext]
+		both.Clusters[name], both.AuthInfos[name] = one.Clusters[context.Cluster], one.AuthInfos[context.AuthInfo]
+		both.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
+	}
+	file := filepath.Join(w.t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*both, file); err != nil {
+		w.t.Fatal(err)
+	}
+	return file
+}
+
+// typing is bash with something typed, and a kubeconfig where that is not "".
+func (w workplace) typing(kubeconfig, input, script string) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := w.command(ctx, "bash", "-euo", "pipefail", "-x", "-c", script)
+	if kubeconfig != "" {
+		cmd.Env = append(cmd.Env, "KUBECONFIG="+kubeconfig)
+	}
+	cmd.Stdin = strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.t.Fatalf("%v after:\n%s", err, out)
+	}
+}
+
+// checkLedgerPod runs the pod's init container, and makes sure that the namespace refuses what is not
+// restricted.
+func checkLedgerPod(t *testing.T, w workplace) {
+	loose := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "loose"},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "loose", Image: "loose"}}},
+	}
+	if err := w.env.Client.Create(t.Context(), loose); !apierrors.IsForbidden(err) {
+		t.Errorf("the namespace takes a pod that is not restricted: %v", err)
+	}
+	root := w.runInitContainer(t, client.ObjectKey{Namespace: "team-a", Name: "ledger-app"})
+	file := filepath.Join(root, "run/keys/ledger.key")
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key's file: %v %v", info, err)
+	}
+	want, err := os.ReadFile(filepath.Join(w.dir, "ledger.key"))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the pod has another data key: %v", err)
+	}
+}
+
+// runInitContainer runs a pod's first init container below a directory that stands for the root, with its
+// Secrets mounted as the kubelet does, and returns that directory.
+func (w workplace) runInitContainer(t *testing.T, key client.ObjectKey) (root string) {
+	t.Helper()
+	var pod corev1.Pod
+	if err := w.env.Client.Get(t.Context(), key, &pod); err != nil {
+		t.Fatal(err)
+	}
+	root = t.TempDir()
+	container := pod.Spec.InitContainers[0]
+	for _, mount := range container.VolumeMounts {
+		dir := filepath.Join(root, mount.MountPath)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == mount.Name })
+		if volume := pod.Spec.Volumes[i]; volume.Secret != nil {
+			var secret corev1.Secret
+			if err := w.env.Client.Get(t.Context(), client.ObjectKey{Namespace: key.Namespace, Name: volume.Secret.SecretName}, &secret); err != nil {
+				t.Fatal(err)
+			}
+			mountSecret(t, dir, &secret, os.FileMode(ptr.Deref(volume.Secret.DefaultMode, 0o644)))
+		}
+	}
+	var args []string
+	for _, arg := range container.Args {
+		args = append(args, strings.ReplaceAll(arg, "=/", "="+root+"/"))
+	}
+	if out, err := w.command(t.Context(), filepath.Join(w.bin, "keyconvoy"), args...).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return root
+}
+
+// mountSecret lays a Secret out as the kubelet does: the files are in a directory of their time, ..data
+// leads there, and each entry leads through ..data.
+func mountSecret(t *testing.T, dir string, secret *corev1.Secret, mode os.FileMode) {
+	t.Helper()
+	const stamp = "..2026_01_02_03_04_05.123456789"
+	if err := os.Mkdir(filepath.Join(dir, stamp), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(stamp, filepath.Join(dir, "..data")); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range secret.Data {
+		if err := os.WriteFile(filepath.Join(dir, stamp, name), content, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
