@@ -4,7 +4,7 @@ package main
 const notExpected = "Not expected: the operator asks for nothing that is refused so. Report it, with the operator's log."
 
 // remedies say what to do, by reason.
-var remedies = map[string]string{
+var remedies = map[string]string{ //nolint:gosec // no credentials
 	// Keyconvoy's own.
 	"Succeeded":           "Nothing.",
 	"PendingImport":       "Wrap the material and put it into `spec.material`: [Bring your own key](bring-your-own-key.md). After expiry or deletion of the material it must be the same material.",
