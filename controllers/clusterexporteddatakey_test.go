@@ -317,7 +317,7 @@ func (r *refusal) option() option {
 					return next.RoundTrip(req)
 				}
 				body := toJSON(metav1.Status{
-					TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: int32(status), //nolint:gosec // an HTTP status
+					TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: int32(status),
 					Reason: map[int]metav1.StatusReason{403: metav1.StatusReasonForbidden, 422: metav1.StatusReasonInvalid, 500: metav1.StatusReasonInternalError}[status],
 				})
 				return &http.Response{
