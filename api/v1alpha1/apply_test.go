@@ -36,11 +36,12 @@ func pkcs11Store() *ac.PKCS11StoreApplyConfiguration {
 // everyKind sets every field of every spec that can be set at once.
 func everyKind(ns string) map[string]applied {
 	var (
-		cks v1alpha1.ClusterKeyStore
-		ks  v1alpha1.KeyStore
-		imk v1alpha1.ImportedKey
-		dk  v1alpha1.DataKey
-		edk v1alpha1.ExportedDataKey
+		cks  v1alpha1.ClusterKeyStore
+		ks   v1alpha1.KeyStore
+		imk  v1alpha1.ImportedKey
+		dk   v1alpha1.DataKey
+		edk  v1alpha1.ExportedDataKey
+		cedk v1alpha1.ClusterExportedDataKey
 	)
 	secretEntry := func() *ac.EntrySourceApplyConfiguration {
 		return ac.EntrySource().WithSecretKeyRef(ac.EntryReference().WithName("s").WithKey("k"))
@@ -101,6 +102,19 @@ func everyKind(ns string) map[string]applied {
 			object:  &edk,
 			extract: func() (any, error) { return ac.ExtractExportedDataKey(&edk, manager) },
 		},
+		"ClusterExportedDataKey": {
+			config: ac.ClusterExportedDataKey(ns).WithSpec(ac.ClusterExportedDataKeySpec().
+				WithNamespaceSelector(metav1ac.LabelSelector().WithMatchLabels(map[string]string{"a": "b"})).
+				WithTemplate(ac.ExportTemplate().
+					WithDataKeyRef(ac.NamespacedReference().WithNamespace("n").WithName("d")).
+					WithPublicKey(ac.DistributedPublicKeySource().WithSecretKeyRef(ac.EntryReference().WithName("s").WithKey("k"))).
+					WithWrappingKeySpec("EC_SM2").WithWrappingAlgorithm("SM2PKE").WithSM2CiphertextFormat("ASN1").
+					WithTarget(ac.ExportTarget().WithName("t").WithImmutable(true).
+						WithLabels(map[string]v1alpha1.MetadataValue{"a": "b"}).
+						WithAnnotations(map[string]v1alpha1.MetadataValue{"a": "b"})))),
+			object:  &cedk,
+			extract: func() (any, error) { return ac.ExtractClusterExportedDataKey(&cedk, manager) },
+		},
 	}
 }
 
@@ -119,7 +133,7 @@ func TestApplyConfigurations_comeBackAsTheyWereApplied(t *testing.T) {
 				return strict(env.Client).Apply(t.Context(), everyKind(ns)[kind].config, client.FieldOwner(owner))
 			}
 			key := client.ObjectKey{Namespace: ns, Name: ns}
-			if kind == "ClusterKeyStore" {
+			if strings.HasPrefix(kind, "Cluster") {
 				key.Namespace = ""
 			}
 
@@ -230,6 +244,20 @@ func withStatus(ns string) []client.Object {
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version", RequestID: "r",
 				Custody: "Host", RecipientFingerprint: "SHA256:00", RecipientVersion: "v", InputsDigest: "d",
 				SecretRef: secretRef(), ExportTime: &now,
+			},
+		},
+		&v1alpha1.ClusterExportedDataKey{
+			ObjectMeta: metav1.ObjectMeta{Name: ns},
+			Spec: v1alpha1.ClusterExportedDataKeySpec{
+				NamespaceSelector: metav1.LabelSelector{MatchLabels: map[string]string{"team": "a"}},
+				Template: v1alpha1.ExportTemplate{
+					DataKeyRef: v1alpha1.NamespacedReference{Namespace: "n", Name: "ledger"},
+					PublicKey:  v1alpha1.DistributedPublicKeySource{Blob: "AA=="}, WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256",
+				},
+			},
+			Status: v1alpha1.ClusterExportedDataKeyStatus{
+				ObservedGeneration: 1, Conditions: conditions(), Namespaces: 33, ReadyNamespaces: 22, FailedNamespaces: 11,
+				Failures: []v1alpha1.NamespaceFailure{{Namespace: "n", Reason: "ForbiddenNoPermission"}},
 			},
 		},
 	}

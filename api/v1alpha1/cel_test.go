@@ -59,6 +59,43 @@ func adopting(digit string) string {
 
 func exportPolicy(fields string) string { return imported + `, exportPolicy: {` + fields + `}}` }
 
+// clusterExport exports to all namespaces that match; template is all of the template but its braces.
+func clusterExport(template string) string {
+	return `{namespaceSelector: {matchLabels: {team: a}}, template: {` + template + `}}`
+}
+
+const (
+	fromDataKey = `dataKeyRef: {namespace: home, name: d}, `
+	underRSA    = `wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256`
+	distributed = fromDataKey + `publicKey: {blob: AA==}, ` + underRSA
+)
+
+func distributedWith(spec, algorithm, rest string) string {
+	return clusterExport(fromDataKey + `publicKey: {blob: AA==}, wrappingKeySpec: ` + spec + `, wrappingAlgorithm: ` + algorithm + rest)
+}
+
+func distributedTo(fields string) string {
+	return clusterExport(fromDataKey + `publicKey: {` + fields + `}, ` + underRSA)
+}
+
+// ofTemplate makes examples of a template from those of a whole spec.
+func ofTemplate(all map[string]examples) map[string]examples {
+	template := func(spec string) string {
+		return clusterExport(strings.TrimSuffix(strings.TrimPrefix(spec, `{`), `}`))
+	}
+	templates := func(specs []string) (out []string) {
+		for _, spec := range specs {
+			out = append(out, template(spec))
+		}
+		return out
+	}
+	out := map[string]examples{}
+	for start, e := range all {
+		out[start] = examples{before: template(e.before), accepted: templates(e.accepted), rejected: templates(e.rejected)}
+	}
+	return out
+}
+
 func entryRef(kind string) string { return kind + `: {name: e, key: k}` }
 
 // entrySource are the examples of a field that reads an entry; the rest of the material is given.
@@ -298,6 +335,27 @@ var ruleExamples = map[rule]map[string]examples{
 			recipient(entryRef("configMapKeyRef") + `, importedKeyRef: {name: i}`),
 			recipient(`blob: AA==, ` + entryRef("secretKeyRef") + `, ` + entryRef("configMapKeyRef") + `, importedKeyRef: {name: i}`),
 		},
+	}),
+
+	{"clusterexporteddatakeys", "spec", "target.name cannot be changed: make another ClusterExportedDataKey"}: ofTemplate(targetName(`{` + distributed)),
+	{"clusterexporteddatakeys", "spec.template.publicKey", "exactly one of blob, secretKeyRef and configMapKeyRef is needed"}: only(examples{
+		accepted: []string{distributedTo(`blob: AA==`), distributedTo(entryRef("secretKeyRef")), distributedTo(entryRef("configMapKeyRef"))},
+		rejected: []string{
+			distributedTo(``),
+			distributedTo(`blob: AA==, ` + entryRef("secretKeyRef")),
+			distributedTo(entryRef("secretKeyRef") + `, ` + entryRef("configMapKeyRef")),
+		},
+	}),
+	{"clusterexporteddatakeys", "spec.template", "EC_SM2 goes with SM2PKE, and RSA key specs with RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"}: only(examples{
+		accepted: []string{
+			distributedWith("RSA_2048", "RSAES_OAEP_SHA_256", ""), distributedWith("RSA_3072", "RSAES_OAEP_SHA_1", ""),
+			distributedWith("RSA_4096", "RSAES_OAEP_SHA_256", ""), distributedWith("EC_SM2", "SM2PKE", ""),
+		},
+		rejected: []string{distributedWith("RSA_2048", "SM2PKE", ""), distributedWith("EC_SM2", "RSAES_OAEP_SHA_256", "")},
+	}),
+	{"clusterexporteddatakeys", "spec.template", "sm2CiphertextFormat goes with SM2PKE"}: only(examples{
+		accepted: []string{distributedWith("EC_SM2", "SM2PKE", ", sm2CiphertextFormat: ASN1")},
+		rejected: []string{distributedWith("RSA_2048", "RSAES_OAEP_SHA_256", ", sm2CiphertextFormat: ASN1")},
 	}),
 }
 

@@ -57,6 +57,11 @@ func TestKubectlGet_showsTheUsefulColumns(t *testing.T) {
 			[]string{"NAME", "DATAKEY", "ALGORITHM", "CUSTODY", "SECRET", "READY", "REASON", "EXPORTED", "RECIPIENT", "AGE"},
 			[]string{"ledger", "RSAES_OAEP_SHA_256", "Host", "secret", "True", "Succeeded", "SHA256:00"},
 		},
+		"cedk": {
+			[]string{"NAME", "DATAKEY", "NAMESPACES", "EXPORTED", "FAILED", "READY", "REASON", "AGE"},
+			[]string{"NAME", "DATAKEY", "NAMESPACES", "EXPORTED", "FAILED", "READY", "REASON", "AGE"},
+			[]string{"ledger", "33", "22", "11", "True", "Succeeded"},
+		},
 	} {
 		g.Expect(columns(get(short, ns))[0]).To(Equal(want.narrow), short)
 		wide := columns(get(short, ns, "-o", "wide"))

@@ -20,11 +20,12 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 // kinds are all kinds by their plural.
 var kinds = map[string]string{
-	"clusterkeystores": "ClusterKeyStore",
-	"keystores":        "KeyStore",
-	"importedkeys":     "ImportedKey",
-	"datakeys":         "DataKey",
-	"exporteddatakeys": "ExportedDataKey",
+	"clusterkeystores":        "ClusterKeyStore",
+	"keystores":               "KeyStore",
+	"importedkeys":            "ImportedKey",
+	"datakeys":                "DataKey",
+	"exporteddatakeys":        "ExportedDataKey",
+	"clusterexporteddatakeys": "ClusterExportedDataKey",
 }
 
 // object makes an object from its spec as YAML. Tests share cluster-wide names, so the name is made of the
@@ -34,7 +35,7 @@ func object(t testing.TB, plural, namespace, spec string) *unstructured.Unstruct
 	u := &unstructured.Unstructured{Object: map[string]any{}}
 	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(kinds[plural]))
 	u.SetName(namespace)
-	if plural != "clusterkeystores" {
+	if !strings.HasPrefix(plural, "cluster") {
 		u.SetNamespace(namespace)
 	}
 	var s map[string]any

@@ -82,6 +82,12 @@ func TestSchema_refuses(t *testing.T) {
 		"an SM2 format that does not exist":       {"exporteddatakeys", wrappedWith("EC_SM2", "SM2PKE") + `, sm2CiphertextFormat: C2C1C3}`, "spec.sm2CiphertextFormat", "Unsupported value"},
 		"an empty public key":                     {"exporteddatakeys", recipient(`blob: ""`), "spec.publicKey.blob", "at least 1"},
 		"a public key longer than any":            {"exporteddatakeys", recipient(`blob: ` + long(16385)), "spec.publicKey.blob", "16384"},
+		"one for all, of no namespace":            {"clusterexporteddatakeys", strings.Replace(clusterExport(distributed), "namespace: home, ", "", 1), "spec.template.dataKeyRef.namespace", "Required"},
+		"one for all, of no data key":             {"clusterexporteddatakeys", strings.Replace(clusterExport(distributed), ", name: d", "", 1), "spec.template.dataKeyRef.name", "Required"},
+		"one for all that selects nothing":        {"clusterexporteddatakeys", strings.Replace(clusterExport(distributed), "namespaceSelector: {matchLabels: {team: a}}, ", "", 1), "spec.namespaceSelector", "Required"},
+		"one for all without a template":          {"clusterexporteddatakeys", `{namespaceSelector: {}}`, "spec.template", "Required"},
+		"one for all under PKCS#1 v1.5":           {"clusterexporteddatakeys", distributedWith("RSA_2048", "RSAES_PKCS1_V1_5", ""), "spec.template.wrappingAlgorithm", "Unsupported value"},
+		"one for all in a format of its own":      {"clusterexporteddatakeys", distributedWith("EC_SM2", "SM2PKE", ", sm2CiphertextFormat: C2C1C3"), "spec.template.sm2CiphertextFormat", "Unsupported value"},
 		"a target with a name longer than a name": {"exporteddatakeys", exported + `, target: {name: ` + long(254) + `}}`, "spec.target.name", "253"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -100,6 +106,8 @@ func TestSchema_knowsNoFieldWithoutBehaviour(t *testing.T) {
 	for sentence, tc := range map[string]struct{ plural, spec string }{
 		"consent by name": {"importedkeys", exportPolicy(`namespaces: {from: Same, names: [a]}`)},
 		"a template":      {"exporteddatakeys", exported + `, template: {}}`},
+		"a blob for all":  {"clusterexporteddatakeys", clusterExport(distributed + `, ciphertextBlob: AA==`)},
+		"a key for all":   {"clusterexporteddatakeys", strings.Replace(clusterExport(distributed), "blob: AA==", "importedKeyRef: {name: i}", 1)},
 		"mechanisms":      {"keystores", `{pkcs11: {module: m, token: {label: l}, mechanisms: {a: b}}}`},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -122,6 +130,7 @@ func TestSchema_acceptsTheLongest(t *testing.T) {
 		"a context": {"datakeys", dataKey + `, numberOfBytes: 1024, encryptionContext: ` + pairs(64) + `, target: {labels: ` + pairs(32) + `, annotations: {a: ` + long(1024) + `}}}`},
 		"a blob":    {"exporteddatakeys", strings.Replace(exported, `dataKeyRef: {name: d}`, `ciphertextBlob: `+long(4096), 1) + `, encryptionContext: {a: ` + long(8192) + `}}`},
 		"a key":     {"exporteddatakeys", recipient(`blob: ` + long(16384))},
+		"one key":   {"clusterexporteddatakeys", strings.Replace(clusterExport(distributed), "blob: AA==", "blob: "+long(16384), 1)},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
@@ -149,7 +158,8 @@ func TestSchema_boundsEveryStringListAndMap(t *testing.T) {
 		walk(schema, "", func(path string, s *apiextensionsv1.JSONSchemaProps) {
 			switch {
 			case path == "apiVersion" || path == "kind" || strings.HasPrefix(path, "metadata"):
-			case strings.HasPrefix(path, "spec.allowedNamespaces"), strings.HasPrefix(path, "spec.exportPolicy.namespaces.selector"):
+			case strings.HasPrefix(path, "spec.allowedNamespaces"), strings.HasPrefix(path, "spec.exportPolicy.namespaces.selector"),
+				strings.HasPrefix(path, "spec.namespaceSelector"):
 				// The built-in label selector; it has no limits anywhere.
 			case s.Type == "string" && s.Format != "date-time" && len(s.Enum) == 0:
 				g.Expect(s.MaxLength).NotTo(BeNil(), "%s %s has no maxLength", plural, path)
