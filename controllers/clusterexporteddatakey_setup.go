@@ -81,20 +81,16 @@ func (gathered) wake(o client.Object, q requests) {
 }
 
 // Create implements handler.EventHandler.
-// Create implements handler.EventHandler.
 func (g gathered) Create(_ context.Context, e event.CreateEvent, q requests) { g.wake(e.Object, q) }
 
 // Update implements handler.EventHandler. An export may have lost its owner.
-// Update implements handler.EventHandler.
 func (g gathered) Update(_ context.Context, e event.UpdateEvent, q requests) {
 	g.wake(e.ObjectOld, q)
 	g.wake(e.ObjectNew, q)
 }
 
 // Delete implements handler.EventHandler.
-// Delete implements handler.EventHandler.
 func (g gathered) Delete(_ context.Context, e event.DeleteEvent, q requests) { g.wake(e.Object, q) }
 
-// Generic implements handler.EventHandler.
 // Generic implements handler.EventHandler.
 func (g gathered) Generic(_ context.Context, e event.GenericEvent, q requests) { g.wake(e.Object, q) }

@@ -24,7 +24,7 @@ const (
 	rootKeyEntry   = "rootKey"
 	rootKeyLen     = 32
 
-	typeSealedKey corev1.SecretType = "keyconvoy.io/sealed-key" //nolint:gosec // a type, not a credential
+	typeSealedKey corev1.SecretType = "keyconvoy.io/sealed-key"
 	typeRootKey   corev1.SecretType = "keyconvoy.io/root-key"
 )
 
