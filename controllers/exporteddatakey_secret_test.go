@@ -169,15 +169,33 @@ func TestExportedDataKey_aSecretThatIsDeletedIsMadeAgain(t *testing.T) {
 	}
 }
 
-// Who takes the owner off takes the Secret for himself.
-func TestExportedDataKey_aSecretWhoseOwnerWasTakenOff_isNotAdoptedAgain(t *testing.T) {
+// Who takes off the owner and the mark takes the Secret for himself. The owner alone is what backup tools lose.
+func TestExportedDataKey_aSecretWhoseOwnerWasTakenOff_isOursByItsMarkOnly(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
-	o.dataKey(t, "dek")
+	want := o.dataKeyBytes(t, o.dataKey(t, "dek"))
 	e := o.export(t, "e")
-	s := o.secretOf(t, "e")
+	s := o.checkExport(t, e, rsaRecipient())
 	o.change(t, s, func() { s.OwnerReferences = nil })
+	o.until(t, e, func() string {
+		if got := o.secretOf(t, "e"); !metav1.IsControlledBy(got, e) || e.Status.SecretRef.ResourceVersion != got.ResourceVersion {
+			return "it has no owner, or the status does not know it"
+		}
+		return ""
+	})
+	if again := o.checkExport(t, e, rsaRecipient()); again.UID != s.UID || !bytes.Equal(o.openExport(t, e, rsaRecipient()), want) {
+		t.Error("it is another Secret or data key")
+	}
+
+	s = o.secretOf(t, "e")
+	o.change(t, s, func() {
+		s.OwnerReferences = nil
+		delete(s.Annotations, "keyconvoy.io/exported-data-key")
+	})
 	o.stalls(t, e, v1alpha1.ReasonTargetNotOwned)
+	if got := o.secretOf(t, "e"); got.ResourceVersion != s.ResourceVersion {
+		t.Error("the Secret was touched")
+	}
 	o.remove(t, s)
 	o.ready(t, e)
 	o.checkExport(t, e, rsaRecipient())
