@@ -42,6 +42,7 @@ type Env struct {
 
 	server *envtest.Environment
 	guard  *guard
+	again  func() // ends the API server that Restart started
 }
 
 var shared struct {
@@ -150,6 +151,9 @@ func stop() error {
 }
 
 func (e *Env) stop() error {
+	if e.again != nil {
+		e.again()
+	}
 	err := e.server.Stop()
 	e.guard.dismiss()
 	return err
