@@ -106,3 +106,6 @@ func (o *operator) refusesUse(t testing.TB, name string, code kms.Code) (waiting
 	o.absent(t, exported.Name)
 	return []client.Object{made, exported}
 }
+
+// noEnd is for material that does not end.
+var noEnd time.Time

@@ -1,0 +1,178 @@
+package controllers_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
+)
+
+// electing has operators of one namespace choose who works.
+func electing(options *ctrl.Options) {
+	options.LeaderElection = true
+	options.LeaderElectionID = "manager.keyconvoy.io"
+	options.LeaderElectionReleaseOnCancel = true
+	options.RetryPeriod = ptr.To(200 * time.Millisecond)
+}
+
+// beside gives an operator the namespaces and the objects of another one.
+func beside(other *operator) option {
+	return func(o *operator) { o.namespace, o.ownNamespace = other.namespace, other.ownNamespace }
+}
+
+func TestOperators_twoAtOnce_oneActs(t *testing.T) {
+	t.Parallel()
+	lease := func(o *operator) {
+		o.onManager = func(options *ctrl.Options) { electing(options); options.LeaderElectionNamespace = o.ownNamespace }
+	}
+	first := startOperator(t, lease)
+	second := startOperator(t, beside(first), lease)
+	acts := func(o *operator) bool { return len(o.modules()) > 0 }
+	work := func(name string) []client.Object {
+		key := first.enabledKey(t, name, nil)
+		dataKey := first.dataKey(t, name+"-dek", underKey(name))
+		export := first.export(t, name+"-export", ofDataKey(dataKey.Name), toBlob(sm2Recipient().public.Base64()), withSM2)
+		return []client.Object{key, dataKey, export}
+	}
+	first.store(t, onSoftware)
+	objects := work("before")
+	if acts(first) == acts(second) {
+		t.Fatalf("the first acts: %t, the second: %t", acts(first), acts(second))
+	}
+	leader, waiting := first, second
+	if acts(second) {
+		leader, waiting = second, first
+	}
+	wantCounts(t, "the leader", leader.calls(), map[string]int{
+		"Authenticate": 2, "CreateWrappingKey": 1, "ListWrappingKeys": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
+	})
+	if calls := waiting.calls(); len(calls) > 0 {
+		t.Errorf("who waits called %v", calls)
+	}
+	for write := range waiting.writes() {
+		if !strings.Contains(write, "leases") {
+			t.Errorf("who waits wrote: %s", write)
+		}
+	}
+
+	leader.stop(t)
+	objects = append(objects, work("after")...)
+	wantCounts(t, "the successor", waiting.calls(), map[string]int{
+		"Authenticate": 2, "CreateWrappingKey": 1, "ListWrappingKeys": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
+	})
+	waiting.settled(t, objects...)
+}
+
+// A key that has work to do and was Ready is looked at while its key store is not open yet; the store serves
+// before the key's status says that it waits. Nobody tells the key again.
+func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.T) {
+	t.Parallel()
+	var held atomic.Bool
+	var once sync.Once
+	waits, serves := make(chan struct{}), make(chan struct{})
+	o := startOperator(t,
+		withConfig(func(cfg *rest.Config) {
+			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+				return roundTripper(func(r *http.Request) (*http.Response, error) {
+					if held.Load() && r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/importedkeys/key/status") {
+						once.Do(func() { close(waits) })
+						<-serves
+					}
+					return next.RoundTrip(r)
+				})
+			})
+		}),
+		beforeOpen(func(context.Context, controllers.ModuleRequest) error {
+			if held.Load() {
+				<-waits
+			}
+			return nil
+		}))
+	store := o.store(t, onSoftware)
+	key := o.enabledKey(t, "key", nil)
+	o.stop(t)
+	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
+	held.Store(true)
+	o.start(t)
+	o.settled(t, store)
+	close(serves)
+	o.waits(t, key, v1alpha1.ReasonPendingImport)
+}
+
+func TestAPIServer_restartedUnderLoad_everythingBecomesReady(t *testing.T) {
+	t.Parallel()
+	const each = 40
+	env := testenv.Another(t)
+	o := startOperatorOn(t, env)
+	o.store(t, onSoftware)
+	o.enabledKey(t, "key", nil)
+	var dataKeys, exports []client.Object
+	for i := range each {
+		name := fmt.Sprintf("dek-%d", i)
+		dataKeys = append(dataKeys, newDataKey(name))
+		exports = append(exports, newExport(name+"-export", ofDataKey(name), toBlob(sm2Recipient().public.Base64()), withSM2))
+	}
+	o.create(t, dataKeys...)
+	o.create(t, exports...)
+	blobs := map[string]string{}
+	env.Restart(t, func() {})
+	for _, object := range append(dataKeys, exports...) {
+		o.readyInTheEnd(t, object)
+	}
+	for _, object := range dataKeys {
+		k := object.(*v1alpha1.DataKey)
+		blobs[k.Name] = k.Status.CiphertextBlob
+		o.checkSecretOf(t, k, k.Name)
+	}
+	for _, object := range exports {
+		o.checkExport(t, object.(*v1alpha1.ExportedDataKey), sm2Recipient())
+	}
+	// Once more, with nothing under way: nothing is made anew.
+	env.Restart(t, func() { o.stop(t) })
+	o.forgetCounts()
+	o.start(t)
+	o.settled(t, append(dataKeys, exports...)...)
+	if calls := o.calls(); len(calls) > 0 {
+		t.Errorf("the module was called: %v", calls)
+	}
+	for _, object := range dataKeys {
+		k := object.(*v1alpha1.DataKey)
+		o.ready(t, k)
+		if k.Status.CiphertextBlob != blobs[k.Name] {
+			t.Errorf("%s is another data key", k.Name)
+		}
+	}
+}
+
+// readyInTheEnd waits longer than others do: whoever failed while the API server was away tries less and less
+// often.
+func (o *operator) readyInTheEnd(t testing.TB, object client.Object) {
+	t.Helper()
+	deadline := time.After(2 * time.Minute)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		problem := o.endsAs(t, object, v1alpha1.ReasonSucceeded)()
+		if problem == "" {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatal(problem)
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,60 @@
+package controllers_test
+
+import (
+	"testing"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+)
+
+// A token that was initialised anew has the label and the PIN of the one before, and none of its keys. What
+// needs one of them says so, and nothing takes their place.
+func TestToken_initialisedAnewUnderUs_nothingIsMadeAnew(t *testing.T) {
+	t.Parallel()
+	token := ownToken(t)
+	o := startOperator(t)
+	o.givePIN(t, o.namespace, token.PIN)
+	store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: tokenSpec(onSoftHSM, token.Label)}
+	o.create(t, store)
+	o.ready(t, store)
+	rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
+	material := o.material(32)
+	key := o.enabledKey(t, "key", material, rsa)
+	waiting := o.pendingKey(t, "waiting", rsa)
+	dataKey := o.dataKey(t, "dek")
+	export := o.export(t, "export", withRSA("RSAES_OAEP_SHA_1"))
+	blob, exported := dataKey.Status.CiphertextBlob, o.exportedBytes(t, export)
+
+	o.stop(t)
+	tokens.Reinitialise(t, token)
+	o.start(t)
+	o.ready(t, store)
+	o.settled(t, key, waiting, dataKey, export)
+
+	late := newDataKey("late")
+	lateExport := newExport("late-export", withRSA("RSAES_OAEP_SHA_1"))
+	o.create(t, late, lateExport)
+	o.stalls(t, late, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
+	o.stalls(t, lateExport, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
+	o.absent(t, "late")
+	o.absent(t, "late-export")
+
+	// Parameters from before are no good: their pair is gone, and so is the key of their token.
+	p := waiting.Status.ImportParameters
+	o.give(t, waiting, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
+	o.stalls(t, waiting, kms.InvalidImportToken.Reason())
+	if o.inModule(t, key) || o.inModule(t, waiting) {
+		t.Error("a key came into the new token by itself")
+	}
+
+	// What there was stays as it was, and comes back with the same material.
+	o.ready(t, dataKey)
+	o.ready(t, export)
+	if dataKey.Status.CiphertextBlob != blob || string(o.exportedBytes(t, export)) != string(exported) {
+		t.Error("a data key or an export was made anew")
+	}
+	o.importsAgain(t, key, "1", material, noEnd)
+	o.keyIs(t, key, kms.StateEnabled)
+	o.ready(t, late, lateExport)
+}
