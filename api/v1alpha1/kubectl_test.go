@@ -94,8 +94,10 @@ func TestKubectlExplain_describesTheFields(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	env := testenv.Start(t)
-	out, err := exec.CommandContext(t.Context(), env.Kubectl(), "--kubeconfig", env.Kubeconfig(t, nil, "default"),
-		"explain", "exporteddatakey.spec.publicKey").CombinedOutput()
-	g.Expect(err).NotTo(HaveOccurred(), string(out))
-	g.Expect(string(out)).To(ContainSubstring("importedKeyRef"))
+	kubeconfig := env.Kubeconfig(t, nil, "default")
+	// A server that has just started tells of the kinds a moment later.
+	g.Eventually(func() (string, error) {
+		out, err := exec.CommandContext(t.Context(), env.Kubectl(), "--kubeconfig", kubeconfig, "explain", "exporteddatakey.spec.publicKey").CombinedOutput()
+		return string(out), err
+	}, "10s").Should(ContainSubstring("importedKeyRef"))
 }
