@@ -36,7 +36,7 @@ say = @echo "$(1)" >&2
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/keyconvoy
@@ -46,6 +46,10 @@ build: ## Build bin/keyconvoy
 .PHONY: demo
 demo: demo-packages build controlplane $(LAUNCHER) ## Walk a key from openssl to its recipients (DEMO_STORE=softhsm for an HSM)
 	hack/demo/demo.sh
+
+.PHONY: demo-two-clusters
+demo-two-clusters: packages build controlplane $(LAUNCHER) ## Carry a key from the module of one cluster to that of another
+	hack/demo/two-clusters.sh
 
 .PHONY: test
 test: packages controlplane ## Run all tests on real parts, with the race detector (PKG=./… TESTFLAGS=…)
@@ -165,7 +169,7 @@ docker-build: ## Build the container image (IMG=…)
 
 .PHONY: packages
 packages:
-	@hack/packages.sh gcc libc6-dev openssl softhsm2 libnss3
+	@hack/packages.sh gcc libc6-dev openssl softhsm2 libnss3 libnss3-tools
 
 .PHONY: demo-packages
 demo-packages:

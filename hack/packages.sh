@@ -9,6 +9,7 @@ present() {
     gcc)       command -v gcc ;;
     libc6-dev) test -e /usr/include/stdlib.h ;;
     libnss3)   compgen -G '/usr/lib/*/libsoftokn3.so' || compgen -G '/usr/lib/*/nss/libsoftokn3.so' ;;
+    libnss3-tools) command -v certutil ;;
     openssl)   command -v openssl ;;
     softhsm2)  test -e /usr/lib/softhsm/libsofthsm2.so && command -v softhsm2-util ;;
     *)         echo "packages.sh: no such package in the list: $1" >&2; exit 2 ;;
