@@ -1,6 +1,8 @@
 package controllers_test
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -10,8 +12,17 @@ import (
 
 // A token that was initialised anew has the label and the PIN of the one before, and none of its keys. What
 // needs one of them says so, and nothing takes their place.
-func TestToken_initialisedAnewUnderUs_nothingIsMadeAnew(t *testing.T) {
+func TestToken_initialisedAnew_nothingIsMadeAnew(t *testing.T) {
 	t.Parallel()
+	for name, restart := range map[string]bool{"while the operator runs": false, "before it starts": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tokenInitialisedAnew(t, restart)
+		})
+	}
+}
+
+func tokenInitialisedAnew(t *testing.T, restart bool) {
 	token := ownToken(t)
 	o := startOperator(t)
 	o.givePIN(t, o.namespace, token.PIN)
@@ -26,9 +37,13 @@ func TestToken_initialisedAnewUnderUs_nothingIsMadeAnew(t *testing.T) {
 	export := o.export(t, "export", withRSA("RSAES_OAEP_SHA_1"))
 	blob, exported := dataKey.Status.CiphertextBlob, o.exportedBytes(t, export)
 
-	o.stop(t)
+	if restart {
+		o.stop(t)
+	}
 	tokens.Reinitialise(t, token)
-	o.start(t)
+	if restart {
+		o.start(t)
+	}
 	o.ready(t, store)
 	o.settled(t, key, waiting, dataKey, export)
 
@@ -57,4 +72,12 @@ func TestToken_initialisedAnewUnderUs_nothingIsMadeAnew(t *testing.T) {
 	o.importsAgain(t, key, "1", material, noEnd)
 	o.keyIs(t, key, kms.StateEnabled)
 	o.ready(t, late, lateExport)
+
+	// And what is in the token now is readable for whoever logs in to it next.
+	want := fmt.Sprintf("secret keyconvoy:key:%s:AES_256:%s", key.Status.KeyVersionID, o.namespace)
+	if got := listToken(t, token); !slices.Contains(got, want) {
+		t.Errorf("the token holds %q", got)
+	}
+	o.restart(t)
+	o.export(t, "next", withRSA("RSAES_OAEP_SHA_1"))
 }
