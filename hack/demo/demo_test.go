@@ -89,11 +89,31 @@ func (d *demo) ends(t *testing.T, code int, says ...string) {
 	if left, err := os.ReadDir(d.temp); err != nil || len(left) > 0 {
 		t.Errorf("it leaves %v, %v", left, err)
 	}
-	for _, process := range processesWith(t, d.temp) {
+	for _, process := range lastingProcesses(t, d.temp) {
 		t.Errorf("it leaves a process: %s", process)
 	}
 	if t.Failed() {
 		t.Logf("The demo:\n%s", d.out.String())
+	}
+}
+
+// lastingProcesses returns the command lines that name a path and do not go within seconds: a process
+// that has released everything is still listed for a moment.
+func lastingProcesses(t *testing.T, path string) []string {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(10 * time.Second)
+	for {
+		found := processesWith(t, path)
+		if len(found) == 0 {
+			return nil
+		}
+		select {
+		case <-deadline:
+			return found
+		case <-tick.C:
+		}
 	}
 }
 
