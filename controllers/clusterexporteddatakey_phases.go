@@ -49,7 +49,9 @@ func (r *clusterExportReconciler) listExports(ctx context.Context, s *clusterExp
 	}
 	s.exports = make(map[string]*v1alpha1.ExportedDataKey, len(list.Items))
 	for i := range list.Items {
-		s.exports[list.Items[i].Namespace] = &list.Items[i]
+		if export := &list.Items[i]; export.Name == s.object.Name { // anybody can write an owner reference
+			s.exports[export.Namespace] = export
+		}
 	}
 	return nil
 }
@@ -173,7 +175,7 @@ func exportOf(object *v1alpha1.ClusterExportedDataKey, namespace string) *v1alph
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace, Name: object.Name,
 			Labels:          map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(object, v1alpha1.GroupVersion.WithKind("ClusterExportedDataKey"))},
+			OwnerReferences: []metav1.OwnerReference{ownedBy(object)},
 		},
 		Spec: v1alpha1.ExportedDataKeySpec{
 			DataKeyRef:          &v1alpha1.DataKeyReference{Namespace: t.DataKeyRef.Namespace, Name: t.DataKeyRef.Name},
@@ -184,4 +186,12 @@ func exportOf(object *v1alpha1.ClusterExportedDataKey, namespace string) *v1alph
 			Target:              t.Target,
 		},
 	}
+}
+
+// ownedBy is the reference to the object that made an export. It does not block the owner's deletion: that
+// takes a permission on its finalizers where it is enforced, and gains nothing.
+func ownedBy(object *v1alpha1.ClusterExportedDataKey) metav1.OwnerReference {
+	ref := *metav1.NewControllerRef(object, v1alpha1.GroupVersion.WithKind("ClusterExportedDataKey"))
+	ref.BlockOwnerDeletion = nil
+	return ref
 }

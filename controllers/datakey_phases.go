@@ -118,6 +118,10 @@ func (s *dataKeyScope) keptBlob() (string, error) {
 		return "", s.target.taken()
 	}
 	kept := string(s.secret.Data[entryBlob])
+	if kept == "" && s.object.Status.CiphertextBlob == "" {
+		return "", &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
+			"Secret %s is this DataKey's and holds no blob any more, so there was a data key. Restore the Secret from a backup; or remove it, if another data key is wanted.", s.target.key)}
+	}
 	if kept == "" {
 		return "", nil
 	}

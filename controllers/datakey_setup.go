@@ -63,7 +63,7 @@ func (r *dataKeyReconciler) dataKeysOfSecret(ctx context.Context, secret client.
 
 // dataKeysOfNamespace finds the data keys to which a namespace's labels may open a key store.
 func (r *dataKeyReconciler) dataKeysOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
-	return r.findDataKeys(ctx, waitingDataKey, client.InNamespace(namespace.GetName()))
+	return r.findDataKeys(ctx, nil, client.InNamespace(namespace.GetName()))
 }
 
 func (s *shared) findDataKeys(ctx context.Context, want func(*v1alpha1.DataKey) bool, options ...client.ListOption) []reconcile.Request {

@@ -22,7 +22,11 @@ func (r *exportedDataKeyReconciler) keepConsent(ctx context.Context, s *exportSc
 	if status.SecretRef == nil {
 		return nil
 	}
-	key, err := r.holderOf(ctx, s.object.Namespace, status.KeyVersionID)
+	is := func(k *v1alpha1.ImportedKey) bool { return string(k.UID) == status.KeyID }
+	key, err := r.holderOf(ctx, status.KeyVersionID, is)
+	if err == nil && key == nil { // an object that took the key over since
+		key, err = r.holderOf(ctx, status.KeyVersionID, func(*v1alpha1.ImportedKey) bool { return true })
+	}
 	if err != nil || key == nil || !holdsKey(key) {
 		return err // the owner is gone, and nobody else has a say
 	}
@@ -33,7 +37,7 @@ func (r *exportedDataKeyReconciler) keepConsent(ctx context.Context, s *exportSc
 // Reasons: ForbiddenKeyVersionNotFound, ForbiddenNoPermission, RejectedPendingImport.
 func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportScope) error {
 	var err error
-	if s.imported, err = r.holderOf(ctx, s.namespace, s.version.String()); err != nil {
+	if s.imported, err = r.holderOf(ctx, s.version.String(), s.mayHold); err != nil {
 		return err
 	}
 	if s.imported == nil {
@@ -45,13 +49,22 @@ func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportSco
 		return &kms.Error{Code: kms.RejectedPendingImport, Detail: fmt.Sprintf(
 			"The ImportedKey %s asks to adopt the key version that the blob names: its conditions say why it has not.", client.ObjectKeyFromObject(s.imported))}
 	}
+	if s.object.Spec.DryRun { // which changes nothing
+		return r.consent(ctx, s.object, s.imported, s.fingerprint)
+	}
 	return r.consentOrWithdraw(ctx, s.object, s.imported, s.fingerprint)
 }
 
-// holderOf finds the ImportedKey of a key version, or nil: one that holds it before one that only asks to
-// adopt it, then in that namespace first, then the oldest anywhere. A blob names its key, so an inline blob
-// does not go round the consent of the key's owner.
-func (r *exportedDataKeyReconciler) holderOf(ctx context.Context, namespace, version string) (*v1alpha1.ImportedKey, error) {
+// mayHold says which ImportedKey can be the data key's: the one that its DataKey names, or, for an inline
+// blob, any: a blob names its key, so it does not go round the consent of the key's owner.
+func (s *exportScope) mayHold(k *v1alpha1.ImportedKey) bool {
+	return s.keyName == "" || (k.Namespace == s.namespace && k.Name == s.keyName)
+}
+
+// holderOf finds the ImportedKey of a key version among those that may hold it, or nil: one that holds it
+// before one that only asks to adopt it, then the one whose version it is by its UID, which nobody can forge,
+// then the oldest. So nobody answers for the owner who brought a token of their own with a key of that name.
+func (r *exportedDataKeyReconciler) holderOf(ctx context.Context, version string, may func(*v1alpha1.ImportedKey) bool) (*v1alpha1.ImportedKey, error) {
 	var keys v1alpha1.ImportedKeyList
 	if err := r.client.List(ctx, &keys, client.MatchingFields{indexVersion: version}, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, err
@@ -60,14 +73,15 @@ func (r *exportedDataKeyReconciler) holderOf(ctx context.Context, namespace, ver
 	for i := range keys.Items {
 		key := &keys.Items[i]
 		switch {
+		case !may(key):
 		case holder == nil:
 			holder = key
 		case holdsKey(key) != holdsKey(holder):
 			if holdsKey(key) {
 				holder = key
 			}
-		case (key.Namespace == namespace) != (holder.Namespace == namespace):
-			if key.Namespace == namespace {
+		case (key.Spec.Adopt == nil) != (holder.Spec.Adopt == nil):
+			if key.Spec.Adopt == nil {
 				holder = key
 			}
 		case older(key, holder):
@@ -134,12 +148,13 @@ func exportPolicyOf(key *v1alpha1.ImportedKey) (kms.ExportPolicy, *metav1.LabelS
 	return policy, spec.Namespaces.Selector
 }
 
-// selects says whether a namespace's labels are as a selector wants them. A selector that is not valid
-// selects nothing.
+// selects says whether a namespace's labels are as a selector wants them. A selector that is none is an
+// error, and no withdrawal: a slip of its owner must not take Secrets away. Reasons: InvalidParameter.
 func (s *shared) selects(ctx context.Context, selector *metav1.LabelSelector, namespace string) (bool, error) {
 	wanted, err := metav1.LabelSelectorAsSelector(selector)
 	if err != nil {
-		return false, nil //nolint:nilerr // nobody is selected; the owner sees it in the refusal
+		return false, &kms.Error{Code: kms.InvalidParameter, Parameter: "selector", Err: err,
+			Detail: "The label selector of the key or of its key store is none: an operator is In, NotIn, Exists or DoesNotExist, and its values fit it."}
 	}
 	ns := &metav1.PartialObjectMetadata{}
 	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))

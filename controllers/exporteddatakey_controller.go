@@ -30,7 +30,8 @@ type exportScope struct {
 	object      *v1alpha1.ExportedDataKey
 	target      target                // set by findDataKey
 	blob        string                // set by findDataKey
-	namespace   string                // set by findDataKey: where the data key's master key is looked for first
+	namespace   string                // set by findDataKey: where the master key is
+	keyName     string                // set by findDataKey: its master key's name, unless the blob is inline
 	version     uuid.UUID             // set by findDataKey: the key version that the blob names
 	context     kms.EncryptionContext // set by findDataKey
 	recipient   *wrapping.PublicKey   // set by findRecipient; nil when the fingerprint is known from before

@@ -64,6 +64,7 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 			return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("The DataKey %s does not exist or has no data key yet: its conditions say why.", key))
 		}
 		s.blob, s.context = dataKey.Status.CiphertextBlob, encryptionContext(dataKey.Spec.EncryptionContext)
+		s.keyName = string(dataKey.Spec.KeyRef.Name)
 	}
 	if s.blob, err = kms.Canonical(s.blob); err != nil {
 		return err

@@ -77,7 +77,7 @@ func (r *exportedDataKeyReconciler) exportsOfKey(ctx context.Context, key client
 }
 
 func (r *exportedDataKeyReconciler) exportsThatWaitForKey(ctx context.Context, key client.Object) []reconcile.Request {
-	return r.exportsOf(ctx, key, waitingExport)
+	return r.exportsOf(ctx, key, nil)
 }
 
 // exportsToKey finds the exports whose recipient is an ImportedKey.

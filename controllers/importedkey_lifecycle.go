@@ -157,7 +157,10 @@ func (r *importedKeyReconciler) followClock(ctx context.Context, s *importScope)
 			return err
 		}
 	}
-	if at := status.DeletionTime; at != nil && !s.now.Before(at.Time) && s.key.State == kms.StatePendingDeletion {
+	// A deletion that was called off while nobody looked is not carried out, however late: the key is
+	// still there, and its owner wants it.
+	wanted := s.object.Spec.DesiredState == v1alpha1.DesiredPendingDeletion
+	if at := status.DeletionTime; wanted && at != nil && !s.now.Before(at.Time) && s.key.State == kms.StatePendingDeletion {
 		if err := r.destroyAll(ctx, s); err != nil {
 			return err
 		}

@@ -48,9 +48,6 @@ func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *import
 			return err
 		}
 		defer giveBack()
-		if err := ops.DestroyImportParameters(ctx, s.key.ID, false); err != nil {
-			return err
-		}
 		s.object.Status.ImportParameters, err = r.newParameters(ctx, ops, s, decision)
 		if err != nil {
 			return err
@@ -68,7 +65,7 @@ func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *import
 
 func (r *importedKeyReconciler) newParameters(ctx context.Context, ops kms.Operations, s *importScope, decision parametersDecision) (*v1alpha1.ImportParameters, error) {
 	if decision == endParameters {
-		return nil, nil
+		return nil, ops.DestroyImportParameters(ctx, s.key.ID, false)
 	}
 	spec := s.object.Spec.ImportParameters
 	asked := annotationValue(s.object, v1alpha1.AnnotationRenewImportParameters)

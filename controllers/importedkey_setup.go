@@ -66,7 +66,7 @@ func (r *importedKeyReconciler) keysOfContent(kind secrets.Kind) handler.MapFunc
 
 // keysOfNamespace finds the keys to which a namespace's labels may open a key store.
 func (r *importedKeyReconciler) keysOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
-	return r.findKeys(ctx, waitingKey, client.InNamespace(namespace.GetName()))
+	return r.findKeys(ctx, nil, client.InNamespace(namespace.GetName()))
 }
 
 func (s *shared) findKeys(ctx context.Context, want func(*v1alpha1.ImportedKey) bool, options ...client.ListOption) []reconcile.Request {

@@ -62,6 +62,12 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 		err = r.checkModule(ctx, scope)
 	}
 
+	// Whoever waits for the store must hear of it when it begins to serve, and when it does again: before
+	// the patch, which may fail.
+	if err == nil && (scope.opened || !ready(conditions)) {
+		r.modules.announce(ctx, store.Object)
+	}
+
 	store.status.ObservedGeneration = store.GetGeneration()
 	reconciler.Summarize(&store.status.Conditions, store.GetGeneration(), err, "The module serves.")
 	if patchErr := reconciler.PatchStatus(ctx, r.client, before, store.Object); patchErr != nil {
@@ -71,10 +77,6 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	if scope.rootKey != "" {
 		r.recorder.Eventf(store.Object, nil, corev1.EventTypeWarning, "RootKeyCreated", "Create",
 			"A new root key is in Secret %s/%s: back it up. Without it every key of this store is lost.", r.operatorNamespace, scope.rootKey)
-	}
-	// Whoever waits for the store must hear of it when it begins to serve, and when it does again.
-	if err == nil && (scope.opened || !ready(conditions)) {
-		r.modules.announce(ctx, store.Object)
 	}
 	return reconciler.Result(err, r.healthInterval)
 }

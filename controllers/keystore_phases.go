@@ -91,6 +91,10 @@ func (s *keyStoreScope) openError(err error) error {
 	case hsm.Locked:
 		s.status.RefusedPINSecret = s.attempt()
 		return refusedPIN(e.Detail)
+	case hsm.PINUntried:
+		// Nothing was tried, and nothing in the cluster tells when it may be.
+		return &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonPINRefused, After: healthInterval, Err: err,
+			Message: withDetail("The PIN was not tried.", e.Detail)}
 	case hsm.Misconfigured, hsm.NotSupported:
 		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
 		// can be watched.

@@ -284,7 +284,8 @@ func TestPendingDeletion_windowEndsWhileTheModuleIsAway_isCarriedOutLater(t *tes
 }
 
 // The last word is the clock's: a deletion is called off before its window is over, or not at all.
-func TestPendingDeletion_calledOffTooLate_isNotCalledOff(t *testing.T) {
+// The key is still there when the operator comes to look, and its owner wants it: nothing is destroyed.
+func TestPendingDeletion_calledOffLate_isCalledOff(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
 	o := startOperator(t, withClock(clock))
@@ -292,9 +293,14 @@ func TestPendingDeletion_calledOffTooLate_isNotCalledOff(t *testing.T) {
 	key := o.enabledKey(t, "key", nil)
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 7)
 	o.keyIs(t, key, kms.StatePendingDeletion)
-	clock.SetTime(key.Status.DeletionTime.Time)
+	o.stop(t)
 	o.desire(t, key, "", 0)
-	o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
+	clock.SetTime(key.Status.DeletionTime.Add(time.Hour))
+	o.start(t)
+	o.keyIs(t, key, kms.StateEnabled)
+	if !o.inModule(t, key) {
+		t.Error("the key was destroyed")
+	}
 }
 
 func TestPendingDeletion_takesNoMaterial(t *testing.T) {

@@ -106,22 +106,25 @@ func (o *openModule) close() {
 	_ = o.module.Close() // nobody is left who could do anything about it
 }
 
-// closeAll closes every module and waits until it is done, or the context ends.
+// closeAll closes every module and waits until it is done, or the context ends. One that hangs does not keep
+// the others open.
 func (m *modules) closeAll(ctx context.Context) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	var closing sync.WaitGroup
+	for _, o := range m.open {
+		closing.Go(o.close)
+	}
+	clear(m.open)
+	m.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for _, o := range m.open {
-			o.close()
-		}
+		closing.Wait()
 	}()
 	select {
 	case <-done:
 	case <-ctx.Done():
 	}
-	clear(m.open)
 }
 
 // subscribe returns a channel that hears of every key store that begins to serve.

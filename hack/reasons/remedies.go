@@ -36,6 +36,7 @@ var remedies = map[string]string{ //nolint:gosec // no credentials
 	"RejectedPendingImport":       "Import the key's material (again).",
 	"RejectedUnavailable":         notExpected,
 	"RejectedStateModifiedFailed": notExpected,
+	"RejectedThrottling":          "The key has as many pairs of import parameters as it may have. Use those that are published, or wait until some have ended.",
 	"InternalFailure":             "Look at the operator's log. A record of the software store that does not open is restored from a backup.",
 	"ServiceUnavailableTemporary": "See that the module is up and reachable. It is tried again.",
 	"DryRunOperationError":        "The export would succeed. Set `dryRun: false` to have it.",

@@ -22,8 +22,8 @@ import (
 // namespaceVariable is the environment variable with the operator's own namespace.
 const namespaceVariable = "POD_NAMESPACE"
 
-const managerLong = `manager is the operator: it serves KeyStores, ClusterKeyStores, ImportedKeys, DataKeys and
-ExportedDataKeys until it is told to end.
+const managerLong = `manager is the operator: it serves KeyStores, ClusterKeyStores, ImportedKeys, DataKeys,
+ExportedDataKeys and ClusterExportedDataKeys until it is told to end.
 
 The environment variable POD_NAMESPACE names its own namespace: the keys of software stores, the PINs of
 ClusterKeyStores and the lease of the leader are there.

@@ -33,6 +33,9 @@ const (
 	Unavailable Kind = "Unavailable"
 	// Locked: the PIN was refused or may not be tried. Never retry: tries lock the token.
 	Locked Kind = "Locked"
+	// PINUntried: the PIN was not tried, because few tries are left or another key store is logged in
+	// with another PIN. Asking again later costs no try.
+	PINUntried Kind = "PINUntried"
 	// Internal: anything else, such as a key that came out weaker than asked.
 	Internal Kind = "Internal"
 )

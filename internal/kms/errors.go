@@ -31,6 +31,7 @@ const (
 	RejectedPendingImport       Code = "Rejected.PendingImport"
 	RejectedUnavailable         Code = "Rejected.Unavailable"
 	RejectedStateModifiedFailed Code = "Rejected.StateModifiedFailed"
+	RejectedThrottling          Code = "Rejected.Throttling"
 	InternalFailure             Code = "InternalFailure"
 	ServiceUnavailableTemporary Code = "ServiceUnavailableTemporary"
 	// A dry run always ends in one of these.
@@ -60,6 +61,7 @@ var codes = map[Code]documented{
 	RejectedPendingImport:       {http.StatusConflict, "The request was rejected because the key state is PendingImport."},
 	RejectedUnavailable:         {http.StatusConflict, "The request was rejected because the key state is Unavailable."},
 	RejectedStateModifiedFailed: {http.StatusConflict, "Keystate modified failed."},
+	RejectedThrottling:          {http.StatusTooManyRequests, "QPS Limit Exceeded"},
 	InternalFailure:             {http.StatusInternalServerError, "Internal Failure."},
 	ServiceUnavailableTemporary: {http.StatusServiceUnavailable, "Service Unavailable Temporary."},
 	// The seeds document the codes of dry runs without messages.
@@ -176,6 +178,7 @@ var hsmCodes = map[hsm.Kind]Code{
 	hsm.Misconfigured:   ServiceUnavailableTemporary,
 	hsm.Unavailable:     ServiceUnavailableTemporary,
 	hsm.Locked:          ServiceUnavailableTemporary,
+	hsm.PINUntried:      ServiceUnavailableTemporary,
 	hsm.Internal:        InternalFailure,
 }
 

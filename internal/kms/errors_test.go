@@ -32,6 +32,7 @@ func TestCode_hasItsDocumentedStatusAndMessage(t *testing.T) {
 		"Rejected.PendingDeletion":     {409, "The request was rejected because the key state is PendingDeletion."},
 		"Rejected.PendingImport":       {409, "The request was rejected because the key state is PendingImport."},
 		"Rejected.Unavailable":         {409, "The request was rejected because the key state is Unavailable."},
+		"Rejected.Throttling":          {429, "QPS Limit Exceeded"},
 		"DryRunOperationError":         {400, "The request passes the dry run."},
 		"ValidationError":              {400, "A parameter value in the request is invalid."},
 		"AccessDeniedError":            {400, "You do not have the permissions to access the resources that you want to manage."},

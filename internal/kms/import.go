@@ -68,6 +68,9 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 		Spec:     req.WrappingKeySpec,
 		NotAfter: now.Add(TokenLifetime).UTC().Truncate(time.Second),
 	}
+	if err := o.makeRoom(ctx, want); err != nil {
+		return hsm.WrappingKey{}, err
+	}
 	pair, err := o.Module.CreateWrappingKey(ctx, want)
 	if err == nil && !now.Before(pair.NotAfter) {
 		if err = o.Module.DestroyWrappingKey(ctx, pair.ID); err == nil {
@@ -75,6 +78,36 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 		}
 	}
 	return pair, FromModule(err)
+}
+
+// MaxWrappingKeys is how many key pairs one key may have at once. Whoever may ask for parameters must not be
+// able to fill a token with them.
+const MaxWrappingKeys = 8
+
+// makeRoom destroys the key's pairs that have ended, and refuses another one, with Rejected.Throttling, while
+// the key has as many as it may.
+func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) error {
+	pairs, err := o.Module.ListWrappingKeys(ctx, want.Owner)
+	if err != nil {
+		return FromModule(err)
+	}
+	now, others := o.now(), 0
+	for _, pair := range pairs {
+		switch {
+		case pair.ID == want.ID: // made already, and not told of
+		case now.Before(pair.NotAfter):
+			others++
+		default:
+			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
+				return FromModule(err)
+			}
+		}
+	}
+	if others >= MaxWrappingKeys {
+		return &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+			"The key has %d pairs of import parameters, and each lasts 24 hours: use one of those, or wait.", MaxWrappingKeys)}
+	}
+	return nil
 }
 
 // DestroyImportParameters destroys the key's wrapping pairs: those that have ended, or all.

@@ -476,3 +476,28 @@ func TestVersionID_isAStableNameOfItsOwn(t *testing.T) {
 		t.Errorf("%s is no UUIDv5 of its own", v)
 	}
 }
+
+// Whoever may ask for parameters must not be able to fill a token with pairs.
+func TestGetParametersForImport_keepsFewPairsAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key := newKey(hsm.AES256)
+	req := sm2(key)
+	for n := range kms.MaxWrappingKeys {
+		req.ClientToken = string(rune('a' + n))
+		s.parameters(t, req)
+	}
+	again := s.parameters(t, req) // asked again for the last one
+	req.ClientToken = "one more"
+	_, err := s.GetParametersForImport(t.Context(), req)
+	wantError(t, err, kms.RejectedThrottling)
+	if _, err := s.ImportKeyMaterial(t.Context(), request(t, key, again, wrapping.SM2PKE, random(32))); err != nil {
+		t.Errorf("those that there are serve no more: %v", err)
+	}
+
+	s.clock.set(s.clock.Now().Add(kms.TokenLifetime))
+	s.parameters(t, req)
+	if pairs, err := s.Module.ListWrappingKeys(t.Context(), key.ID); err != nil || len(pairs) != 1 {
+		t.Errorf("%d pairs, %v; those that have ended should be gone", len(pairs), err)
+	}
+}

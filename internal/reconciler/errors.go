@@ -68,6 +68,14 @@ var classOf = map[kms.Code]Class{
 	kms.RejectedDisabled:            Waiting,
 	kms.RejectedPendingDeletion:     Waiting,
 	kms.RejectedUnavailable:         Waiting,
+	kms.RejectedThrottling:          Waiting,
+}
+
+// afterOf says when to look again after an error that no watch can tell the end of: what is in a module
+// cannot be watched, and pairs end by themselves.
+var afterOf = map[kms.Code]time.Duration{
+	kms.ForbiddenKeyVersionNotFound: time.Minute,
+	kms.RejectedThrottling:          10 * time.Minute,
 }
 
 // From gives any error a class, a reason and a public message. It returns nil for nil.
@@ -85,7 +93,7 @@ func From(err error) *Error {
 		if !listed {
 			class = Terminal
 		}
-		return &Error{Class: class, Reason: op.Code.Reason(), Message: op.Public(), Err: err}
+		return &Error{Class: class, Reason: op.Code.Reason(), Message: op.Public(), After: afterOf[op.Code], Err: err}
 	}
 	if apierrors.ReasonForError(err) != "" || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return &Error{Class: Transient, Reason: v1alpha1.ReasonAPIServer, Err: err,

@@ -42,6 +42,7 @@ var classes = map[kms.Code]reconciler.Class{
 	kms.RejectedUnavailable:         reconciler.Waiting,
 	kms.InternalFailure:             reconciler.Transient,
 	kms.ServiceUnavailableTemporary: reconciler.Transient,
+	kms.RejectedThrottling:          reconciler.Waiting,
 	kms.DryRunOperationError:        reconciler.Terminal,
 	kms.ValidationError:             reconciler.Terminal,
 	kms.AccessDeniedError:           reconciler.Terminal,

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -36,6 +37,8 @@ type Storage struct {
 	store     string // names the store in labels and names
 	// onRootKey is told the name of the Secret in which a new root key was put.
 	onRootKey func(secret string)
+	// opened says that there was a root key: from then on none is made.
+	opened atomic.Bool
 }
 
 // Storage makes the storage of one software store. Its name is derived from the key store's kind,
@@ -54,7 +57,11 @@ func (s *Storage) key(record string) types.NamespacedName {
 func (s *Storage) RootKey(ctx context.Context) (redact.Bytes, error) {
 	key := s.key("root")
 	if root, err := s.readRootKey(ctx, key); err != nil || root != nil {
+		s.opened.Store(s.opened.Load() || root != nil)
 		return root, err
+	}
+	if s.opened.Load() {
+		return nil, hsm.Errorf(hsm.Misconfigured, "The Secret %s with the store's root key is gone: restore it from a backup.", key)
 	}
 	records, err := s.Load(ctx)
 	if err != nil {
@@ -81,6 +88,7 @@ func (s *Storage) RootKey(ctx context.Context) (redact.Bytes, error) {
 	if err != nil {
 		return nil, hsm.Wrap(hsm.Unavailable, err, "")
 	}
+	s.opened.Store(true)
 	s.onRootKey(key.Name)
 	return root, nil
 }

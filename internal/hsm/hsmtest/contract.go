@@ -28,10 +28,6 @@ type Target struct {
 	// the others must be refused with NotSupported. Nil means: those schemes that Capabilities has
 	// under Generate.
 	Reads func(hsm.KeySpec, ciphertext.Scheme) bool
-
-	// LengthUntold allows InvalidMaterial where MaterialLength is due, for a module that refuses a
-	// wrong length inside its unwrapping, in a way that is not to be told from other causes.
-	LengthUntold bool
 }
 
 // Run runs the contract. It skips nothing.

@@ -75,7 +75,6 @@ func TestModule_keepsTheContract(t *testing.T) {
 						return m
 					},
 					Capabilities: expected(kind, policy.custody, policy.pkcs1),
-					LengthUntold: policy.pkcs1,
 				})
 			})
 		}

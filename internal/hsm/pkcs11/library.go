@@ -242,13 +242,24 @@ func newAllowance(burst float64, period time.Duration) *allowance {
 func (a *allowance) take(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.last.IsZero() {
-		a.left = min(a.burst, a.left+now.Sub(a.last).Seconds()/a.period.Seconds())
-	}
-	a.last = now
-	if a.left < 1 {
+	if !a.refilled(now) {
 		return false
 	}
 	a.left--
 	return true
+}
+
+// has says whether take would succeed.
+func (a *allowance) has(now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.refilled(now)
+}
+
+func (a *allowance) refilled(now time.Time) bool {
+	if !a.last.IsZero() {
+		a.left = min(a.burst, a.left+now.Sub(a.last).Seconds()/a.period.Seconds())
+	}
+	a.last = now
+	return a.left >= 1
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"sync"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -55,7 +56,32 @@ type logins struct {
 type login struct {
 	digest pinDigest
 	users  map[*Module]struct{}
+
+	// The token counts no tries here, so they are counted: whoever may make key stores could else find
+	// the PIN by trying. Only the holder of logins.busy looks at these.
+	other   map[pinDigest]struct{} // PINs that were shown and are others
+	guesses *allowance
 }
+
+// accepts says whether a PIN is the one of this login. After too many different ones it takes none for a
+// while, not even the right one: the answer would tell.
+func (l *login) accepts(digest pinDigest) bool {
+	if _, known := l.other[digest]; known {
+		return false
+	}
+	if !l.guesses.has(time.Now()) {
+		return false
+	}
+	if subtle.ConstantTimeCompare(l.digest[:], digest[:]) == 1 {
+		return true
+	}
+	l.guesses.take(time.Now())
+	l.other[digest] = struct{}{}
+	return false
+}
+
+// newGuesses allows five wrong PINs at once, and another every ten minutes.
+func newGuesses() *allowance { return newAllowance(5, 10*time.Minute) }
 
 func newLogins() logins { return logins{busy: newPatientMutex(), bySlot: map[uint]*login{}} }
 
@@ -76,7 +102,7 @@ func (l *logins) add(slot uint, digest pinDigest, m *Module) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.bySlot[slot] == nil {
-		l.bySlot[slot] = &login{digest: digest, users: map[*Module]struct{}{}}
+		l.bySlot[slot] = &login{digest: digest, users: map[*Module]struct{}{}, other: map[pinDigest]struct{}{}, guesses: newGuesses()}
 	}
 	l.bySlot[slot].users[m] = struct{}{}
 }
@@ -101,11 +127,11 @@ func (l *logins) leave(m *Module) bool {
 var (
 	errPINRefused = hsm.Errorf(hsm.Locked,
 		"the token refused this PIN, and it is not tried again: correct the PIN; if it was the token's PIN that was changed, touch the Secret (an annotation will do) and restart Keyconvoy")
-	errPINLocked = hsm.Errorf(hsm.Locked,
-		"the token's PIN is locked: unlock it with the token's own tools, then restart Keyconvoy or change the PIN")
-	errPINFinalTry = hsm.Errorf(hsm.Locked,
+	errPINLocked = hsm.Errorf(hsm.PINUntried,
+		"the token's PIN is locked: unlock it with the token's own tools")
+	errPINFinalTry = hsm.Errorf(hsm.PINUntried,
 		"one try is left before the token locks its PIN, so it is not tried: unlock or reset the PIN with the token's own tools")
-	errPINOther = hsm.Errorf(hsm.Locked,
+	errPINOther = hsm.Errorf(hsm.PINUntried,
 		"another key store is logged in to this token with another PIN: give every key store of a token the same PIN")
 	errPINMissing = hsm.Errorf(hsm.Misconfigured, "the token needs a PIN, and none is configured")
 )
@@ -132,7 +158,7 @@ func (m *Module) login(ctx context.Context, at *attachment, loginSession p11.Ses
 	if there := all.get(at.slot); there != nil {
 		// A token that is logged in takes any PIN for right (CKR_USER_ALREADY_LOGGED_IN), so the
 		// second module must show the PIN of the first.
-		if subtle.ConstantTimeCompare(there.digest[:], digest[:]) != 1 {
+		if !there.accepts(digest) {
 			return errPINOther
 		}
 		if m.loggedIn(loginSession) {

@@ -165,7 +165,7 @@ func TestOpen_wrongPINOnATokenInUse_doesNotRideOnTheLogin(t *testing.T) {
 		spy := spyOn(t, m)
 		other := configOf(token)
 		other.PIN = redact.Bytes("87654321")
-		mustNotOpen(t, other, hsm.Locked, "another PIN")
+		mustNotOpen(t, other, hsm.PINUntried, "another PIN")
 		if n := spy.count("C_Login"); n != 0 {
 			t.Errorf("%d calls of C_Login; want none", n)
 		}
@@ -201,7 +201,7 @@ func TestOpen_countersThatForbidATry_areRespected(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spy := spyOn(t, mustOpen(t, configOf(tokens.SoftHSM(t))))
 			spy.flags = flag
-			mustNotOpen(t, configOf(tokens.SoftHSM(t)), hsm.Locked, name)
+			mustNotOpen(t, configOf(tokens.SoftHSM(t)), hsm.PINUntried, name)
 			if n := spy.count("C_Login"); n != 0 {
 				t.Errorf("%d calls of C_Login; want none", n)
 			}
@@ -280,4 +280,22 @@ func TestOpen_libraryThatDoesNotInitialise(t *testing.T) {
 	mustNotOpen(t, cfg, hsm.Misconfigured, "parameters")
 	spy.inject(nil)
 	mustOpen(t, cfg)
+}
+
+// The token counts no tries while it is logged in: guesses are counted here, and after some even the right
+// PIN is not taken for a while, as the answer would tell.
+func TestOpen_guessingThePINOfATokenInUse_ends(t *testing.T) {
+	token := tokens.SoftHSM(t)
+	m := mustOpen(t, configOf(token))
+	spy := spyOn(t, m)
+	other := configOf(token)
+	for n := range 5 {
+		other.PIN = redact.Bytes(fmt.Sprintf("1000000%d", n))
+		mustNotOpen(t, other, hsm.PINUntried, "another PIN")
+		mustNotOpen(t, other, hsm.PINUntried, "another PIN") // asking again costs no guess
+	}
+	mustNotOpen(t, configOf(token), hsm.PINUntried, "another PIN")
+	if err := m.Check(t.Context()); err != nil || spy.count("C_Login") != 0 {
+		t.Errorf("the one that is logged in suffers: %v, %d logins", err, spy.count("C_Login"))
+	}
 }

@@ -122,7 +122,7 @@ func (m *Module) climb(ctx context.Context, seen mark, cause error) error {
 		if ctx.Err() != nil {
 			return errWaiting(ctx.Err())
 		}
-		if d := decided(err); d != nil && d.Kind == hsm.Locked {
+		if d := decided(err); d != nil && (d.Kind == hsm.Locked || d.Kind == hsm.PINUntried) {
 			return d
 		}
 		cause = err

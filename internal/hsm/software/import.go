@@ -82,6 +82,10 @@ func (p *wrappingPair) unwrap(req hsm.ImportRequest) (redact.Bytes, hsm.Fingerpr
 	fingerprint, err := hsm.FingerprintOf(req.Spec, material)
 	if err != nil {
 		material.Wipe()
+		if req.Algorithm == wrapping.RSAESPKCS1V15 {
+			// That the padding was in order would be told by any other answer.
+			err = errInvalidMaterial
+		}
 		return nil, hsm.Fingerprint{}, err
 	}
 	return material, fingerprint, nil
