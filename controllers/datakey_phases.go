@@ -220,7 +220,9 @@ func (r *dataKeyReconciler) writeBlob(ctx context.Context, s *dataKeyScope) (v1a
 	}
 	if s.secret != nil {
 		if string(s.secret.Data[entryBlob]) == s.blob && s.target.carriedBy(s.secret) && contains(s.secret.Annotations, annotations) {
-			return secrets.Reference(s.secret), nil
+			ref := secrets.Reference(s.secret)
+			ref.Digest = secrets.Digest(target.Data) // what others put beside it is not ours to tell of
+			return ref, nil
 		}
 		target.UID = s.secret.UID
 	}

@@ -168,9 +168,16 @@ func TestDryRun_switchedOff_exports_andSwitchedOnAgain_leavesTheExport(t *testin
 	// Also for another recipient: that is what one tries it for.
 	o.change(t, e, func() { toBlob(otherRSARecipient().public.Base64())(&e.Spec) })
 	o.stalls(t, e, "DryRunOperationError")
+	// And for one to whom the owner does not consent: the export that stands is consented to.
+	key := &v1alpha1.ImportedKey{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "key"}}
+	o.read(t, key)
+	o.change(t, key, func() { key.Spec.ExportPolicy.Recipients = toRecipients(rsaRecipient()) })
+	o.stalls(t, e, "AccessDeniedError", "does not consent to exports for this recipient")
 	if now := o.secretOf(t, e.Name); now.ResourceVersion != secret.ResourceVersion {
 		t.Error("the dry run wrote the Secret")
 	}
+	o.change(t, key, func() { key.Spec.ExportPolicy.Recipients = nil })
+	o.stalls(t, e, "DryRunOperationError")
 	o.change(t, e, func() { e.Spec.DryRun = false })
 	o.ready(t, e)
 	o.checkExport(t, e, otherRSARecipient())

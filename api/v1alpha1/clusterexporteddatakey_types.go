@@ -68,7 +68,7 @@ type ClusterExportedDataKeySpec struct {
 	Template ExportTemplate `json:"template"`
 }
 
-// NamespaceFailure is a namespace in which the export is not Ready.
+// NamespaceFailure is a namespace in which the export has failed.
 type NamespaceFailure struct {
 	// Namespace that failed.
 	// +required

@@ -9,7 +9,7 @@ import (
 // NamespaceFailureApplyConfiguration represents a declarative configuration of the NamespaceFailure type for use
 // with apply.
 //
-// NamespaceFailure is a namespace in which the export is not Ready.
+// NamespaceFailure is a namespace in which the export has failed.
 type NamespaceFailureApplyConfiguration struct {
 	// Namespace that failed.
 	Namespace *apiv1alpha1.NamespaceName `json:"namespace,omitempty"`
