@@ -12,7 +12,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
 
-// +kubebuilder:rbac:groups=keyconvoy.io,resources=datakeys,verbs=get;list;watch
+// +kubebuilder:rbac:groups=keyconvoy.io,resources=datakeys,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=datakeys/status,verbs=patch
 
 // dataKeyReconciler generates data keys and keeps their blobs.
@@ -49,7 +49,7 @@ func (r *dataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	scope := &dataKeyScope{object: object}
 	var err error
 	for _, phase := range []func(context.Context, *dataKeyScope) error{
-		r.findKey, r.findUnchanged, r.findBlob, r.generate, r.keepBlob,
+		r.findKey, r.findUnchanged, r.findBlob, r.generate, r.keepBlob, r.markMade,
 	} {
 		if err = phase(ctx, scope); err != nil || scope.done {
 			break

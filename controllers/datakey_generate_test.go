@@ -215,7 +215,7 @@ func TestDataKey_secondReconcileAndRestartCostNothing(t *testing.T) {
 	o.uncounted(t)
 	k := o.dataKey(t, "dek")
 	o.reconciledSince(t, k, 1) // the event of its own Secret is the second
-	wantCounts(t, "the first data key", o.writes(), map[string]int{"apply secrets": 1, "patch datakeys/status": 1})
+	wantCounts(t, "the first data key", o.writes(), map[string]int{"apply secrets": 1, "patch datakeys": 1, "patch datakeys/status": 1})
 	wantCounts(t, "the first data key", o.calls(), map[string]int{"GenerateDataKey": 1})
 	wantCounts(t, "the first data key", o.requests.All().Reads, map[string]int{"get secrets": 1})
 

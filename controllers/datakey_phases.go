@@ -6,6 +6,8 @@ import (
 	"maps"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -118,7 +120,7 @@ func (s *dataKeyScope) keptBlob() (string, error) {
 		return "", s.target.taken()
 	}
 	kept := string(s.secret.Data[entryBlob])
-	if kept == "" && s.object.Status.CiphertextBlob == "" {
+	if kept == "" && s.object.Status.CiphertextBlob == "" && s.object.Spec.CiphertextBlob == "" {
 		return "", &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
 			"Secret %s is this DataKey's and holds no blob any more, so there was a data key. Restore the Secret from a backup; or remove it, if another data key is wanted.", s.target.key)}
 	}
@@ -172,6 +174,11 @@ func (r *dataKeyReconciler) generate(ctx context.Context, s *dataKeyScope) error
 	if s.blob != "" {
 		return nil
 	}
+	if version, was := s.object.Annotations[v1alpha1.AnnotationDataKeyMade]; was {
+		return &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
+			"There was a data key, under key version %.36s, and Secret %s with it is missing. Restore the Secret, or give the blob in spec.ciphertextBlob. Where another data key is wanted, remove the annotation %s.",
+			version, s.target.key, v1alpha1.AnnotationDataKeyMade)}
+	}
 	if err := kms.Permit(kms.OpGenerateDataKey, s.key.StateAt(r.clock.Now())); err != nil {
 		return err
 	}
@@ -207,6 +214,18 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 	status.Custody = s.custody
 	status.SecretRef = &ref
 	return nil
+}
+
+// markMade says on the object itself that it has a data key: backups carry no status, and one that comes
+// back before its Secret must not be taken for new.
+func (r *dataKeyReconciler) markMade(ctx context.Context, s *dataKeyScope) error {
+	version := s.key.VersionID().String()
+	if s.object.Annotations[v1alpha1.AnnotationDataKeyMade] == version {
+		return nil
+	}
+	marked := s.object.DeepCopy() // the answer to the patch has the status of before
+	metav1.SetMetaDataAnnotation(&marked.ObjectMeta, v1alpha1.AnnotationDataKeyMade, version)
+	return r.client.Patch(ctx, marked, client.MergeFrom(s.object))
 }
 
 func (r *dataKeyReconciler) writeBlob(ctx context.Context, s *dataKeyScope) (v1alpha1.SecretReference, error) {

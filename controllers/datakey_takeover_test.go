@@ -177,3 +177,34 @@ func TestDataKey_keyOfTheSameNameThatIsAnotherKey_isRefused(t *testing.T) {
 		t.Error("the blob was changed")
 	}
 }
+
+// A backup tool may bring the object before its Secret, and never brings a status. What it does bring says
+// that there was a data key.
+func TestDataKey_restoredBeforeItsSecret_isNotMadeAnew(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	k := o.dataKey(t, "dek")
+	o.until(t, k, func() string {
+		if k.Annotations[v1alpha1.AnnotationDataKeyMade] != k.Status.KeyVersionID {
+			return "the object does not say that it has a data key"
+		}
+		return ""
+	})
+	blob, secret := k.Status.CiphertextBlob, o.secretOf(t, "dek")
+	o.remove(t, k)
+	o.gone(t, k)
+	o.remove(t, secret.DeepCopy())
+
+	restored := newDataKey("dek")
+	restored.Annotations = map[string]string{v1alpha1.AnnotationDataKeyMade: k.Annotations[v1alpha1.AnnotationDataKeyMade]}
+	o.create(t, restored)
+	o.stalls(t, restored, "InvalidParameter", "There was a data key", "Restore the Secret", v1alpha1.AnnotationDataKeyMade)
+	o.makeSecret(t, keptBlob("dek", "dek", blob))
+	o.ready(t, restored)
+	if restored.Status.CiphertextBlob != blob {
+		t.Error("it is another data key")
+	}
+	if n := o.calls()["GenerateDataKey"]; n != 1 {
+		t.Errorf("%d data keys were made", n)
+	}
+}

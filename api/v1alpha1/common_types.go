@@ -54,6 +54,9 @@ const (
 	// AnnotationDeleteKeyMaterial, with any new value, destroys a key's material in the module. The key
 	// stays, and takes the same material again.
 	AnnotationDeleteKeyMaterial = "keyconvoy.io/delete-key-material"
+	// AnnotationDataKeyMade is the key version under which the operator made or took over the data key of
+	// a DataKey. An object that has it gets no new data key.
+	AnnotationDataKeyMade = "keyconvoy.io/data-key-made"
 )
 
 // Types of the Secrets that Keyconvoy writes.
