@@ -65,7 +65,7 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	// Whoever waits for the store must hear of it when it begins to serve, and when it does again: before
 	// the patch, which may fail.
 	if err == nil && (scope.opened || !ready(conditions)) {
-		r.modules.announce(ctx, store.Object)
+		r.modules.announce(ctx, before) // nobody writes to it any more
 	}
 
 	store.status.ObservedGeneration = store.GetGeneration()
