@@ -65,7 +65,7 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 	if err != nil {
 		return err
 	}
-	if err := ops.DestroyImportParameters(ctx, key.ID, true); err != nil {
+	if _, err := ops.DestroyImportParameters(ctx, key.ID, true); err != nil {
 		return err
 	}
 	if destroysKey(object) {

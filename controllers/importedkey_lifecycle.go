@@ -42,9 +42,10 @@ func (s *importScope) lookAgain(at time.Time) {
 	}
 }
 
-// nextDeadline asks for another reconcile when the material ends or the window is over.
+// nextDeadline asks for another reconcile when the material or former parameters end, or the window is over.
 func (s *importScope) nextDeadline() {
-	for _, at := range []*metav1.Time{s.object.Status.MaterialExpireTime, s.object.Status.DeletionTime} {
+	status := &s.object.Status
+	for _, at := range []*metav1.Time{status.MaterialExpireTime, status.FormerParametersExpireTime, status.DeletionTime} {
 		if at != nil && at.After(s.now) {
 			s.lookAgain(at.Time)
 		}
@@ -165,7 +166,7 @@ func (r *importedKeyReconciler) followClock(ctx context.Context, s *importScope)
 			return err
 		}
 		status.DeletionTime = nil
-		status.ImportParameters = nil
+		status.ImportParameters, status.FormerParametersExpireTime = nil, nil
 		return s.happen(kms.EventWindowOver)
 	}
 	return nil
@@ -214,7 +215,8 @@ func (r *importedKeyReconciler) destroyAll(ctx context.Context, s *importScope) 
 		return err
 	}
 	defer giveBack()
-	return ops.DestroyImportParameters(ctx, s.key.ID, true)
+	_, err = ops.DestroyImportParameters(ctx, s.key.ID, true)
+	return err
 }
 
 // followDesire brings the key into the state that its owner wants, as far as it can be. It needs no

@@ -1,15 +1,20 @@
 package controllers_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/google/uuid"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
 // pairs are the wrapping pairs that the module has for a key.
@@ -124,5 +129,216 @@ func TestImportedKey_parameters_goWithTheirEnd_onceTheKeyIsEnabled(t *testing.T)
 	o.touch(t, key)
 	o.costsNothing(t)
 	o.renew(t, key, "1")
+	o.enabled(t, key)
+}
+
+// pairsAre waits until a key has so many pairs, none of which has ended, and its status says when the first ends of
+// those that are not published any more.
+func (o *operator) pairsAre(t testing.TB, key *v1alpha1.ImportedKey, want int) {
+	t.Helper()
+	o.until(t, key, func() string {
+		pairs := o.pairs(t, key)
+		var former time.Time
+		for _, pair := range pairs {
+			p := key.Status.ImportParameters
+			published := p != nil && p.TokenExpireTime.Time.Equal(pair.NotAfter)
+			if !published && (former.IsZero() || pair.NotAfter.Before(former)) {
+				former = pair.NotAfter
+			}
+			if !o.clock.Now().Before(pair.NotAfter) {
+				return fmt.Sprintf("the pair of %s is in the module at %s", pair.NotAfter, o.clock.Now())
+			}
+		}
+		at := key.Status.FormerParametersExpireTime
+		switch {
+		case len(pairs) != want:
+			return fmt.Sprintf("the module has %d pairs, want %d", len(pairs), want)
+		case (at == nil) != former.IsZero(), at != nil && !at.Time.Equal(former):
+			return fmt.Sprintf("the first of the former pairs ends at %v, want %s", at, former)
+		}
+		return ""
+	})
+}
+
+// Each pair ends by itself, whatever became of the key meanwhile, also while the operator is down.
+func TestImportedKey_formerPairs_goWithTheirOwnEnd(t *testing.T) {
+	t.Parallel()
+	for state, desired := range map[kms.KeyState]v1alpha1.DesiredKeyState{
+		kms.StatePendingImport: "", kms.StateEnabled: "",
+		kms.StateDisabled: v1alpha1.DesiredDisabled, kms.StatePendingDeletion: v1alpha1.DesiredPendingDeletion,
+	} {
+		for _, kind := range []string{onSoftware, onSoftHSM} {
+			t.Run(fmt.Sprintf("%s on %s", state, kind), func(t *testing.T) {
+				t.Parallel()
+				clock := testClock()
+				o := startOperator(t, withClock(clock))
+				o.store(t, kind)
+				key := o.pendingKey(t, "key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
+				if p := key.Status.ImportParameters; state != kms.StatePendingImport {
+					o.give(t, key, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
+					o.enabled(t, key)
+				}
+				ends := []time.Time{key.Status.ImportParameters.TokenExpireTime.Time}
+				for _, asked := range []string{"1", "2"} {
+					clock.SetTime(clock.Now().Add(20 * time.Minute))
+					ends = append(ends, o.renew(t, key, asked).TokenExpireTime.Time)
+				}
+				if desired != "" {
+					o.desire(t, key, desired, 0)
+					o.keyIs(t, key, state)
+				}
+				o.settled(t, key)
+				left := len(ends)
+				o.pairsAre(t, key, left)
+				if state == kms.StatePendingImport { // which has other parameters before those end
+					clock.SetTime(ends[2].Add(-2 * time.Hour))
+					o.touch(t, key)
+					left++
+					o.pairsAre(t, key, left)
+				}
+
+				for i, end := range ends {
+					clock.SetTime(end.Add(-time.Second))
+					o.touch(t, key)
+					o.pairsAre(t, key, left)
+					if clock.SetTime(end); i == 1 {
+						o.restart(t)
+					} else {
+						o.touch(t, key)
+					}
+					left--
+					o.pairsAre(t, key, left)
+					if got := kms.KeyState(key.Status.KeyState); got != state {
+						t.Errorf("the key is %s", got)
+					}
+					o.settled(t, key)
+					o.forgetCounts()
+					o.touch(t, key)
+					o.costsNothing(t)
+				}
+				o.restart(t)
+				o.settled(t, key)
+				if w, calls := o.writes(), o.calls(); len(w) != 0 || len(calls) != 0 {
+					t.Errorf("the restart wrote %v and called %v", w, calls)
+				}
+			})
+		}
+	}
+}
+
+// Nobody touches the key: it looks again by itself.
+func TestImportedKey_formerPair_isLookedAtWhenItEnds(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
+	o.store(t, onSoftware)
+	key := o.enabledKey(t, "key", nil)
+	end := key.Status.ImportParameters.TokenExpireTime.Time
+	clock.SetTime(clock.Now().Add(time.Hour))
+	o.renew(t, key, "1")
+	clock.SetTime(end.Add(-time.Second))
+	o.touch(t, key)
+	o.pairsAre(t, key, 2)
+	clock.SetTime(end)
+	o.until(t, key, func() string {
+		if key.Status.FormerParametersExpireTime != nil {
+			return "the former pair is still spoken of"
+		}
+		return ""
+	})
+	o.pairsAre(t, key, 1)
+	o.enabled(t, key)
+}
+
+func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.T) {
+	t.Parallel()
+	var c cut
+	clock := testClock()
+	o := startOperator(t, withClock(clock), c.option())
+	o.store(t, onSoftHSM)
+	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+	end := key.Status.ImportParameters.TokenExpireTime.Time
+	for _, asked := range []string{"1", "2"} {
+		clock.SetTime(clock.Now().Add(time.Hour))
+		o.renew(t, key, asked)
+	}
+	c.on.Store(true)
+	clock.SetTime(end)
+	o.called(t, "DestroyWrappingKey", func() { o.annotate(t, key, "test.keyconvoy.io/touched", "yes") })
+	o.stop(t)
+	c.on.Store(false)
+	if o.read(t, key); !key.Status.FormerParametersExpireTime.Time.Equal(end) {
+		t.Fatal("the status was written; the test is none")
+	}
+	o.start(t)
+	o.pairsAre(t, key, 2)
+	o.enabled(t, key)
+}
+
+// The module fails at that very moment: it is tried until it is done, and the key comes back.
+func TestImportedKey_formerPair_thatCannotBeDestroyed_isTriedAgain(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
+	o.store(t, onSoftware)
+	key := o.enabledKey(t, "key", nil)
+	end := key.Status.ImportParameters.TokenExpireTime.Time
+	clock.SetTime(clock.Now().Add(time.Hour))
+	o.renew(t, key, "1")
+	o.module(t).FailNext("DestroyWrappingKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	clock.SetTime(end)
+	o.annotate(t, key, "test.keyconvoy.io/touched", "yes")
+	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.enabled(t, key)
+	o.pairsAre(t, key, 1)
+}
+
+// A namespace that may not use the key store any more still takes out what it put in.
+func TestImportedKey_pairs_goWithTheirEnd_alsoWithoutConsent(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
+	store := o.clusterStore(t, onSoftware)
+	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))
+	end := key.Status.ImportParameters.TokenExpireTime.Time
+	clock.SetTime(clock.Now().Add(time.Hour))
+	last := o.renew(t, key, "1").TokenExpireTime.Time
+	o.change(t, store, func() {
+		store.Spec.AllowedNamespaces = &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: "another"}}
+	})
+	o.ready(t, store)
+	for i, at := range []time.Time{end, last} {
+		clock.SetTime(at)
+		o.touch(t, key)
+		o.pairsAre(t, key, 1-i)
+		o.enabled(t, key)
+	}
+}
+
+// A status of an older version does not say when former pairs end: they go with the published one, as they did.
+func TestImportedKey_formerPairs_ofAnOlderVersion_goWithThePublishedOne(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
+	o.store(t, onSoftware)
+	key := o.enabledKey(t, "key", nil)
+	end := key.Status.ImportParameters.TokenExpireTime.Time
+	clock.SetTime(clock.Now().Add(time.Hour))
+	last := o.renew(t, key, "1").TokenExpireTime.Time
+	o.stop(t)
+	before := key.DeepCopy()
+	key.Status.FormerParametersExpireTime = nil
+	if err := o.Status().Patch(t.Context(), key, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	clock.SetTime(end)
+	o.restart(t)
+	o.settled(t, key)
+	if w, calls := o.writes(), o.calls(); len(w) != 0 || len(calls) != 0 {
+		t.Errorf("the restart wrote %v and called %v", w, calls)
+	}
+	clock.SetTime(last)
+	o.touch(t, key)
+	o.pairsAre(t, key, 0)
 	o.enabled(t, key)
 }

@@ -35,23 +35,21 @@ func (r *importedKeyReconciler) identify(_ context.Context, s *importScope) erro
 }
 
 // publishParameters keeps a public key and token in the status while the key waits for material, or
-// when the user asks for new ones. It sets after. Reasons: those of operations, UnsupportedOperation,
-// ServiceUnavailableTemporary.
+// when the user asks for new ones, and destroys the pairs of those that have ended, whatever state the key
+// is in. It sets after. Reasons: those of operations, UnsupportedOperation, ServiceUnavailableTemporary.
 func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *importScope) error {
 	if s.key.State == kms.StateDeleted {
 		return nil
 	}
-	decision := decideParameters(s.object, s.now)
-	if decision != keepParameters {
-		ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
-		if err != nil {
-			return err
-		}
-		defer giveBack()
-		s.object.Status.ImportParameters, err = r.newParameters(ctx, ops, s, decision)
-		if err != nil {
-			return err
-		}
+	var err error
+	switch decideParameters(s.object, s.now) {
+	case renewParameters:
+		err = r.newParameters(ctx, s)
+	case endParameters:
+		err = r.destroyEnded(ctx, s)
+	}
+	if err != nil {
+		return err
 	}
 	if p := s.object.Status.ImportParameters; p != nil {
 		end := p.TokenExpireTime.Time
@@ -63,10 +61,12 @@ func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *import
 	return nil
 }
 
-func (r *importedKeyReconciler) newParameters(ctx context.Context, ops kms.Operations, s *importScope, decision parametersDecision) (*v1alpha1.ImportParameters, error) {
-	if decision == endParameters {
-		return nil, ops.DestroyImportParameters(ctx, s.key.ID, false)
+func (r *importedKeyReconciler) newParameters(ctx context.Context, s *importScope) error {
+	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
+	if err != nil {
+		return err
 	}
+	defer giveBack()
 	spec := s.object.Spec.ImportParameters
 	asked := annotationValue(s.object, v1alpha1.AnnotationRenewImportParameters)
 	// The client token follows from what was published before: should the status not be written, the
@@ -82,43 +82,73 @@ func (r *importedKeyReconciler) newParameters(ctx context.Context, ops kms.Opera
 		ClientToken:       token,
 	})
 	if err != nil {
-		return s.object.Status.ImportParameters, err
+		return err
 	}
 	s.object.Status.RenewedFor = asked
-	return &v1alpha1.ImportParameters{
+	s.object.Status.ImportParameters = &v1alpha1.ImportParameters{
 		PublicKey:            made.PublicKey.Base64(),
 		PublicKeyFingerprint: made.PublicKey.Fingerprint(),
 		ImportToken:          base64.StdEncoding.EncodeToString(made.ImportToken),
 		TokenExpireTime:      metav1.NewTime(made.TokenExpireTime),
 		WrappingKeySpec:      spec.WrappingKeySpec,
 		WrappingAlgorithm:    spec.WrappingAlgorithm,
-	}, nil
+	}
+	s.setFormerEnd(made.OthersExpireTime)
+	return nil
 }
+
+// destroyEnded destroys the pairs that have ended, and takes what ended of them out of the status. It asks
+// nobody's consent: see cleanUp.
+func (r *importedKeyReconciler) destroyEnded(ctx context.Context, s *importScope) error {
+	ops, giveBack, err := r.borrow(idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	next, err := ops.DestroyImportParameters(ctx, s.key.ID, false)
+	if err != nil {
+		return err
+	}
+	if p := s.object.Status.ImportParameters; p != nil && ended(&p.TokenExpireTime, s.now) {
+		s.object.Status.ImportParameters = nil
+	}
+	s.setFormerEnd(next)
+	return nil
+}
+
+// setFormerEnd says when the pairs are looked at again before those end that are published.
+func (s *importScope) setFormerEnd(at time.Time) {
+	status := &s.object.Status
+	status.FormerParametersExpireTime = nil
+	if p := status.ImportParameters; !at.IsZero() && (p == nil || at.Before(p.TokenExpireTime.Time)) {
+		status.FormerParametersExpireTime = &metav1.Time{Time: at}
+	}
+}
+
+func ended(at *metav1.Time, now time.Time) bool { return at != nil && !now.Before(at.Time) }
 
 type parametersDecision int
 
 const (
 	keepParameters  parametersDecision = iota // as they are, also when there are none
 	renewParameters                           // publish new ones
-	endParameters                             // they have ended and nobody waits for others
+	endParameters                             // some have ended, and nobody waits for others
 )
 
 // decideParameters says what is to be done about the import parameters.
 func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDecision {
-	p, want := object.Status.ImportParameters, object.Spec.ImportParameters
+	p, former, want := object.Status.ImportParameters, object.Status.FormerParametersExpireTime, object.Spec.ImportParameters
 	waits := kms.KeyState(object.Status.KeyState) == kms.StatePendingImport
 	switch {
 	case annotationValue(object, v1alpha1.AnnotationRenewImportParameters) != object.Status.RenewedFor:
 		return renewParameters
 	case p == nil && waits:
 		return renewParameters
-	case p == nil:
-		return keepParameters
 	case waits && (p.WrappingKeySpec != want.WrappingKeySpec || p.WrappingAlgorithm != want.WrappingAlgorithm):
 		return renewParameters
 	case waits && !now.Before(p.TokenExpireTime.Add(-renewBefore)):
 		return renewParameters
-	case !now.Before(p.TokenExpireTime.Time):
+	case ended(former, now), p != nil && ended(&p.TokenExpireTime, now):
 		return endParameters
 	}
 	return keepParameters

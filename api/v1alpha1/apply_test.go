@@ -220,6 +220,7 @@ func withStatus(ns string) []client.Object {
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version", KeyState: "Enabled",
 				Origin: v1alpha1.OriginExternal, MaterialFingerprint: "f", Custody: "Module", InputsDigest: "d", SourcesVersion: "v",
 				MaterialExpireTime: &now, DeletionRequestTime: &now, DeletionTime: &now, RenewedFor: "r", MaterialDeletedFor: "d",
+				FormerParametersExpireTime: &now,
 				ImportParameters: &v1alpha1.ImportParameters{
 					PublicKey: "AA==", PublicKeyFingerprint: "SHA256:00", ImportToken: "AA==", TokenExpireTime: now,
 					WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256",

@@ -231,6 +231,11 @@ type ImportedKeyStatus struct {
 	// ImportParameters is the public key and token for the next import; absent after they end.
 	// +optional
 	ImportParameters *ImportParameters `json:"importParameters,omitempty"`
+	// FormerParametersExpireTime is when the first of the parameters ends that were published before
+	// importParameters: they stay usable until then, and their key pair is destroyed soon after. Absent when
+	// there are none.
+	// +optional
+	FormerParametersExpireTime *metav1.Time `json:"formerParametersExpireTime,omitempty"`
 	// RenewedFor is the value of the annotation keyconvoy.io/renew-import-parameters (its digest, when it
 	// is long) that was last answered. Another value asks for new parameters.
 	// +optional

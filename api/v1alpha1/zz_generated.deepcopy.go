@@ -779,6 +779,10 @@ func (in *ImportedKeyStatus) DeepCopyInto(out *ImportedKeyStatus) {
 		*out = new(ImportParameters)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.FormerParametersExpireTime != nil {
+		in, out := &in.FormerParametersExpireTime, &out.FormerParametersExpireTime
+		*out = (*in).DeepCopy()
+	}
 	if in.MaterialExpireTime != nil {
 		in, out := &in.MaterialExpireTime, &out.MaterialExpireTime
 		*out = (*in).DeepCopy()

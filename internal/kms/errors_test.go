@@ -168,6 +168,10 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 	blob := s.dataKey(t, key, nil)
 	parameters := s.parameters(t, sm2(key))
 	reader := recipient(t, wrapping.ECSM2).Public()
+	destroyPairs := func() error {
+		_, err := s.DestroyImportParameters(t.Context(), key.ID, true)
+		return err
+	}
 
 	for method, operation := range map[string]func() error{
 		"CreateWrappingKey": func() error {
@@ -198,8 +202,8 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 			})
 			return err
 		},
-		"ListWrappingKeys":   func() error { return s.DestroyImportParameters(t.Context(), key.ID, true) },
-		"DestroyWrappingKey": func() error { return s.DestroyImportParameters(t.Context(), key.ID, true) },
+		"ListWrappingKeys":   destroyPairs,
+		"DestroyWrappingKey": destroyPairs,
 		"DestroyKey":         func() error { return s.DeleteKeyMaterial(t.Context(), key) },
 	} {
 		for kind, want := range map[hsm.Kind]kms.Code{

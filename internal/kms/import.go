@@ -26,6 +26,9 @@ type ImportParameters struct {
 	PublicKey       *wrapping.PublicKey
 	ImportToken     []byte
 	TokenExpireTime time.Time
+	// OthersExpireTime is when the first of the key's other pairs ends, each of which stays usable until
+	// then; zero when the key has no other.
+	OthersExpireTime time.Time
 }
 
 // GetParametersForImport makes a key pair under which material for the key can be wrapped, and the
@@ -46,7 +49,7 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 	if err := o.supported(hsm.OperationImport, string(req.WrappingAlgorithm)); err != nil {
 		return ImportParameters{}, err
 	}
-	pair, err := o.wrappingKey(ctx, req)
+	pair, others, err := o.wrappingKey(ctx, req)
 	if err != nil {
 		return ImportParameters{}, err
 	}
@@ -55,12 +58,12 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 	if err != nil {
 		return ImportParameters{}, err
 	}
-	return ImportParameters{PublicKey: pair.PublicKey, ImportToken: sealed, TokenExpireTime: pair.NotAfter}, nil
+	return ImportParameters{PublicKey: pair.PublicKey, ImportToken: sealed, TokenExpireTime: pair.NotAfter, OthersExpireTime: others}, nil
 }
 
-// wrappingKey finds or makes the pair of a request. A pair that has ended by now was never answered
+// wrappingKey finds or makes the pair of a request, and says when the first of the others ends. A pair that has ended by now was never answered
 // with (the caller was away for a day between making and telling), so another takes its place.
-func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest) (hsm.WrappingKey, error) {
+func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest) (pair hsm.WrappingKey, others time.Time, err error) {
 	now := o.now()
 	want := hsm.WrappingKeyRequest{
 		ID:       uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+string(req.WrappingAlgorithm)+"/"+req.ClientToken)),
@@ -68,16 +71,16 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 		Spec:     req.WrappingKeySpec,
 		NotAfter: now.Add(TokenLifetime).UTC().Truncate(time.Second),
 	}
-	if err := o.makeRoom(ctx, want); err != nil {
-		return hsm.WrappingKey{}, err
+	if others, err = o.makeRoom(ctx, want); err != nil {
+		return hsm.WrappingKey{}, others, err
 	}
-	pair, err := o.Module.CreateWrappingKey(ctx, want)
+	pair, err = o.Module.CreateWrappingKey(ctx, want)
 	if err == nil && !now.Before(pair.NotAfter) {
 		if err = o.Module.DestroyWrappingKey(ctx, pair.ID); err == nil {
 			pair, err = o.Module.CreateWrappingKey(ctx, want)
 		}
 	}
-	return pair, FromModule(err)
+	return pair, others, FromModule(err)
 }
 
 // MaxWrappingKeys is how many key pairs one key may have at once. Whoever may ask for parameters must not be
@@ -85,11 +88,11 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 const MaxWrappingKeys = 8
 
 // makeRoom destroys the key's pairs that have ended, and refuses another one, with Rejected.Throttling, while
-// the key has as many as it may.
-func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) error {
+// the key has as many as it may. It says when the first of those ends that stay, zero for none.
+func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (next time.Time, err error) {
 	pairs, err := o.Module.ListWrappingKeys(ctx, want.Owner)
 	if err != nil {
-		return FromModule(err)
+		return next, FromModule(err)
 	}
 	now, others := o.now(), 0
 	for _, pair := range pairs {
@@ -97,34 +100,46 @@ func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) e
 		case pair.ID == want.ID: // made already, and not told of
 		case now.Before(pair.NotAfter):
 			others++
+			next = earlier(next, pair.NotAfter)
 		default:
 			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
-				return FromModule(err)
+				return next, FromModule(err)
 			}
 		}
 	}
 	if others >= MaxWrappingKeys {
-		return &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
 			"The key has %d pairs of import parameters, and each lasts 24 hours: use one of those, or wait.", MaxWrappingKeys)}
 	}
-	return nil
+	return next, nil
 }
 
-// DestroyImportParameters destroys the key's wrapping pairs: those that have ended, or all.
-func (o Operations) DestroyImportParameters(ctx context.Context, keyID uuid.UUID, all bool) error {
+// DestroyImportParameters destroys the key's wrapping pairs: those that have ended, or all. It says when the
+// first of those ends that stay, zero for none.
+func (o Operations) DestroyImportParameters(ctx context.Context, keyID uuid.UUID, all bool) (next time.Time, err error) {
 	pairs, err := o.Module.ListWrappingKeys(ctx, keyID)
 	if err != nil {
-		return FromModule(err)
+		return next, FromModule(err)
 	}
 	now := o.now()
 	for _, pair := range pairs {
-		if all || !now.Before(pair.NotAfter) {
-			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
-				return FromModule(err)
-			}
+		if !all && now.Before(pair.NotAfter) {
+			next = earlier(next, pair.NotAfter)
+			continue
+		}
+		if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
+			return next, FromModule(err)
 		}
 	}
-	return nil
+	return next, nil
+}
+
+// earlier is the first of two times, of which the first may be zero for none yet.
+func earlier(first, at time.Time) time.Time {
+	if first.IsZero() || at.Before(first) {
+		return at
+	}
+	return first
 }
 
 // ImportKeyMaterialRequest is a request for ImportKeyMaterial.

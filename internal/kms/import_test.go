@@ -410,14 +410,19 @@ func TestDestroyImportParameters(t *testing.T) {
 			req.ClientToken = "newer"
 			newer := s.parameters(t, req)
 
+			if !newer.OthersExpireTime.Equal(older.TokenExpireTime) || !older.OthersExpireTime.IsZero() {
+				t.Errorf("the other pairs end at %s and %s", newer.OthersExpireTime, older.OthersExpireTime)
+			}
+
 			// Nothing has ended yet.
-			if err := s.DestroyImportParameters(t.Context(), key.ID, false); err != nil || s.pairs(t, key.ID) != 2 {
-				t.Fatalf("%d pairs are left, %v", s.pairs(t, key.ID), err)
+			if next, err := s.DestroyImportParameters(t.Context(), key.ID, false); err != nil || s.pairs(t, key.ID) != 2 || !next.Equal(older.TokenExpireTime) {
+				t.Fatalf("%d pairs are left, the next ends at %s, %v", s.pairs(t, key.ID), next, err)
 			}
 			s.clock.set(older.TokenExpireTime)
 			for range 2 {
-				if err := s.DestroyImportParameters(t.Context(), key.ID, tc.all); err != nil {
-					t.Fatal(err)
+				next, err := s.DestroyImportParameters(t.Context(), key.ID, tc.all)
+				if err != nil || next.IsZero() != tc.all || (!tc.all && !next.Equal(newer.TokenExpireTime)) {
+					t.Fatalf("the next ends at %s, %v", next, err)
 				}
 			}
 			if n := s.pairs(t, key.ID); n != tc.left {

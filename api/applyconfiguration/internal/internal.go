@@ -521,6 +521,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: deletionTime
       type:
         namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: formerParametersExpireTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: importParameters
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportParameters

@@ -27,6 +27,10 @@ type ImportedKeyStatusApplyConfiguration struct {
 	Origin *string `json:"origin,omitempty"`
 	// ImportParameters is the public key and token for the next import; absent after they end.
 	ImportParameters *ImportParametersApplyConfiguration `json:"importParameters,omitempty"`
+	// FormerParametersExpireTime is when the first of the parameters ends that were published before
+	// importParameters: they stay usable until then, and their key pair is destroyed soon after. Absent when
+	// there are none.
+	FormerParametersExpireTime *metav1.Time `json:"formerParametersExpireTime,omitempty"`
 	// RenewedFor is the value of the annotation keyconvoy.io/renew-import-parameters (its digest, when it
 	// is long) that was last answered. Another value asks for new parameters.
 	RenewedFor *string `json:"renewedFor,omitempty"`
@@ -114,6 +118,14 @@ func (b *ImportedKeyStatusApplyConfiguration) WithOrigin(value string) *Imported
 // If called multiple times, the ImportParameters field is set to the value of the last call.
 func (b *ImportedKeyStatusApplyConfiguration) WithImportParameters(value *ImportParametersApplyConfiguration) *ImportedKeyStatusApplyConfiguration {
 	b.ImportParameters = value
+	return b
+}
+
+// WithFormerParametersExpireTime sets the FormerParametersExpireTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the FormerParametersExpireTime field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithFormerParametersExpireTime(value metav1.Time) *ImportedKeyStatusApplyConfiguration {
+	b.FormerParametersExpireTime = &value
 	return b
 }
 
