@@ -6,9 +6,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
 
@@ -52,7 +54,7 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	}
 
 	before := store.DeepCopyObject().(client.Object)
-	conditions := store.status.DeepCopy().Conditions
+	was := store.status.DeepCopy()
 	scope := &keyStoreScope{storeObject: store}
 	err = r.findPIN(ctx, scope)
 	if err == nil {
@@ -64,7 +66,7 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 
 	// Whoever waits for the store must hear of it when it begins to serve, and when it does again: before
 	// the patch, which may fail.
-	if err == nil && (scope.opened || !ready(conditions)) {
+	if err == nil && (scope.opened || !ready(was.Conditions)) {
 		r.modules.announce(ctx, before) // nobody writes to it any more
 	}
 
@@ -73,10 +75,24 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	if patchErr := reconciler.PatchStatus(ctx, r.client, before, store.Object); patchErr != nil {
 		return ctrl.Result{}, patchErr
 	}
-	r.announceStall(store.Object, conditions, store.status.Conditions)
+	r.announceStall(store.Object, was.Conditions, store.status.Conditions)
+	r.announce(store.Object, noteService(was, store.status))
 	if scope.rootKey != "" {
 		r.recorder.Eventf(store.Object, nil, corev1.EventTypeWarning, "RootKeyCreated", "Create",
 			"A new root key is in Secret %s/%s: back it up. Without it every key of this store is lost.", r.operatorNamespace, scope.rootKey)
 	}
 	return reconciler.Result(err, r.healthInterval)
+}
+
+// noteService tells when a key store stops serving, and when it serves again. Its first success is no
+// change, and of an end that somebody must repair the stall tells.
+func noteService(was, is *v1alpha1.KeyStoreStatus) []note {
+	served, serves := ready(was.Conditions), ready(is.Conditions)
+	switch {
+	case served && !serves && !meta.IsStatusConditionTrue(is.Conditions, v1alpha1.ConditionStalled):
+		return []note{{corev1.EventTypeWarning, "KeyStoreUnavailable", "Check", "The module does not serve any more: the condition Ready says why."}}
+	case !served && serves && was.Module != nil: // which is kept from the first success on
+		return []note{{corev1.EventTypeNormal, "KeyStoreAvailable", "Check", "The module serves again."}}
+	}
+	return nil
 }

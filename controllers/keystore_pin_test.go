@@ -2,11 +2,15 @@ package controllers_test
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/controllers"
@@ -114,8 +118,10 @@ func TestKeyStore_PINRemoved_closesTheModule(t *testing.T) {
 	o.remove(t, pinSecret(o.namespace, ""))
 	o.waits(t, store, v1alpha1.ReasonSourceNotFound)
 	o.closed(t, o.module(t))
+	o.outages(t, store, 1, 0)
 	o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
 	o.ready(t, store)
+	o.outages(t, store, 1, 1)
 }
 
 func TestKeyStore_moduleDown_saysSoAndComesBack(t *testing.T) {
@@ -138,9 +144,74 @@ func TestKeyStore_moduleDown_saysSoAndComesBack(t *testing.T) {
 	m.FailAll("Check", nil)
 	o.ready(t, store)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
-	if all := o.events(t, store); len(all) > 1 { // that of the root key
-		t.Errorf("what passes by itself makes events: %q", all)
+}
+
+// outages waits until a key store's events tell of so many ends of its service, and of as many returns.
+func (o *operator) outages(t testing.TB, store client.Object, ended, returned int) {
+	t.Helper()
+	eventually(t, func() string {
+		all := o.events(t, store)
+		count := func(reason string) int {
+			return len(slices.DeleteFunc(slices.Clone(all), func(e string) bool { return !strings.HasPrefix(e, reason+": ") }))
+		}
+		if count("KeyStoreUnavailable") != ended || count("KeyStoreAvailable") != returned {
+			return fmt.Sprintf("want %d ends and %d returns; the events are %q", ended, returned, all)
+		}
+		return ""
+	})
+}
+
+// However often it is tried meanwhile, there is one event for the end and one for the return.
+func TestKeyStore_moduleDown_isToldOnceAndItsReturnToo(t *testing.T) {
+	t.Parallel()
+	for name, newStore := range map[string]func(*operator, *testing.T) client.Object{
+		"KeyStore":        func(o *operator, t *testing.T) client.Object { return o.store(t, onSoftHSM) },
+		"ClusterKeyStore": func(o *operator, t *testing.T) client.Object { return o.clusterStore(t, onSoftHSM) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var c cut
+			o := startOperator(t, withHealth(50*time.Millisecond), c.option())
+			store := newStore(o, t)
+			o.restart(t)
+			o.serves(t, store)
+			o.outages(t, store, 0, 0)
+
+			// What the status does not say yet, no event says.
+			c.on.Store(true)
+			o.forgetCounts()
+			m := o.module(t)
+			m.FailAll("Check", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+			o.checked(t, m, 2)
+			if w := o.writes(); len(w) != 0 {
+				t.Errorf("it wrote: %v", w)
+			}
+			c.on.Store(false)
+			o.waits(t, store, "ServiceUnavailableTemporary")
+			o.outages(t, store, 1, 0)
+			o.checked(t, m, m.Calls()["Check"]+2)
+			wantWords(t, o.event(t, store, "KeyStoreUnavailable"), []string{"does not serve", "Ready"})
+
+			m.FailAll("Check", nil)
+			o.ready(t, store)
+			o.outages(t, store, 1, 1)
+			o.checked(t, m, m.Calls()["Check"]+2)
+			if w := o.writes(); w["create events"] != 2 || w["patch events"] != 0 {
+				t.Errorf("it wrote: %v", w)
+			}
+		})
 	}
+}
+
+// checked waits until a module has been asked so often whether it works.
+func (o *operator) checked(t testing.TB, m *hsmtest.Recorder, times int) {
+	t.Helper()
+	eventually(t, func() string {
+		if n := m.Calls()["Check"]; n < times {
+			return fmt.Sprintf("it is asked %d times, not %d", n, times)
+		}
+		return ""
+	})
 }
 
 func TestKeyStore_checkedAgain_writesNothing(t *testing.T) {
@@ -149,13 +220,7 @@ func TestKeyStore_checkedAgain_writesNothing(t *testing.T) {
 	store := o.store(t, onSoftware)
 	o.event(t, store, "RootKeyCreated")
 	o.forgetCounts()
-	checks := func(m *hsmtest.Recorder) int { return m.Calls()["Check"] }
-	eventually(t, func() string {
-		if checks(o.module(t)) < 5 {
-			return "it is not checked"
-		}
-		return ""
-	})
+	o.checked(t, o.module(t), 5)
 	if w := o.writes(); len(w) != 0 {
 		t.Errorf("it wrote: %v", w)
 	}

@@ -260,6 +260,7 @@ func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 	o.waits(t, store, "ServiceUnavailableTemporary", "The device does not answer.")
 	o.ready(t, store)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.outages(t, store, 0, 0) // it had not served before
 }
 
 // An error of opening that says nothing about the configuration is tried again too.

@@ -44,10 +44,12 @@ var remedies = map[string]string{ //nolint:gosec // no credentials
 	"AccessDeniedError":           "A dry run: consent is missing, or the key. The message has the error that an export would end in.",
 
 	// Events.
-	"KeyState":         "An ImportedKey has another state. A warning when it lost its material or was destroyed: import the same material again, if that was not meant.",
-	"KeyInUse":         "A key is about to be destroyed, and DataKeys still need it. Call the deletion off (`desiredState: Enabled`) if that was not meant.",
-	"KeyDestroyed":     "The object was deleted with `deletionPolicy: Delete`, and the key with it.",
-	"LeftInModule":     "The object was deleted after its key store: what it had in the module is still there. To have it out, make the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",
-	"RecipientChanged": "The export was made again for another public key. See that the recipient has the private key of it; if nobody was to change it, look who did.",
-	"RootKeyCreated":   "A software store began: back up the Secret that the event names.",
+	"KeyState":            "An ImportedKey has another state. A warning when it lost its material or was destroyed: import the same material again, if that was not meant.",
+	"KeyInUse":            "A key is about to be destroyed, and DataKeys still need it. Call the deletion off (`desiredState: Enabled`) if that was not meant.",
+	"KeyDestroyed":        "The object was deleted with `deletionPolicy: Delete`, and the key with it.",
+	"LeftInModule":        "The object was deleted after its key store: what it had in the module is still there. To have it out, make the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",
+	"KeyStoreAvailable":   "A key store serves again. What waited for it goes on by itself.",
+	"KeyStoreUnavailable": "A key store stopped serving; nothing new is imported, made or exported in it meanwhile. Its conditions say why. It is tried again by itself.",
+	"RecipientChanged":    "The export was made again for another public key. See that the recipient has the private key of it; if nobody was to change it, look who did.",
+	"RootKeyCreated":      "A software store began: back up the Secret that the event names.",
 }
