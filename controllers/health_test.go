@@ -43,13 +43,18 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	}
 
 	take("a key store that serves", "Ready", o.store(t, onSoftware))
-	take("a key that is Enabled", "Ready", o.enabledKey(t, "enabled", nil))
+	take("a key store for the cluster that serves", "Ready", o.clusterStore(t, onSoftware))
+	take("a key that is Enabled", "Ready", o.enabledKey(t, "enabled", nil, consenting("All")))
 	disabled := o.enabledKey(t, "disabled", nil)
 	o.desire(t, disabled, v1alpha1.DesiredDisabled, 0)
 	o.keyIs(t, disabled, "Disabled")
 	take("a key that is Disabled, as its owner wants", "Ready", disabled)
 	take("a data key", "Ready", o.dataKey(t, "dek", underKey("enabled")))
 	take("an export", "Ready", o.export(t, "export", toBlob(sm2Recipient().public.Base64()), withSM2))
+	o.teamNamespaces(t, 2)
+	spread := o.clusterExport(t)
+	o.ready(t, spread)
+	take("an export to many namespaces", "Ready", spread)
 
 	pending := o.pendingKey(t, "pending")
 	take("a key that waits for its material", "Progressing", pending)
@@ -61,20 +66,44 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	o.create(t, waiting)
 	o.waits(t, waiting, v1alpha1.ReasonKeyNotReady)
 	take("an export that waits for its data key", "Progressing", waiting)
+	spreading := o.newClusterExport(toEachConfigMap)
+	spreading.Name += "-pending"
+	o.create(t, spreading)
+	o.waits(t, spreading, v1alpha1.ReasonNamespacesPending)
+	take("an export to many namespaces that have no recipients yet", "Progressing", spreading)
 
-	unknown := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "unknown"}, Spec: tokenSpec("unheard-of", "any")}
+	unknown := &v1alpha1.KeyStore{ObjectMeta: named("unknown"), Spec: tokenSpec("unheard-of", "any")}
+	unknownOfAll := &v1alpha1.ClusterKeyStore{
+		ObjectMeta: named(o.ownNamespace + "-unknown"), Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: unknown.Spec},
+	}
+	o.create(t, unknown, unknownOfAll)
+	o.waits(t, unknown, v1alpha1.ReasonSourceNotFound)
+	o.waits(t, unknownOfAll, v1alpha1.ReasonSourceNotFound)
+	take("a key store that waits for its PIN", "Progressing", unknown)
+	take("a key store for the cluster that waits for its PIN", "Progressing", unknownOfAll)
 	o.givePIN(t, o.namespace, "12345678")
-	o.create(t, unknown)
+	o.givePIN(t, o.ownNamespace, "12345678")
 	o.stalls(t, unknown, v1alpha1.ReasonModuleMisconfigured)
+	o.stalls(t, unknownOfAll, v1alpha1.ReasonModuleMisconfigured)
 	take("a key store whose module is not allowed", "Stalled", unknown)
+	take("a key store for the cluster whose module is not allowed", "Stalled", unknownOfAll)
 	refused := o.pendingKey(t, "refused")
 	o.give(t, refused, inline([]byte("no material"), refused.Status.ImportParameters.ImportToken))
 	o.stalls(t, refused, "InvalidKeyMaterial")
 	take("a key with the wrong material", "Stalled", refused)
+	broken := newDataKey("broken", underKey("enabled"), func(s *v1alpha1.DataKeySpec) { s.CiphertextBlob = "AA==" })
+	o.create(t, broken)
+	o.stalls(t, broken, "InvalidParameter")
+	take("a data key from what is no blob", "Stalled", broken)
 	wrong := newExport("wrong", toBlob("no key"))
 	o.create(t, wrong)
 	o.stalls(t, wrong, "InvalidParameter")
 	take("an export to something that is no public key", "Stalled", wrong)
+	spreadWrong := o.newClusterExport(func(s *v1alpha1.ClusterExportedDataKeySpec) { s.Template.PublicKey.Blob = "no key" })
+	spreadWrong.Name += "-wrong"
+	o.create(t, spreadWrong)
+	o.stalls(t, spreadWrong, v1alpha1.ReasonNamespacesFailed)
+	take("an export to many namespaces, to something that is no public key", "Stalled", spreadWrong)
 
 	o.remove(t, refused)
 	o.stalls(t, refused, "UnsupportedOperation", "deletion waits")
@@ -119,13 +148,17 @@ func (o *operator) recorded(t testing.TB, object client.Object) map[string]any {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.NewReplacer(o.namespace, "team-a", o.ownNamespace, "keyconvoy-system").Replace(statusJSON(object))
+	ours := strings.NewReplacer(o.ownNamespace, "keyconvoy-system", o.namespace, "team-a")
+	text := ours.Replace(statusJSON(object))
 	var status map[string]any
 	if err := json.Unmarshal([]byte(text), &status); err != nil {
 		t.Fatal(err)
 	}
 	const epoch = "2026-01-01T00:00:00Z"
-	metadata := map[string]any{"name": object.GetName(), "namespace": "team-a", "generation": object.GetGeneration()}
+	metadata := map[string]any{"name": ours.Replace(object.GetName()), "generation": object.GetGeneration()}
+	if object.GetNamespace() != "" {
+		metadata["namespace"] = ours.Replace(object.GetNamespace())
+	}
 	if object.GetDeletionTimestamp() != nil {
 		metadata["deletionTimestamp"], metadata["finalizers"] = epoch, object.GetFinalizers()
 	}
