@@ -20,12 +20,14 @@ import (
 )
 
 func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
+	byStore := handler.EnqueueRequestsFromMapFunc(r.dataKeysOfStore)
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.DataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
-		WatchesRawSource(source.Channel(r.modules.subscribe(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfStore))).
+		WatchesRawSource(source.Channel(r.modules.subscribe(), byStore)).
+		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})). // it may allow them
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfSecret)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
@@ -46,7 +48,7 @@ func (r *dataKeyReconciler) dataKeysOfKey(ctx context.Context, key client.Object
 	return r.findDataKeys(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()})
 }
 
-// dataKeysOfStore finds the data keys that wait for a key store that begins to serve.
+// dataKeysOfStore finds the data keys that wait for a key store that begins to serve, or to serve them.
 func (r *dataKeyReconciler) dataKeysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
 	var requests []reconcile.Request
 	for _, key := range r.findKeys(ctx, nil, client.MatchingFields{indexStore: idOfObject(store).String()}) {

@@ -3,9 +3,9 @@ package controllers
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -75,9 +75,11 @@ func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) e
 	return nil
 }
 
-// attempt names what was tried: this PIN with this spec.
+// attempt names what was tried: this PIN with what else a module is opened with. The generation would not do: it
+// counts who may use the key store, too.
 func (s *keyStoreScope) attempt() string {
-	return strconv.FormatInt(s.GetGeneration(), 10) + "/" + s.pinVersion
+	spec, _ := json.Marshal(s.spec) // strings, numbers and flags: it cannot fail
+	return digest(string(spec), s.pinVersion)
 }
 
 // openError gives a module's refusal to open its reason. A refused PIN is remembered as the attempt

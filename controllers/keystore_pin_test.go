@@ -62,6 +62,46 @@ func TestKeyStore_wrongPIN_isTriedOnce(t *testing.T) {
 	}
 }
 
+// Who may use a key store has nothing to do with its module, which all would miss while it is opened again.
+func TestClusterKeyStore_allowedNamespacesChanged_leavesTheModuleOpen(t *testing.T) {
+	t.Parallel()
+	var openings atomic.Int32
+	o := startOperator(t, countOpenings(&openings))
+	store := o.clusterStore(t, onSoftHSM)
+	for _, allowed := range []*metav1.LabelSelector{selector("team", "a"), selector("team", "b"), nil} {
+		o.again(t, store, func() { o.change(t, store, func() { store.Spec.AllowedNamespaces = allowed }) })
+		o.ready(t, store)
+	}
+	if n := openings.Load(); n != 1 {
+		t.Errorf("the module was opened %d times", n)
+	}
+	o.change(t, store, func() { store.Spec.Custody = v1alpha1.CustodyModuleOnly })
+	o.ready(t, store)
+	if n := openings.Load(); n != 2 {
+		t.Errorf("the module was opened %d times, want once more for another custody", n)
+	}
+}
+
+func TestClusterKeyStore_allowedNamespacesChanged_isNoReasonToTryARefusedPIN(t *testing.T) {
+	t.Parallel()
+	var openings atomic.Int32
+	o := startOperator(t, countOpenings(&openings))
+	o.givePIN(t, o.ownNamespace, wrongPIN)
+	store := &v1alpha1.ClusterKeyStore{
+		ObjectMeta: named(o.ownNamespace),
+		Spec:       v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: tokenSpec(onSoftHSM, ownToken(t).Label)},
+	}
+	o.create(t, store)
+	said := o.stalls(t, store, v1alpha1.ReasonPINRefused)
+	o.again(t, store, func() { o.change(t, store, func() { store.Spec.AllowedNamespaces = selector("team", "a") }) })
+	if again := o.stalls(t, store, v1alpha1.ReasonPINRefused); again != said {
+		t.Errorf("it says %q, before %q", again, said)
+	}
+	if n := openings.Load(); n != 1 {
+		t.Errorf("the PIN was tried %d times", n)
+	}
+}
+
 func TestKeyStore_PINMissing_waitsAndWakes(t *testing.T) {
 	t.Parallel()
 	for name, there := range map[string]map[string][]byte{

@@ -149,8 +149,9 @@ type KeyStoreStatus struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
 	Capabilities []Capability `json:"capabilities,omitempty"`
-	// RefusedPINSecret is the generation of this object and the version of the PIN's Secret whose PIN
-	// the module refused. They are not tried again, also not after a restart: tries lock the token.
+	// RefusedPINSecret is the digest of the PIN's Secret (its version) and of what else the module is opened
+	// with, when the module refused the PIN. They are not tried again, also not after a restart: tries lock
+	// the token.
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
 	RefusedPINSecret string `json:"refusedPINSecret,omitempty"`

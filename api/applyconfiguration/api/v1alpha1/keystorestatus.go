@@ -19,8 +19,9 @@ type KeyStoreStatusApplyConfiguration struct {
 	Module *ModuleInfoApplyConfiguration `json:"module,omitempty"`
 	// Capabilities are what the self-test saw the module do.
 	Capabilities []CapabilityApplyConfiguration `json:"capabilities,omitempty"`
-	// RefusedPINSecret is the generation of this object and the version of the PIN's Secret whose PIN
-	// the module refused. They are not tried again, also not after a restart: tries lock the token.
+	// RefusedPINSecret is the digest of the PIN's Secret (its version) and of what else the module is opened
+	// with, when the module refused the PIN. They are not tried again, also not after a restart: tries lock
+	// the token.
 	RefusedPINSecret *string `json:"refusedPINSecret,omitempty"`
 }
 
