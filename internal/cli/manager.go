@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -13,7 +14,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/keyconvoy/keyconvoy/controllers"
@@ -46,6 +46,7 @@ type managerOptions struct {
 	leaderElect    bool
 	metricsAddress string
 	probeAddress   string
+	profiling      string
 	libraries      []string
 	parameters     []string
 	log            zap.Options
@@ -66,6 +67,7 @@ func newManagerCommand() *cobra.Command {
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "let one of several replicas work at a time")
 	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "where metrics are served by HTTPS to whoever may get /metrics; 0 for nowhere")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served; 0 for nowhere")
+	flags.StringVar(&o.profiling, "profiling", "", "`ADDRESS` on the loopback interface where profiles of the process are served (net/http/pprof), such as 127.0.0.1:6060; otherwise nowhere")
 	flags.StringArrayVar(&o.libraries, "pkcs11-module", nil, "`NAME=PATH`: allow key stores to use the PKCS#11 library at PATH by NAME (may be repeated)")
 	flags.StringArrayVar(&o.parameters, "pkcs11-parameters", nil, "`NAME=STRING`: the reserved string that the library NAME wants when it is initialised, as NSS does (may be repeated)")
 	logFlags := flag.NewFlagSet("log", flag.ContinueOnError)
@@ -78,6 +80,9 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	libraries, err := parseLibraries(o.libraries, o.parameters)
 	if err != nil {
 		return usageError{err}
+	}
+	if o.profiling != "" && !onLoopback(o.profiling) {
+		return usagef("--profiling %q: profiles show what is in memory; write an IP address of the loopback interface and a port, such as 127.0.0.1:6060", o.profiling)
 	}
 	namespace := os.Getenv(namespaceVariable)
 	if namespace == "" {
@@ -108,6 +113,13 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	return mgr.Start(ctx)
 }
 
+// onLoopback says whether only processes of this machine, or pod, can reach an address. A name is not asked for:
+// it may mean another address tomorrow.
+func onLoopback(address string) bool {
+	a, err := netip.ParseAddrPort(address)
+	return err == nil && a.Addr().Unmap().IsLoopback()
+}
+
 func (o *managerOptions) restConfig() (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = o.kubeconfig
@@ -132,9 +144,10 @@ func (o *managerOptions) manager(cfg *rest.Config, namespace string) (ctrl.Manag
 		Metrics: metricsserver.Options{
 			BindAddress:    o.metricsAddress,
 			SecureServing:  true,
-			FilterProvider: filters.WithAuthenticationAndAuthorization,
+			FilterProvider: onlyMetricsReaders,
 		},
 		HealthProbeBindAddress:  o.probeAddress,
+		PprofBindAddress:        o.profiling,
 		LeaderElection:          o.leaderElect,
 		LeaderElectionID:        "manager.keyconvoy.io",
 		LeaderElectionNamespace: namespace,

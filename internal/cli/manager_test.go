@@ -1,0 +1,230 @@
+package cli_test
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
+)
+
+func TestManager_usedWronglyExitsWith2AndSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		args []string
+		says string
+	}{
+		"a library without a name":        {[]string{"--pkcs11-module", "/usr/lib/softhsm.so"}, "NAME=PATH"},
+		"parameters of no library":        {[]string{"--pkcs11-parameters", "nss=flags="}, "--pkcs11-module"},
+		"no namespace of its own":         {nil, "POD_NAMESPACE"},
+		"profiles for everybody":          {[]string{"--profiling", "0.0.0.0:6060"}, "loopback"},
+		"profiles for the network":        {[]string{"--profiling", "192.0.2.1:6060"}, "loopback"},
+		"profiles on all interfaces":      {[]string{"--profiling", ":6060"}, "127.0.0.1:6060"},
+		"profiles at whatever a name is":  {[]string{"--profiling", "localhost:6060"}, "IP address"},
+		"profiles at no port":             {[]string{"--profiling", "127.0.0.1"}, "port"},
+		"an argument where none belongs":  {[]string{"now"}, "now"},
+		"profiles on an IPv6 all-address": {[]string{"--profiling", "[::]:6060"}, "loopback"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			keyconvoy(t, append([]string{"manager"}, test.args...)...).fails(t, 2, test.says)
+		})
+	}
+}
+
+func TestManager_showsMetricsToThoseWhoMayReadThemOnly(t *testing.T) {
+	t.Parallel()
+	m := startManager(t)
+	allowed, other := m.account(t, "prometheus"), m.account(t, "somebody")
+	role := &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: m.namespace},
+		Rules:      []rbacv1.PolicyRule{{NonResourceURLs: []string{"/metrics"}, Verbs: []string{"get"}}},
+	}
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: m.namespace},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: m.namespace, Name: "prometheus"}},
+	}
+	if err := m.env.Client.Create(t.Context(), role); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.env.Client.Create(t.Context(), binding); err != nil {
+		t.Fatal(err)
+	}
+
+	// The API server takes a moment to see a new role.
+	var code int
+	var body string
+	for deadline := time.Now().Add(20 * time.Second); code != http.StatusOK; {
+		if code, body = m.get(t, "https://"+m.metrics+"/metrics", "Bearer "+allowed); time.Now().After(deadline) {
+			t.Fatalf("whoever may read the metrics gets %d: %s", code, body)
+		}
+	}
+	if !strings.Contains(body, "\ncontroller_runtime_active_workers{") {
+		t.Errorf("the metrics are %q", body)
+	}
+	for name, test := range map[string]struct {
+		authorization string
+		code          int
+	}{
+		"nobody":                       {"", http.StatusUnauthorized},
+		"an empty token":               {"Bearer ", http.StatusUnauthorized},
+		"a token of nobody":            {"Bearer not-a-token", http.StatusUnauthorized},
+		"a token of another kind":      {"Basic " + allowed, http.StatusUnauthorized},
+		"an account without the role":  {"Bearer " + other, http.StatusForbidden},
+		"the right token, cut short":   {"Bearer " + allowed[:len(allowed)-8], http.StatusUnauthorized},
+		"the right token, for a while": {"Bearer " + allowed, http.StatusOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, body := m.get(t, "https://"+m.metrics+"/metrics", test.authorization)
+			if code != test.code {
+				t.Errorf("it gets %d, want %d: %s", code, test.code, body)
+			}
+			if test.code != http.StatusOK && strings.Contains(body, "controller_runtime") {
+				t.Error("it is shown metrics all the same")
+			}
+		})
+	}
+}
+
+func TestManager_servesProfilesOnTheLoopbackInterface(t *testing.T) {
+	t.Parallel()
+	address := freeAddress(t)
+	m := startManager(t, "--profiling", address)
+
+	if code, body := m.get(t, "http://"+address+"/debug/pprof/cmdline", ""); code != http.StatusOK || !strings.Contains(body, "manager") {
+		t.Errorf("the profiles answer %d %q", code, body)
+	}
+	if code, _ := m.get(t, "http://"+m.probes+"/debug/pprof/cmdline", ""); code != http.StatusNotFound {
+		t.Errorf("the probes' address answers for profiles, too: %d", code)
+	}
+}
+
+// manager is the operator as a process, ready.
+type manager struct {
+	env       *testenv.Env
+	namespace string
+	metrics   string
+	probes    string
+	client    *http.Client
+}
+
+func startManager(t *testing.T, flags ...string) *manager {
+	t.Helper()
+	env := testenv.Start(t)
+	m := &manager{
+		env: env, namespace: env.Namespace(t), metrics: freeAddress(t), probes: freeAddress(t),
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}},
+	}
+	c := call{
+		args: append([]string{
+			"manager", "--kubeconfig", env.Kubeconfig(t, nil, m.namespace),
+			"--metrics-bind-address", m.metrics, "--health-probe-bind-address", m.probes,
+		}, flags...),
+		env: []string{"POD_NAMESPACE=" + m.namespace},
+	}
+	cmd := c.command(t)
+	// When the test is over it ends as in a rollout.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Wait()
+		if m.client.CloseIdleConnections(); !cmd.ProcessState.Success() {
+			said, _ := os.ReadFile(log.Name())
+			t.Errorf("the manager ended with %s\n%s", cmd.ProcessState, said)
+		}
+	})
+	m.waitReady(t)
+	return m
+}
+
+func (m *manager) waitReady(t *testing.T) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(30 * time.Second); ; {
+		if m.answers("http://"+m.probes+"/readyz") && m.answers("https://"+m.metrics+"/metrics") {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("the manager does not get ready")
+		}
+	}
+}
+
+func (m *manager) answers(url string) bool {
+	resp, err := m.client.Get(url)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return true
+}
+
+// get returns what an address answers.
+func (m *manager) get(t *testing.T, url, authorization string) (code int, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	resp, err := m.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// account makes a ServiceAccount, and returns a token of it.
+func (m *manager) account(t *testing.T, name string) string {
+	t.Helper()
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, Name: name}}
+	if err := m.env.Client.Create(t.Context(), account); err != nil {
+		t.Fatal(err)
+	}
+	request := &authenticationv1.TokenRequest{}
+	if err := m.env.Client.SubResource("token").Create(t.Context(), account, request); err != nil {
+		t.Fatal(err)
+	}
+	return request.Status.Token
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
