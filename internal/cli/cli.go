@@ -98,7 +98,6 @@ func newRoot(program string) *cobra.Command {
 		SilenceErrors: true, // run prints them
 		SilenceUsage:  true,
 	}
-	root.SetVersionTemplate("keyconvoy {{.Version}}\n")
 	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand())
 	if calledAs(program, pluginName) {
 		asPlugin(root)
