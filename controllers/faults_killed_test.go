@@ -2,151 +2,62 @@ package controllers_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// fuse kills an operator after so many of its outside effects: calls that change the module or make something
-// in it, and writes to the API server. Nothing that it tries after that gets out, nor is anything answered.
-type fuse struct {
-	mu      sync.Mutex
-	armed   bool
-	left    int
-	dead    bool
-	effects []string // since it was armed
-	module  *hsmtest.Recorder
-}
-
-var errKilled = errors.New("the operator is dead")
-
-// effects of the module. ExportDataKey changes nothing in it, but what it makes is as good as an effect.
-var moduleEffects = []string{
-	"Authenticate", "CreateWrappingKey", "DestroyWrappingKey", "ImportKey", "DestroyKey", "GenerateDataKey", "ExportDataKey",
-}
-
-func (f *fuse) options() []option {
-	return []option{
-		withModules(func(r *hsmtest.Recorder) {
-			f.mu.Lock()
-			f.module = r
-			f.mu.Unlock()
-			for _, method := range moduleEffects {
-				r.After(method, func() { f.effect(method) })
-			}
-		}),
-		withConfig(func(cfg *rest.Config) {
-			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
-				return roundTripper(func(r *http.Request) (*http.Response, error) {
-					if f.isDead() {
-						return nil, errKilled
-					}
-					response, err := next.RoundTrip(r)
-					if r.Method != http.MethodGet && !strings.Contains(r.URL.Path, "/events") {
-						f.effect(r.Method + " " + r.URL.Path[strings.LastIndex(r.URL.Path, "namespaces/")+len("namespaces/"):])
-					}
-					return response, err
-				})
-			})
-		}),
-	}
-}
-
-func (f *fuse) isDead() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.dead
-}
-
-// arm lets n more effects through.
-func (f *fuse) arm(n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.armed, f.left, f.effects = true, n, nil
-	f.burn()
-}
-
-func (f *fuse) effect(what string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.armed || f.dead {
-		return
-	}
-	f.effects = append(f.effects, what)
-	f.left--
-	f.burn()
-}
-
-func (f *fuse) burn() {
-	if f.left > 0 {
-		return
-	}
-	f.dead = true
-	for _, method := range append([]string{"FindKey", "ListWrappingKeys", "VerifyDataKey"}, moduleEffects...) {
-		f.module.FailAll(method, hsm.Wrap(hsm.Unavailable, errKilled, ""))
-	}
-}
-
-// disarm says whether the operator was killed, and after which effects. From now on nothing is.
-func (f *fuse) disarm() (dead bool, effects []string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	dead, f.armed, f.dead = f.dead, false, false
-	return dead, f.effects
-}
-
-// story is one thing that happens to objects of its own: what a user does, how it ends when nobody is killed,
+// story is one thing that happens to an object of its own: what a user does, how it ends when nobody is killed,
 // and what must be so at the end whenever the operator was killed. died is called while it is dead.
 type story struct {
-	act   func()
-	ended func() string
-	died  func()
-	check func()
+	object client.Object // none where it is gone in the end
+	act    func()
+	ended  func() string
+	died   func()
+	check  func()
 }
 
-// killedAfterEach lets a story happen again and again, and kills the operator after its first effect, after its
-// second one, and so on, until the story ends before it is killed. Each time it is started again.
-func (o *operator) killedAfterEach(t *testing.T, f *fuse, name string, atLeast int, tell func(name string) story) {
+// killedAfterEach lets a story happen again and again, and kills the operator before its first effect, right
+// after its first one, right after its second one, and so on, until the story ends before it is killed. Each
+// time another operator goes on.
+func (m *mortal) killedAfterEach(t *testing.T, name string, atLeast int, tell func(name string) story) {
 	t.Helper()
 	for n := 0; ; n++ {
 		s := tell(fmt.Sprintf("%s-%d", name, n))
-		o.module(t) // it serves
-		f.arm(n)
+		m.arm(t, n)
 		s.act()
 		eventually(t, func() string {
-			if f.isDead() {
+			if m.isDead() {
 				return ""
 			}
 			return s.ended()
 		})
-		o.stop(t)
-		dead, effects := f.disarm()
-		if dead && s.died != nil {
-			s.died()
+		killed, effects := m.disarm(t)
+		if killed {
+			if s.died != nil {
+				s.died()
+			}
+			m.begin(t)
+			eventually(t, s.ended)
+			m.settled(t, s.object)
 		}
-		o.start(t)
-		eventually(t, s.ended)
 		if s.check(); t.Failed() {
-			t.Fatalf("%s: killed after %q", name, effects)
+			t.Fatalf("%s: killed after %d effects", name, n)
 		}
-		if !dead {
+		if !killed {
 			if len(effects) < atLeast {
 				t.Errorf("%s has the effects %q, fewer than the %d that it should be killed after", name, effects, atLeast)
 			}
@@ -169,146 +80,177 @@ func (o *operator) endsAs(t testing.TB, object client.Object, reason string) fun
 	}
 }
 
+// The operator is killed with SIGKILL between every two of its outside effects, which another process takes up.
 func TestOperator_killedAfterEachEffect_goesOnWhereItWas(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{onSoftHSM, onSoftware} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			var f fuse
-			o := startOperator(t, f.options()...)
-			var token tokens.Token
-			if kind == onSoftHSM {
-				token = ownToken(t)
-				o.givePIN(t, o.namespace, token.PIN)
-				store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: tokenSpec(onSoftHSM, token.Label)}
-				o.create(t, store)
-				o.ready(t, store)
-			} else {
-				o.store(t, onSoftware)
-			}
-			rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
-			key := o.enabledKey(t, "key", nil, rsa)
-			o.dataKey(t, "dek")
+	t.Run(onSoftHSM, func(t *testing.T) {
+		t.Parallel()
+		token := ownToken(t)
+		m := startMortal(t, token)
+		m.givePIN(t, m.namespace, token.PIN)
+		store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: tokenSpec(onSoftHSM, token.Label)}
+		m.create(t, store)
+		m.ready(t, store)
+		m.killedInEachStory(t, under("RSA_2048", "RSAES_OAEP_SHA_1"), 0)
+	})
+	t.Run(onSoftware, func(t *testing.T) {
+		t.Parallel()
+		m := startMortal(t, tokens.Token{})
+		m.store(t, onSoftware)
+		m.killedInEachStory(t, under("EC_SM2", "SM2PKE"), 1)
+	})
+}
 
-			// The parameters: a finalizer, the token's MAC, the pair, the status.
-			o.killedAfterEach(t, &f, "parameters", 4, func(name string) story {
-				made := importedKey(name, rsa, withDeletionPolicy(v1alpha1.DeletionDelete))
-				return story{
-					act:   func() { o.create(t, made) },
-					ended: o.endsAs(t, made, v1alpha1.ReasonPendingImport),
-					check: func() {
-						pairs := o.pairs(t, made)
-						if len(pairs) != 1 || pairs[0].PublicKey.Fingerprint() != made.Status.ImportParameters.PublicKeyFingerprint {
-							t.Errorf("%s has %d pairs, or publishes another one", name, len(pairs))
-						}
-						o.remove(t, made)
-						o.gone(t, made)
-					},
-				}
-			})
-			// The import: the module, the status.
-			o.killedAfterEach(t, &f, "import", 2, func(name string) story {
-				made := o.pendingKey(t, name, rsa, withDeletionPolicy(v1alpha1.DeletionDelete))
-				p, material := made.Status.ImportParameters, o.material(32)
-				want, _ := hsm.FingerprintOf(hsm.AES256, material)
-				wrapped := inline(wrapUnder(t, p, material), p.ImportToken)
-				return story{
-					act:   func() { o.give(t, made, wrapped) },
-					ended: o.endsAs(t, made, v1alpha1.ReasonSucceeded),
-					check: func() {
-						found, err := o.module(t).FindKey(t.Context(), uuid.MustParse(made.Status.KeyVersionID))
-						if err != nil || found.Fingerprint != want || made.Status.MaterialFingerprint != want.String() {
-							t.Errorf("%s is %+v in the module (%v) and says it is %s", name, found, err, made.Status.MaterialFingerprint)
-						}
-						o.remove(t, made)
-						o.gone(t, made)
-					},
-				}
-			})
-			// The material is deleted: the module, the status.
-			material := o.material(32)
-			o.killedAfterEach(t, &f, "material", 2, func(name string) story {
-				made := o.enabledKey(t, name, material, rsa, withDeletionPolicy(v1alpha1.DeletionDelete))
-				return story{
-					act:   func() { o.annotate(t, made, v1alpha1.AnnotationDeleteKeyMaterial, "please") },
-					ended: o.endsAs(t, made, v1alpha1.ReasonPendingImport),
-					check: func() {
-						if o.inModule(t, made) || kms.KeyState(made.Status.KeyState) != kms.StatePendingImport {
-							t.Errorf("%s is in the module: %t, and %s", name, o.inModule(t, made), made.Status.KeyState)
-						}
-						o.importsAgain(t, made, "1", material, noEnd)
-						o.remove(t, made)
-						o.gone(t, made)
-					},
-				}
-			})
-			// The deletion: the pair, the key, the finalizer.
-			o.killedAfterEach(t, &f, "deletion", 3, func(name string) story {
-				made := o.enabledKey(t, name, nil, rsa, withDeletionPolicy(v1alpha1.DeletionDelete))
-				return story{
-					act: func() { o.remove(t, made) },
-					ended: func() string {
-						err := o.Get(t.Context(), client.ObjectKeyFromObject(made), made.DeepCopy())
-						if client.IgnoreNotFound(err) != nil {
-							t.Fatal(err)
-						}
-						if err == nil {
-							return name + " is still there"
-						}
-						return ""
-					},
-					check: func() {
-						if o.inModule(t, made) || len(o.pairs(t, made)) > 0 {
-							t.Errorf("something of %s is left in the module", name)
-						}
-					},
-				}
-			})
-			if kind == onSoftHSM { // on either it is the same: the store keeps nothing of them
-				o.killedAfterEachEffectOfDataKeys(t, &f)
+// killedInEachStory tells all stories; records are how many the store writes for each key and pair.
+func (m *mortal) killedInEachStory(t *testing.T, parameters func(*v1alpha1.ImportedKeySpec), records int) {
+	t.Helper()
+	key := m.enabledKey(t, "key", nil, parameters)
+	plain := m.dataKeyBytes(t, m.dataKey(t, "dek"))
+	deleted := withDeletionPolicy(v1alpha1.DeletionDelete)
+
+	// The parameters: a finalizer, the pair, its token's MAC, the status.
+	m.killedAfterEach(t, "parameters", 4+records, func(name string) story {
+		return m.publishes(t, importedKey(name, parameters, deleted))
+	})
+	// The import: the token's MAC, the module, the status.
+	m.killedAfterEach(t, "import", 3+records, func(name string) story {
+		return m.imports(t, m.pendingKey(t, name, parameters, deleted))
+	})
+	// The material is deleted: the module, the status.
+	material := m.material(32)
+	m.killedAfterEach(t, "material", 2+records, func(name string) story {
+		return m.deletesMaterial(t, m.enabledKey(t, name, material, parameters, deleted), material)
+	})
+	// The deletion: the pair, the key, the finalizer.
+	m.killedAfterEach(t, "deletion", 3+2*records, func(name string) story {
+		return m.deletes(t, m.enabledKey(t, name, nil, parameters, deleted))
+	})
+	// The data key: the module, the Secret, the mark on the object, the status.
+	m.killedAfterEach(t, "generation", 4, func(name string) story {
+		return m.generates(t, newDataKey(name))
+	})
+	// The export: the module, the Secret, the status.
+	m.killedAfterEach(t, "export", 3, func(name string) story {
+		return m.exports(t, newExport(name, withRSA("RSAES_OAEP_SHA_1")), plain)
+	})
+	m.noOrphans(t, m.token, key)
+}
+
+func (m *mortal) publishes(t *testing.T, key *v1alpha1.ImportedKey) story {
+	return story{
+		object: key,
+		act:    func() { m.create(t, key) },
+		ended:  m.endsAs(t, key, v1alpha1.ReasonPendingImport),
+		check: func() {
+			pairs := m.pairs(t, key)
+			if len(pairs) != 1 || pairs[0].PublicKey.Fingerprint() != key.Status.ImportParameters.PublicKeyFingerprint {
+				t.Errorf("%s has %d pairs, or publishes another one", key.Name, len(pairs))
 			}
-			o.noOrphans(t, token, key)
-		})
+			m.remove(t, key)
+			m.gone(t, key)
+		},
 	}
 }
 
-func (o *operator) killedAfterEachEffectOfDataKeys(t *testing.T, f *fuse) {
-	t.Helper()
-	algorithm := withRSA("RSAES_OAEP_SHA_1")
-	// The data key: the module, the Secret, the status. What was kept once is kept for ever.
-	o.killedAfterEach(t, f, "generation", 3, func(name string) story {
-		made := newDataKey(name)
-		kept := o.rememberSecret(t, name)
-		return story{
-			act:   func() { o.create(t, made) },
-			ended: o.endsAs(t, made, v1alpha1.ReasonSucceeded),
-			died:  kept.remember,
-			check: func() { kept.check("ciphertextBlob"); o.checkSecretOf(t, made, name) },
-		}
-	})
-	// The export: the module, the Secret, the status.
-	o.killedAfterEach(t, f, "export", 3, func(name string) story {
-		made := newExport(name, algorithm)
-		kept := o.rememberSecret(t, name)
-		return story{
-			act:   func() { o.create(t, made) },
-			ended: o.endsAs(t, made, v1alpha1.ReasonSucceeded),
-			died:  kept.remember,
-			check: func() { kept.check("exportedDataKey"); o.checkExport(t, made, rsaRecipient()) },
-		}
-	})
+func (m *mortal) imports(t *testing.T, key *v1alpha1.ImportedKey) story {
+	p, material := key.Status.ImportParameters, m.material(32)
+	wrapped := inline(wrapUnder(t, p, material), p.ImportToken)
+	return story{
+		object: key,
+		act:    func() { m.give(t, key, wrapped) },
+		ended:  m.endsAs(t, key, v1alpha1.ReasonSucceeded),
+		check: func() {
+			want, err := hsm.FingerprintOf(hsm.AES256, material)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, err := m.module(t).FindKey(t.Context(), uuid.MustParse(key.Status.KeyVersionID))
+			if err != nil || found.Fingerprint != want || key.Status.MaterialFingerprint != want.String() {
+				t.Errorf("%s is %+v in the module (%v) and says it is %s", key.Name, found, err, key.Status.MaterialFingerprint)
+			}
+			m.remove(t, key)
+			m.gone(t, key)
+		},
+	}
 }
 
-// keptSecret is a Secret as it was when the operator died.
+func (m *mortal) deletesMaterial(t *testing.T, key *v1alpha1.ImportedKey, material []byte) story {
+	return story{
+		object: key,
+		act:    func() { m.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please") },
+		ended:  m.endsAs(t, key, v1alpha1.ReasonPendingImport),
+		check: func() {
+			if there := m.inModule(t, key); there || kms.KeyState(key.Status.KeyState) != kms.StatePendingImport {
+				t.Errorf("%s is in the module: %t, and %s", key.Name, there, key.Status.KeyState)
+			}
+			m.importsAgain(t, key, "1", material, noEnd)
+			m.remove(t, key)
+			m.gone(t, key)
+		},
+	}
+}
+
+func (m *mortal) deletes(t *testing.T, key *v1alpha1.ImportedKey) story {
+	return story{
+		act: func() { m.remove(t, key) },
+		ended: func() string {
+			err := m.Get(t.Context(), client.ObjectKeyFromObject(key), key.DeepCopy())
+			if client.IgnoreNotFound(err) != nil {
+				t.Fatal(err)
+			}
+			if err == nil {
+				return key.Name + " is still there"
+			}
+			return ""
+		},
+		check: func() {
+			if m.inModule(t, key) || len(m.pairs(t, key)) > 0 {
+				t.Errorf("something of %s is left in the module", key.Name)
+			}
+		},
+	}
+}
+
+func (m *mortal) generates(t *testing.T, k *v1alpha1.DataKey) story {
+	kept := keptSecret{o: m.operator, t: t, name: k.Name}
+	return story{
+		object: k,
+		act:    func() { m.create(t, k) },
+		ended:  m.endsAs(t, k, v1alpha1.ReasonSucceeded),
+		died:   kept.remember,
+		check: func() {
+			kept.check()
+			m.checkSecretOf(t, k, k.Name)
+			if n := len(m.dataKeyBytes(t, k)); n != 32 {
+				t.Errorf("%s has %d bytes", k.Name, n)
+			}
+		},
+	}
+}
+
+func (m *mortal) exports(t *testing.T, e *v1alpha1.ExportedDataKey, plain []byte) story {
+	kept := keptSecret{o: m.operator, t: t, name: e.Name}
+	return story{
+		object: e,
+		act:    func() { m.create(t, e) },
+		ended:  m.endsAs(t, e, v1alpha1.ReasonSucceeded),
+		died:   kept.remember,
+		check: func() {
+			kept.check()
+			m.checkExport(t, e, rsaRecipient())
+			if !bytes.Equal(m.openExport(t, e, rsaRecipient()), plain) {
+				t.Errorf("%s is another data key", e.Name)
+			}
+		},
+	}
+}
+
+// keptSecret is a Secret as it was when the operator died: what was kept once is kept for ever.
 type keptSecret struct {
 	o    *operator
 	t    testing.TB
 	name string
 	was  *corev1.Secret
-}
-
-func (o *operator) rememberSecret(t testing.TB, name string) *keptSecret {
-	return &keptSecret{o: o, t: t, name: name}
 }
 
 func (k *keptSecret) remember() {
@@ -322,12 +264,12 @@ func (k *keptSecret) remember() {
 	}
 }
 
-func (k *keptSecret) check(entry string) {
+func (k *keptSecret) check() {
 	k.t.Helper()
 	if k.was == nil {
 		return
 	}
-	if is := k.o.secretOf(k.t, k.name); is.UID != k.was.UID || !bytes.Equal(is.Data[entry], k.was.Data[entry]) {
+	if is := k.o.secretOf(k.t, k.name); is.UID != k.was.UID || !maps.EqualFunc(is.Data, k.was.Data, bytes.Equal) {
 		k.t.Errorf("the Secret %s holds something else than before", k.name)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"regexp"
 	"slices"
@@ -35,6 +36,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/software"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
@@ -78,8 +80,11 @@ type operator struct {
 	onModule func(*hsmtest.Recorder)
 	// onManager changes the manager's options.
 	onManager func(*ctrl.Options)
-	stopped   func() // nil while it does not run
-	former    int    // how many modules were opened before its start
+	// tokenOf is a token of a PKCS#11 library, of which only the library counts.
+	tokenOf func(library string) tokens.Token
+	says    io.Writer // gets the log, too
+	stopped func()    // nil while it does not run
+	former  int       // how many modules were opened before its start
 
 	mu          sync.Mutex
 	opened      []opened
@@ -125,18 +130,7 @@ func startOperator(t *testing.T, options ...option) *operator {
 // startOperatorOn starts an operator on that API server.
 func startOperatorOn(t *testing.T, env *testenv.Env, options ...option) *operator {
 	t.Helper()
-	o := &operator{
-		Client: env.Client, env: env,
-		namespace: env.Namespace(t), ownNamespace: env.Namespace(t),
-		clock: clock.RealClock{}, hidden: map[string][]byte{},
-		onOpen:    func(context.Context, controllers.ModuleRequest) error { return nil },
-		onModule:  func(*hsmtest.Recorder) {},
-		onManager: func(*ctrl.Options) {},
-	}
-	o.cfg, o.requests = env.Counting()
-	for _, change := range options {
-		change(o)
-	}
+	o := newOperator(t, env, options...)
 	t.Cleanup(func() {
 		o.checkStatuses(t)
 		o.stop(t)
@@ -147,6 +141,28 @@ func startOperatorOn(t *testing.T, env *testenv.Env, options ...option) *operato
 		}
 	})
 	o.start(t)
+	return o
+}
+
+// newOperator is an operator that is not started, with namespaces of its own unless an option gives it others'.
+func newOperator(t *testing.T, env *testenv.Env, options ...option) *operator {
+	t.Helper()
+	o := &operator{
+		Client: env.Client, env: env,
+		clock: clock.RealClock{}, hidden: map[string][]byte{},
+		onOpen:    func(context.Context, controllers.ModuleRequest) error { return nil },
+		onModule:  func(*hsmtest.Recorder) {},
+		onManager: func(*ctrl.Options) {},
+		tokenOf:   commonToken,
+		says:      io.Discard,
+	}
+	o.cfg, o.requests = env.Counting()
+	for _, change := range options {
+		change(o)
+	}
+	if o.namespace == "" {
+		o.namespace, o.ownNamespace = env.Namespace(t), env.Namespace(t)
+	}
 	return o
 }
 
@@ -216,7 +232,7 @@ func (o *operator) hear(prefix, line string) {
 		}
 	}
 	if !strings.HasPrefix(line, `"level"=`) || strings.HasPrefix(line, `"level"=0`) {
-		fmt.Fprintln(&o.log, prefix, line)
+		fmt.Fprintln(io.MultiWriter(&o.log, o.says), prefix, line)
 	}
 }
 
@@ -224,14 +240,20 @@ func (o *operator) hear(prefix, line string) {
 // are over.
 func (o *operator) reconciles(t testing.TB, object client.Object) (begun, done int) {
 	t.Helper()
+	of := o.reconcileOf(t, object)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.begun[of], o.done[of]
+}
+
+// reconcileOf is by what an object's reconciles are counted.
+func (o *operator) reconcileOf(t testing.TB, object client.Object) string {
+	t.Helper()
 	kind, err := o.GroupVersionKindFor(object)
 	if err != nil {
 		t.Fatal(err)
 	}
-	of := kind.Kind + "/" + object.GetNamespace() + "/" + object.GetName()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.begun[of], o.done[of]
+	return kind.Kind + "/" + object.GetNamespace() + "/" + object.GetName()
 }
 
 // settled waits until each object has been reconciled since the operator's start and no more is.
@@ -344,7 +366,7 @@ func (o *operator) openBare(ctx context.Context, req controllers.ModuleRequest) 
 	if spec.Module != onSoftHSM && spec.Module != onNSS {
 		return nil, hsm.Errorf(hsm.Misconfigured, "The operator knows no PKCS#11 module %q.", spec.Module)
 	}
-	token := commonToken(spec.Module) // of which only the library counts
+	token := o.tokenOf(spec.Module)
 	custody := hsm.CustodyHost
 	if req.Spec.Custody == v1alpha1.CustodyModuleOnly {
 		custody = hsm.CustodyModule

@@ -1,0 +1,424 @@
+package controllers_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/rpc"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+// fuse kills the process that it is in right after so many of the operator's outside effects: calls that
+// change the module or make something in it, and writes to the API server.
+type fuse struct {
+	// writing is held for reading from before a write to the API server until it is counted: whoever holds
+	// it for writing knows that each write is counted whose outcome can be seen.
+	writing sync.RWMutex
+
+	mu      sync.Mutex
+	last    int      // the effect that it kills after, 0 for none
+	effects []string // since it was armed
+}
+
+// moduleEffects are those of the module. ExportDataKey changes nothing in it, but what it makes is as good as an effect.
+var moduleEffects = []string{
+	"Authenticate", "CreateWrappingKey", "DestroyWrappingKey", "ImportKey", "DestroyKey", "GenerateDataKey", "ExportDataKey",
+}
+
+func (f *fuse) options() []option {
+	return []option{
+		withModules(func(r *hsmtest.Recorder) {
+			for _, method := range moduleEffects {
+				r.After(method, func() { f.effect(method) })
+			}
+		}),
+		withConfig(func(cfg *rest.Config) {
+			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+				return roundTripper(func(r *http.Request) (*http.Response, error) {
+					if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "/events") {
+						return next.RoundTrip(r)
+					}
+					f.writing.RLock()
+					defer f.writing.RUnlock()
+					response, err := next.RoundTrip(r)
+					f.effect(r.Method + " " + r.URL.Path[strings.LastIndex(r.URL.Path, "namespaces/")+len("namespaces/"):])
+					return response, err
+				})
+			})
+		}),
+	}
+}
+
+func (f *fuse) effect(what string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.last == 0 {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "Effect:", what)
+	if f.effects = append(f.effects, what); len(f.effects) == f.last {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {} // nothing follows, whichever thread the system stops last
+	}
+}
+
+func (f *fuse) arm(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last, f.effects = n, nil
+}
+
+// disarm says which effects there were. From now on nothing is killed.
+func (f *fuse) disarm() []string {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = 0
+	return f.effects
+}
+
+// mortal is an operator that is a process of its own, and can be killed. The operator that it embeds has no
+// manager: it is the administrator's side, and the process is asked what its module holds.
+type mortal struct {
+	*operator
+	token tokens.Token // none for the software store
+	given string       // a givenOperator
+
+	cmd   *exec.Cmd
+	calls *rpc.Client
+	ended chan struct{} // closed when the process has
+}
+
+// The operator's process is this executable, which a variable tells whose operator it is. It is asked through
+// its standard input and answers through a pipe of its own; its standard output and errors are its log. It ends
+// when its input does: at the latest when this process dies.
+
+const (
+	operatorVariable = "KEYCONVOY_TEST_OPERATOR"
+	answersFile      = 3 // the first of exec.Cmd's ExtraFiles
+)
+
+type givenOperator struct{ Kubeconfig, Namespace, OwnNamespace, Library string }
+
+func startMortal(t *testing.T, token tokens.Token) *mortal {
+	t.Helper()
+	env := testenv.Start(t)
+	m := &mortal{operator: newOperator(t, env), token: token}
+	m.opened = []opened{{recorder: hsmtest.Wrap(elsewhere{m: m})}}
+	m.given = toJSON(givenOperator{env.Kubeconfig(t, nil, m.namespace), m.namespace, m.ownNamespace, token.Path})
+	m.begin(t)
+	t.Cleanup(func() {
+		m.end(t)
+		m.checkHidden(t)
+		if strings.Contains(m.logged(), "DATA RACE") {
+			t.Error("The operator's process has a data race")
+		}
+		if t.Failed() {
+			t.Logf("The log of the operator's processes:\n%s", m.logged())
+		}
+	})
+	return m
+}
+
+// begin starts the operator's process, and again when it has been killed.
+func (m *mortal) begin(t *testing.T) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.cmd = exec.Command(self, "-test.run=^TestOperatorProcess$")
+	m.cmd.Env = append(os.Environ(), append(m.token.Env, operatorVariable+"="+m.given)...)
+	m.cmd.Stdout = logOf{m.operator}
+	m.cmd.Stderr = m.cmd.Stdout
+	commands, err := m.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers, answering, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.cmd.ExtraFiles = []*os.File{answering}
+	if err := m.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = answering.Close() // it is the process's own
+	m.calls, m.ended = rpc.NewClient(duplex{answers, commands}), make(chan struct{})
+	go func(cmd *exec.Cmd, ended chan struct{}) {
+		defer close(ended)
+		_ = cmd.Wait() // whoever waits for the end reads how it came
+	}(m.cmd, m.ended)
+}
+
+// end ends the process, which then checks statuses and caches as every operator of a test does.
+func (m *mortal) end(t *testing.T) {
+	t.Helper()
+	_ = m.calls.Close()
+	select {
+	case <-m.ended:
+		if !m.cmd.ProcessState.Success() {
+			t.Errorf("The operator's process ended with %s", m.cmd.ProcessState)
+		}
+	case <-time.After(2 * patience):
+		_ = m.cmd.Process.Kill()
+		t.Error("The operator's process does not end")
+	}
+}
+
+// call asks the process. There is no answer when it is dead, or dies of the question.
+func (m *mortal) call(method string, argument, answer any) error {
+	call := m.calls.Go("Operator."+method, argument, answer, make(chan *rpc.Call, 1))
+	select {
+	case <-call.Done:
+		return call.Error
+	case <-time.After(2 * patience):
+		return errors.New("the operator's process does not answer " + method)
+	}
+}
+
+// arm has the process die right after n effects from now; with 0 it is dead already.
+func (m *mortal) arm(t *testing.T, n int) {
+	t.Helper()
+	if err := m.call("Arm", n, &[]string{}); err != nil {
+		t.Fatalf("the fuse is not armed: %v", err)
+	}
+	if n == 0 {
+		_ = m.cmd.Process.Kill()
+		<-m.ended
+	}
+}
+
+// disarm says whether the process was killed, and otherwise which effects there were.
+func (m *mortal) disarm(t *testing.T) (killed bool, effects []string) {
+	t.Helper()
+	err := m.call("Disarm", 0, &effects)
+	if err == nil {
+		return false, effects
+	}
+	select {
+	case <-m.ended:
+	case <-time.After(patience):
+		t.Fatalf("the process lives and does not disarm its fuse: %v", err)
+	}
+	_ = m.calls.Close()
+	if how, ok := m.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !how.Signaled() || how.Signal() != syscall.SIGKILL {
+		t.Fatalf("the operator's process was not killed, but: %s", m.cmd.ProcessState)
+	}
+	return true, nil
+}
+
+// settled waits until the process that runs now has looked at an object, and looks no more.
+func (m *mortal) settled(t *testing.T, object client.Object) {
+	t.Helper()
+	if object == nil {
+		return
+	}
+	of := m.reconcileOf(t, object)
+	eventually(t, func() string {
+		var counts [2]int
+		if err := m.call("Reconciles", of, &counts); err != nil {
+			t.Fatal(err)
+		}
+		if counts[0] == 0 || counts[0] != counts[1] {
+			return fmt.Sprintf("%s: %d reconciles began, %d are over", of, counts[0], counts[1])
+		}
+		return ""
+	})
+}
+
+func (m *mortal) isDead() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// elsewhere is the module of the operator's process, as far as tests ask it.
+type elsewhere struct {
+	hsm.Module
+	m *mortal
+}
+
+// FindKey implements hsm.Module.
+func (e elsewhere) FindKey(_ context.Context, id uuid.UUID) (hsm.Key, error) {
+	var found []hsm.Key
+	if err := e.m.call("FindKey", id, &found); err != nil {
+		return hsm.Key{}, err
+	}
+	if len(found) == 0 {
+		return hsm.Key{}, hsm.Errorf(hsm.NotFound, "The module does not hold it.")
+	}
+	return found[0], nil
+}
+
+// ListWrappingKeys implements hsm.Module.
+func (e elsewhere) ListWrappingKeys(_ context.Context, owner uuid.UUID) ([]hsm.WrappingKey, error) {
+	var listed []listedPair
+	if err := e.m.call("ListPairs", owner, &listed); err != nil {
+		return nil, err
+	}
+	var pairs []hsm.WrappingKey
+	for _, l := range listed {
+		key, err := wrapping.ParsePublicKey(l.SPKI)
+		if err != nil {
+			return nil, err
+		}
+		pairs = append(pairs, hsm.WrappingKey{ID: l.ID, Owner: owner, PublicKey: key, NotAfter: l.NotAfter})
+	}
+	return pairs, nil
+}
+
+type listedPair struct {
+	ID       uuid.UUID
+	SPKI     []byte
+	NotAfter time.Time
+}
+
+// logOf takes what a process says into an operator's log.
+type logOf struct{ *operator }
+
+func (l logOf) Write(said []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.Write(said)
+}
+
+// duplex is two pipes as one connection.
+type duplex struct {
+	io.ReadCloser
+	io.WriteCloser
+}
+
+func (d duplex) Close() error { return errors.Join(d.ReadCloser.Close(), d.WriteCloser.Close()) }
+
+// TestOperatorProcess is the process that begin starts: the operator, with a fuse, until its input ends.
+func TestOperatorProcess(t *testing.T) {
+	variable := os.Getenv(operatorVariable)
+	if variable == "" {
+		t.Skip("it is the operator of another test")
+	}
+	var given givenOperator
+	if err := json.Unmarshal([]byte(variable), &given); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", given.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.QPS = -1
+	scheme, err := controllers.Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	administrator, err := client.New(cfg, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f fuse
+	o := startOperatorOn(t, &testenv.Env{Config: cfg, Client: administrator}, append(f.options(), func(o *operator) {
+		o.namespace, o.ownNamespace = given.Namespace, given.OwnNamespace
+		o.tokenOf = func(string) tokens.Token { return tokens.Token{Path: given.Library} }
+		o.says = os.Stderr
+	})...)
+	server := rpc.NewServer()
+	if err := server.RegisterName("Operator", &answering{o, &f}); err != nil {
+		t.Fatal(err)
+	}
+	server.ServeConn(duplex{os.Stdin, os.NewFile(answersFile, "answers")})
+}
+
+// answering is what the operator's process is asked.
+type answering struct {
+	operator *operator
+	fuse     *fuse
+}
+
+// Arm has the fuse kill after n effects from now, once the operator serves.
+func (a *answering) Arm(n int, _ *[]string) error {
+	_, err := a.module()
+	a.fuse.arm(n)
+	return err
+}
+
+// Disarm returns the effects.
+func (a *answering) Disarm(_ int, effects *[]string) error {
+	*effects = a.fuse.disarm()
+	return nil
+}
+
+// Reconciles returns how many reconciles of an object began, and how many of them are over.
+func (a *answering) Reconciles(of string, counts *[2]int) error {
+	a.operator.mu.Lock()
+	defer a.operator.mu.Unlock()
+	*counts = [2]int{a.operator.begun[of], a.operator.done[of]}
+	return nil
+}
+
+// FindKey returns the key, or none.
+func (a *answering) FindKey(id uuid.UUID, found *[]hsm.Key) error {
+	module, err := a.module()
+	if err != nil {
+		return err
+	}
+	key, err := module.FindKey(context.Background(), id)
+	if hsm.KindOf(err) == hsm.NotFound {
+		return nil
+	}
+	*found = []hsm.Key{key}
+	return err
+}
+
+// ListPairs returns the wrapping pairs of a key.
+func (a *answering) ListPairs(owner uuid.UUID, listed *[]listedPair) error {
+	module, err := a.module()
+	if err != nil {
+		return err
+	}
+	pairs, err := module.ListWrappingKeys(context.Background(), owner)
+	for _, p := range pairs {
+		*listed = append(*listed, listedPair{p.ID, p.PublicKey.SPKI(), p.NotAfter})
+	}
+	return err
+}
+
+// module waits until the operator has opened its module.
+func (a *answering) module() (*hsmtest.Recorder, error) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	deadline := time.After(patience)
+	for {
+		if all := a.operator.modules(); len(all) > 0 {
+			return all[len(all)-1].recorder, nil
+		}
+		select {
+		case <-deadline:
+			return nil, errors.New("the operator has opened no module")
+		case <-tick.C:
+		}
+	}
+}
