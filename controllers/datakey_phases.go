@@ -141,13 +141,18 @@ func (s *dataKeyScope) givenBlob() (string, error) {
 	return kms.Canonical(s.object.Spec.CiphertextBlob)
 }
 
+// verify says whether the blob is a data key as the spec asks for.
 func (r *dataKeyReconciler) verify(ctx context.Context, s *dataKeyScope) error {
 	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.imported.Spec.KeyStoreRef)
 	if err != nil {
 		return err
 	}
 	defer giveBack()
-	err = ops.VerifyDataKey(ctx, s.key, s.blob, encryptionContext(s.object.Spec.EncryptionContext))
+	asked := s.request()
+	err = ops.VerifyDataKey(ctx, s.key, s.blob, asked.EncryptionContext)
+	if err == nil {
+		err = asked.CheckBlob(s.blob)
+	}
 	if kms.CodeOf(err) == kms.InvalidParameter {
 		return s.unreadable(err)
 	}
@@ -187,17 +192,22 @@ func (r *dataKeyReconciler) generate(ctx context.Context, s *dataKeyScope) error
 		return err
 	}
 	defer giveBack()
-	made, err := ops.GenerateDataKeyWithoutPlaintext(ctx, kms.GenerateDataKeyRequest{
-		Key:               s.key,
-		KeySpec:           hsm.KeySpec(s.object.Spec.KeySpec),
-		NumberOfBytes:     int(s.object.Spec.NumberOfBytes),
-		EncryptionContext: encryptionContext(s.object.Spec.EncryptionContext),
-	})
+	made, err := ops.GenerateDataKeyWithoutPlaintext(ctx, s.request())
 	if err != nil {
 		return err
 	}
 	s.blob, s.custody = made.CiphertextBlob, v1alpha1.Custody(made.Custody)
 	return nil
+}
+
+// request is what the spec asks for.
+func (s *dataKeyScope) request() kms.GenerateDataKeyRequest {
+	return kms.GenerateDataKeyRequest{
+		Key:               s.key,
+		KeySpec:           hsm.KeySpec(s.object.Spec.KeySpec),
+		NumberOfBytes:     int(s.object.Spec.NumberOfBytes),
+		EncryptionContext: encryptionContext(s.object.Spec.EncryptionContext),
+	}
 }
 
 // keepBlob writes the Secret, where it is not as it should be, and then the status. Reasons:

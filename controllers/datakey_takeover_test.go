@@ -1,6 +1,7 @@
 package controllers_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -62,6 +63,45 @@ func TestDataKey_takesABlobOver(t *testing.T) {
 	wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1})
 	if got := o.dataKeyBytes(t, k); string(got) != string(want) {
 		t.Error("it is another data key")
+	}
+}
+
+// A consumer that reckons with the length that the spec says must not get another.
+func TestDataKey_aBlobOfAnotherLengthIsNotTakenOver(t *testing.T) {
+	t.Parallel()
+	for store, lengths := range map[string][]int32{onSoftware: {16, 20}, onSoftHSM: {16, 20}} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			o.store(t, store)
+			o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+			for _, n := range lengths {
+				name := fmt.Sprintf("of-%d", n)
+				blob := o.dataKey(t, name, withBytes(n)).Status.CiphertextBlob
+				says := []string{fmt.Sprintf("has %d bytes", n), "asks for 24", "Make another DataKey"}
+
+				given := newDataKey(name+"-given", withBytes(24), withBlob(blob))
+				o.create(t, given)
+				if message := o.stalls(t, given, "InvalidParameter", says...); strings.Contains(message, "Secret") {
+					t.Errorf("it speaks of a Secret, and there is none: %s", message)
+				}
+				o.absent(t, given.Name)
+
+				found := newDataKey(name+"-found", withBytes(24))
+				o.makeSecret(t, keptBlob(found.Name, found.Name, blob))
+				o.create(t, found)
+				o.stalls(t, found, "InvalidParameter", append(says, "is not replaced")...)
+				if found.Status.CiphertextBlob != "" || string(o.secretOf(t, found.Name).Data["ciphertextBlob"]) != blob {
+					t.Error("it was taken over, or replaced")
+				}
+
+				o.dataKey(t, name+"-right", withBytes(n), withBlob(blob))
+				o.dataKey(t, name+"-any", withBlob(blob))
+			}
+			if n := o.calls()["GenerateDataKey"]; n != len(lengths) {
+				t.Errorf("another data key was made instead: %d", n)
+			}
+		})
 	}
 }
 

@@ -40,7 +40,8 @@ type DataKeySpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxProperties=64
 	EncryptionContext map[string]ContextValue `json:"encryptionContext,omitempty"`
-	// CiphertextBlob is an existing data key to take over, in Base64.
+	// CiphertextBlob is an existing data key to take over, in Base64. It must have the length that
+	// numberOfBytes or keySpec says, where one of them does.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=4096

@@ -50,6 +50,11 @@ const (
 	idLen = 36
 	// MaxLen bounds the Base64 text of a blob: the longest data key is 1024 bytes.
 	MaxLen = 2048
+
+	// keyWrapOverhead is by how much RFC 3394 lengthens a key; gcmOverhead is IV and tag of the other
+	// schemes.
+	keyWrapOverhead = 8
+	gcmOverhead     = 12 + 16
 )
 
 // Blob is a data key encrypted under the master key that it names.
@@ -69,6 +74,20 @@ func (b Blob) Bytes() []byte {
 
 // String returns the blob in Base64, as the API shows it.
 func (b Blob) String() string { return base64.StdEncoding.EncodeToString(b.Bytes()) }
+
+// DataKeyLen is the length of the data key in a blob, which shows without opening it; 0 where no data key gives
+// such a payload.
+func (b Blob) DataKeyLen() int {
+	switch b.Scheme {
+	case DerivedKeyWrap:
+		if n := len(b.Payload) - keyWrapOverhead; n >= 16 && n%8 == 0 {
+			return n
+		}
+	case DerivedGCM, DirectGCM:
+		return max(0, len(b.Payload)-gcmOverhead)
+	}
+	return 0
+}
 
 // ErrMalformed is returned for text that is no blob.
 var ErrMalformed = errors.New("not a CiphertextBlob")

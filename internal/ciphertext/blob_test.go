@@ -54,6 +54,38 @@ func TestParse_isTheInverseOfString(t *testing.T) {
 	}
 }
 
+func TestDataKeyLen_showsWithoutOpening(t *testing.T) {
+	t.Parallel()
+	for sentence, tc := range map[string]struct {
+		scheme        ciphertext.Scheme
+		payload, want int
+	}{
+		"wrapped":                        {ciphertext.DerivedKeyWrap, 40, 32},
+		"wrapped, the shortest":          {ciphertext.DerivedKeyWrap, 24, 16},
+		"wrapped, too short":             {ciphertext.DerivedKeyWrap, 16, 0},
+		"wrapped, no whole block":        {ciphertext.DerivedKeyWrap, 41, 0},
+		"under a derived key":            {ciphertext.DerivedGCM, 29, 1},
+		"under the master key":           {ciphertext.DirectGCM, 60, 32},
+		"IV and tag, and nothing within": {ciphertext.DerivedGCM, 28, 0},
+		"nothing":                        {ciphertext.DirectGCM, 0, 0},
+		"in a way that nobody knows":     {9, 40, 0},
+	} {
+		blob := ciphertext.Blob{KeyVersionID: versionA, Scheme: tc.scheme, Payload: make([]byte, tc.payload)}
+		if got := blob.DataKeyLen(); got != tc.want {
+			t.Errorf("%s: %d bytes, want %d", sentence, got, tc.want)
+		}
+	}
+	for _, answer := range knownAnswers(t) {
+		blob, err := ciphertext.Parse(answer.Blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := len(unhex(t, answer.DataKey)); blob.DataKeyLen() != want {
+			t.Errorf("%s: %d bytes, want %d", answer.Blob, blob.DataKeyLen(), want)
+		}
+	}
+}
+
 func TestScheme_hasAName(t *testing.T) {
 	t.Parallel()
 	for scheme, want := range map[ciphertext.Scheme]string{

@@ -69,6 +69,27 @@ func (r GenerateDataKeyRequest) length() (int, error) {
 	return hsm.AES256.Len(), nil
 }
 
+// CheckBlob says whether the data key in a blob has the length that KeySpec or NumberOfBytes asks for; where
+// neither does, any will do. It does not open the blob: see VerifyDataKey.
+func (r GenerateDataKeyRequest) CheckBlob(blob string) error {
+	if r.KeySpec == "" && r.NumberOfBytes == 0 {
+		return nil
+	}
+	want, err := r.length()
+	if err != nil {
+		return err
+	}
+	parsed, err := ciphertext.Parse(blob)
+	if err != nil {
+		return malformed(err)
+	}
+	if is := parsed.DataKeyLen(); is != want {
+		return invalid("CiphertextBlob", "The data key in it has %d bytes, and KeySpec or NumberOfBytes asks for %d. "+
+			"Make another DataKey, which asks for the length that the blob has, or for none.", is, want)
+	}
+	return nil
+}
+
 // GenerateDataKeyWithoutPlaintext makes a data key and answers with its ciphertext only.
 func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req GenerateDataKeyRequest) (DataKey, error) {
 	if err := Permit(OpGenerateDataKey, req.Key.StateAt(o.now())); err != nil {

@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"encoding/base64"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -200,6 +201,39 @@ func TestVerifyDataKey_opensUnderItsKeyAndContextOnly(t *testing.T) {
 
 	wantError(t, s.VerifyDataKey(t.Context(), key, "garbage!", context), kms.InvalidParameter, "CiphertextBlob", "status.ciphertextBlob")
 	wantError(t, s.VerifyDataKey(t.Context(), key, blob, contextOf(8193)), kms.InvalidParameter, "EncryptionContext")
+}
+
+func TestCheckBlob_wantsTheLengthThatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	key, _ := s.enabled(t, hsm.AES256)
+	for sentence, tc := range map[string]struct {
+		has   int
+		asked kms.GenerateDataKeyRequest
+		ok    bool
+	}{
+		"nothing is asked for":           {20, kms.GenerateDataKeyRequest{}, true},
+		"what the key spec says":         {16, kms.GenerateDataKeyRequest{KeySpec: hsm.AES128}, true},
+		"other than the key spec says":   {16, kms.GenerateDataKeyRequest{KeySpec: hsm.AES256}, false},
+		"what the bytes say":             {20, kms.GenerateDataKeyRequest{NumberOfBytes: 20}, true},
+		"other than the bytes say":       {20, kms.GenerateDataKeyRequest{NumberOfBytes: 24}, false},
+		"the bytes win over the spec":    {20, kms.GenerateDataKeyRequest{KeySpec: hsm.AES256, NumberOfBytes: 20}, true},
+		"the spec does not win":          {32, kms.GenerateDataKeyRequest{KeySpec: hsm.AES256, NumberOfBytes: 20}, false},
+		"the longest, where one is long": {1024, kms.GenerateDataKeyRequest{NumberOfBytes: 1024}, true},
+	} {
+		made, err := s.GenerateDataKeyWithoutPlaintext(t.Context(), kms.GenerateDataKeyRequest{Key: key, NumberOfBytes: tc.has})
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch err := tc.asked.CheckBlob(made.CiphertextBlob); {
+		case !tc.ok:
+			wantError(t, err, kms.InvalidParameter, "CiphertextBlob", fmt.Sprintf("has %d bytes", tc.has), "Make another DataKey")
+		case err != nil:
+			t.Errorf("%s: %v", sentence, err)
+		}
+	}
+	wantError(t, kms.GenerateDataKeyRequest{NumberOfBytes: 1}.CheckBlob("garbage!"), kms.InvalidParameter, "CiphertextBlob")
+	wantError(t, kms.GenerateDataKeyRequest{KeySpec: hsm.SM4}.CheckBlob(""), kms.InvalidParameter, "KeySpec")
 }
 
 func TestKeyVersionOf_readsTheNameOfTheKey(t *testing.T) {

@@ -16,13 +16,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// keyWrapOverhead is by how much RFC 3394 lengthens a key; gcmOverhead is IV and tag of the other
-// schemes.
-const (
-	keyWrapOverhead = 8
-	gcmOverhead     = 12 + 16
-)
-
 // GenerateDataKey implements hsm.Module. What the token can make and wrap never leaves it; other
 // lengths are random bytes of the token, encrypted on the host under a key that it derived.
 func (m *Module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (hsm.DataKey, error) {
@@ -60,10 +53,10 @@ func (s *session) generateInside(master p11.ObjectHandle, req hsm.GenerateReques
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
-	if len(wrapped) != req.Length+keyWrapOverhead {
+	blob := ciphertext.Blob{KeyVersionID: req.KeyVersionID, Scheme: ciphertext.DerivedKeyWrap, Payload: wrapped}
+	if blob.DataKeyLen() != req.Length {
 		return hsm.DataKey{}, hsm.Errorf(hsm.Internal, "the token made a data key of another length than asked")
 	}
-	blob := ciphertext.Blob{KeyVersionID: req.KeyVersionID, Scheme: ciphertext.DerivedKeyWrap, Payload: wrapped}
 	return hsm.DataKey{Blob: blob, Custody: hsm.CustodyModule}, nil
 }
 
@@ -145,19 +138,8 @@ func (s *session) verify(req hsm.OpenRequest) error {
 // dataKeyLen is the length of the data key in a blob, which shows without opening it. It refuses
 // what no data key gives: some tokens take a payload of any length and pad it with zeros.
 func dataKeyLen(blob ciphertext.Blob) (int, error) {
-	length := len(blob.Payload)
-	switch blob.Scheme {
-	case ciphertext.DerivedKeyWrap:
-		length -= keyWrapOverhead
-		if length < 16 || length%8 != 0 || length > hsm.MaxDataKeyLen {
-			return 0, errInvalidBlob
-		}
-	case ciphertext.DerivedGCM:
-		length -= gcmOverhead
-		if length < 1 || length > hsm.MaxDataKeyLen {
-			return 0, errInvalidBlob
-		}
-	default:
+	length := blob.DataKeyLen()
+	if blob.Scheme == ciphertext.DirectGCM || length < 1 || length > hsm.MaxDataKeyLen {
 		return 0, errInvalidBlob
 	}
 	return length, nil

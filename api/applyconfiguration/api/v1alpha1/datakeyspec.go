@@ -20,7 +20,8 @@ type DataKeySpecApplyConfiguration struct {
 	// EncryptionContext is bound to the data key: it opens under the same context only. It is not
 	// secret. At most 8192 characters as JSON.
 	EncryptionContext map[string]apiv1alpha1.ContextValue `json:"encryptionContext,omitempty"`
-	// CiphertextBlob is an existing data key to take over, in Base64.
+	// CiphertextBlob is an existing data key to take over, in Base64. It must have the length that
+	// numberOfBytes or keySpec says, where one of them does.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
 	// Target is the Secret that keeps the blob. It stays when this object is deleted: a data key
 	// that is lost cannot be made again.
