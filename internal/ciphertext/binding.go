@@ -3,7 +3,6 @@ package ciphertext
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -21,14 +20,21 @@ const (
 
 // Bind computes the binding of a data key.
 func Bind(keyVersionID uuid.UUID, encryptionContext map[string]string) Binding {
-	var buf []byte
+	keys := make([]string, 0, len(encryptionContext))
+	n := len(bindingLabel) + len(keyVersionID) + 4*(2+2*len(encryptionContext))
+	for key, value := range encryptionContext {
+		keys = append(keys, key)
+		n += len(key) + len(value)
+	}
+	slices.Sort(keys)
+	buf := make([]byte, 0, n)
 	part := func(s string) {
 		buf = binary.BigEndian.AppendUint32(buf, uint32(len(s))) //nolint:gosec // API fields are bounded far below 4 GiB
 		buf = append(buf, s...)
 	}
 	part(bindingLabel)
 	part(string(keyVersionID[:]))
-	for _, key := range slices.Sorted(maps.Keys(encryptionContext)) {
+	for _, key := range keys {
 		part(key)
 		part(encryptionContext[key])
 	}

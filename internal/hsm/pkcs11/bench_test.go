@@ -4,25 +4,31 @@ package pkcs11
 
 import (
 	"crypto/rand"
+	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// eachKind runs a benchmark on each module, with RSA-OAEP and both hashes.
-func eachKind(b *testing.B, bench func(*testing.B, *fixture, wrapping.Algorithm)) {
+// benchLibraries are the libraries without the spy, which costs time itself.
+var benchLibraries = &registry{load: loadLibrary, rescan: newAllowance(1000, time.Second)}
+
+func benchOpen(b *testing.B, libs *registry, cfg Config) *Module {
 	b.Helper()
-	for kind, newToken := range kinds {
-		f := newFixture(b, configOf(newToken(b)))
-		for _, algorithm := range []wrapping.Algorithm{wrapping.RSAESOAEPSHA256, wrapping.RSAESOAEPSHA1} {
-			b.Run(kind+"/"+string(algorithm), func(b *testing.B) { bench(b, f, algorithm) })
-		}
+	m, err := open(b.Context(), libs, cfg)
+	if err != nil {
+		b.Fatal(err)
 	}
+	b.Cleanup(func() { _ = m.Close() })
+	return m
 }
 
 func BenchmarkOpen(b *testing.B) {
@@ -30,7 +36,7 @@ func BenchmarkOpen(b *testing.B) {
 		b.Run(kind, func(b *testing.B) {
 			cfg := configOf(newToken(b))
 			for b.Loop() {
-				m, err := Open(b.Context(), cfg)
+				m, err := open(b.Context(), benchLibraries, cfg)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -42,63 +48,10 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-func BenchmarkImportKey(b *testing.B) {
-	eachKind(b, func(b *testing.B, f *fixture, algorithm wrapping.Algorithm) {
-		wrapped, err := wrapping.Wrap(rand.Reader, f.pair.PublicKey, algorithm, "", f.material)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for b.Loop() {
-			req := hsm.ImportRequest{
-				KeyVersionID: uuid.New(), Spec: hsm.AES256, WrappingKey: f.pair.ID, Algorithm: algorithm, EncryptedMaterial: wrapped,
-			}
-			if _, err := f.m.ImportKey(b.Context(), req); err != nil {
-				b.Fatal(err)
-			}
-			b.StopTimer()
-			if err := f.m.DestroyKey(b.Context(), req.KeyVersionID); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-		}
-	})
-}
-
-func BenchmarkGenerateDataKey(b *testing.B) {
-	for kind, newToken := range kinds {
-		f := newFixture(b, configOf(newToken(b)))
-		for name, length := range map[string]int{"32 bytes inside": 32, "20 bytes on the host": 20} {
-			b.Run(kind+"/"+name, func(b *testing.B) {
-				b.RunParallel(func(pb *testing.PB) {
-					for pb.Next() {
-						_, err := f.m.GenerateDataKey(b.Context(), hsm.GenerateRequest{KeyVersionID: f.id, Length: length, Binding: f.binding})
-						if err != nil {
-							b.Error(err)
-						}
-					}
-				})
-			})
-		}
-	}
-}
-
-func BenchmarkExportDataKey(b *testing.B) {
-	eachKind(b, func(b *testing.B, f *fixture, algorithm wrapping.Algorithm) {
-		blob := f.generate(b, 32)
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				if _, err := f.m.ExportDataKey(b.Context(), f.export(blob, algorithm)); err != nil {
-					b.Error(err)
-				}
-			}
-		})
-	})
-}
-
 func BenchmarkCheck(b *testing.B) {
 	for kind, newToken := range kinds {
 		b.Run(kind, func(b *testing.B) {
-			m := mustOpen(b, configOf(newToken(b)))
+			m := benchOpen(b, benchLibraries, configOf(newToken(b)))
 			for b.Loop() {
 				if err := m.Check(b.Context()); err != nil {
 					b.Fatal(err)
@@ -106,6 +59,98 @@ func BenchmarkCheck(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What an operation costs beside the same in bare calls is measured in internal/kms, with the domain layer.
+
+// BenchmarkExportSessions says what more sessions bring: exports a second, with more callers than
+// sessions. SoftHSM has one lock around nearly everything and gains nothing, NSS gains little. Distant is
+// SoftHSM at the end of a line on which each call waits a millisecond, as for an HSM in the network; the waiting is
+// below the pool, where it is with such a module.
+func BenchmarkExportSessions(b *testing.B) {
+	for _, way := range []struct {
+		name, kind string
+		algorithm  wrapping.Algorithm
+		wait       time.Duration
+	}{
+		{"SoftHSM", "SoftHSM", wrapping.RSAESOAEPSHA1, 0},
+		{"NSS", "NSS", wrapping.RSAESOAEPSHA256, 0},
+		{"Distant", "SoftHSM", wrapping.RSAESOAEPSHA1, time.Millisecond},
+	} {
+		for _, sessions := range []int{1, 2, 4, 8} {
+			b.Run(fmt.Sprintf("%s/%s/sessions=%d", way.name, way.algorithm, sessions), func(b *testing.B) {
+				line := &distant{}
+				cfg := configOf(kinds[way.kind](b))
+				cfg.MaxSessions = sessions
+				f := fixtureOf(b, benchOpen(b, line.libraries(), cfg))
+				req := f.export(f.generate(b, 32), way.algorithm)
+				line.wait.Store(int64(way.wait))
+				exportInParallel(b, f.m, req)
+				line.wait.Store(0)
+			})
+		}
+	}
+}
+
+func exportInParallel(b *testing.B, m *Module, req hsm.ExportRequest) {
+	b.Helper()
+	b.ReportAllocs()
+	b.SetParallelism(max(1, 16/runtime.GOMAXPROCS(0)))
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := m.ExportDataKey(b.Context(), req); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "exports/s")
+}
+
+// distant is a library whose answers to what an export asks come late, once wait is set.
+type distant struct {
+	cryptoki
+
+	wait atomic.Int64
+}
+
+func (d *distant) libraries() *registry {
+	return &registry{rescan: newAllowance(1000, time.Second), load: func(path string) (c cryptoki, err error) {
+		d.cryptoki, err = loadLibrary(path)
+		return d, err
+	}}
+}
+
+func (d *distant) answer() {
+	if wait := time.Duration(d.wait.Load()); wait > 0 {
+		<-time.After(wait)
+	}
+}
+
+func (d *distant) DeriveKey(s p11.SessionHandle, m []*p11.Mechanism, base p11.ObjectHandle, t []*p11.Attribute) (p11.ObjectHandle, error) {
+	d.answer()
+	return d.cryptoki.DeriveKey(s, m, base, t)
+}
+
+func (d *distant) UnwrapKey(s p11.SessionHandle, m []*p11.Mechanism, with p11.ObjectHandle, wrapped []byte, t []*p11.Attribute) (p11.ObjectHandle, error) {
+	d.answer()
+	return d.cryptoki.UnwrapKey(s, m, with, wrapped, t)
+}
+
+func (d *distant) CreateObject(s p11.SessionHandle, t []*p11.Attribute) (p11.ObjectHandle, error) {
+	d.answer()
+	return d.cryptoki.CreateObject(s, t)
+}
+
+func (d *distant) WrapKey(s p11.SessionHandle, m []*p11.Mechanism, with, key p11.ObjectHandle) ([]byte, error) {
+	d.answer()
+	return d.cryptoki.WrapKey(s, m, with, key)
+}
+
+func (d *distant) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) error {
+	d.answer()
+	return d.cryptoki.DestroyObject(s, o)
 }
 
 // fixture is an open module with a pair and a master key whose material the test knows.
@@ -119,7 +164,12 @@ type fixture struct {
 
 func newFixture(t testing.TB, cfg Config) *fixture {
 	t.Helper()
-	f := &fixture{m: mustOpen(t, cfg), id: uuid.New(), material: make([]byte, 32)}
+	return fixtureOf(t, mustOpen(t, cfg))
+}
+
+func fixtureOf(t testing.TB, m *Module) *fixture {
+	t.Helper()
+	f := &fixture{m: m, id: uuid.New(), material: make([]byte, 32)}
 	_, _ = rand.Read(f.material)
 	f.binding = ciphertext.Bind(f.id, map[string]string{"app": "ledger"})
 	var err error

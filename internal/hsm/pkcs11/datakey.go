@@ -40,12 +40,12 @@ func (m *Module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (
 }
 
 func (s *session) generateInside(master p11.ObjectHandle, req hsm.GenerateRequest) (hsm.DataKey, error) {
-	kek, err := s.deriveKEK(master, req.Binding, p11.CKA_WRAP)
+	kek, err := s.deriveKEK(master, req.Binding, wrappingKEK)
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
 	dataKey, err := s.generateTemp(p11.CKM_GENERIC_SECRET_KEY_GEN,
-		append(sessionKey(p11.CKK_GENERIC_SECRET, true), p11.NewAttribute(p11.CKA_VALUE_LEN, req.Length)))
+		append(wrappable, p11.NewAttribute(p11.CKA_VALUE_LEN, req.Length)))
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
@@ -81,10 +81,10 @@ func (s *session) generateOnHost(master p11.ObjectHandle, req hsm.GenerateReques
 	return hsm.DataKey{Blob: blob, Custody: hsm.CustodyHost}, nil
 }
 
-// deriveKEK derives the key-encryption key of a binding inside the token, for CKA_WRAP or CKA_UNWRAP.
-func (s *session) deriveKEK(master p11.ObjectHandle, binding ciphertext.Binding, usage uint) (p11.ObjectHandle, error) {
+// deriveKEK derives the key-encryption key of a binding inside the token: wrappingKEK or unwrappingKEK.
+func (s *session) deriveKEK(master p11.ObjectHandle, binding ciphertext.Binding, template []*p11.Attribute) (p11.ObjectHandle, error) {
 	data := binding.Derivation(ciphertext.DerivedKeyWrap)
-	return s.derive(master, data[:], kekTemplate(usage))
+	return s.derive(master, data[:], template)
 }
 
 // deriveOnHost derives a scheme's key and reads it. The caller wipes it.
@@ -127,7 +127,7 @@ func (s *session) verify(req hsm.OpenRequest) error {
 		return err
 	}
 	if s.m.opensInside(req.Blob, length) {
-		_, err = s.openInside(master, req, length, sessionKey(p11.CKK_GENERIC_SECRET, false))
+		_, err = s.openInside(master, req, length, opened)
 		return err
 	}
 	dataKey, err := s.openOnHost(master, req, length)
@@ -152,7 +152,7 @@ func (m *Module) opensInside(blob ciphertext.Blob, length int) bool {
 
 // openInside unwraps the data key into a session object.
 func (s *session) openInside(master p11.ObjectHandle, req hsm.OpenRequest, length int, template []*p11.Attribute) (p11.ObjectHandle, error) {
-	kek, err := s.deriveKEK(master, req.Binding, p11.CKA_UNWRAP)
+	kek, err := s.deriveKEK(master, req.Binding, unwrappingKEK)
 	if err != nil {
 		return 0, err
 	}
@@ -267,7 +267,7 @@ func (s *session) export(req hsm.ExportRequest, custody hsm.Custody) ([]byte, er
 
 // exportInside unwraps the data key and wraps it for the recipient, both in the token.
 func (s *session) exportInside(master p11.ObjectHandle, req hsm.ExportRequest, length int) ([]byte, error) {
-	dataKey, err := s.openInside(master, req.OpenRequest, length, sessionKey(p11.CKK_GENERIC_SECRET, true))
+	dataKey, err := s.openInside(master, req.OpenRequest, length, wrappable)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ package pkcs11
 import (
 	"bytes"
 	"context"
-	"errors"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -16,7 +15,7 @@ import (
 
 // ImportKey implements hsm.Module. Where the token can do it, material is unwrapped inside: first into
 // a copy that lives as long as the call, on which length and fingerprint are taken, then into the
-// master key, which must show the same fingerprint.
+// master key, which must show the same.
 func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key, error) {
 	custody, err := m.importCustody(req)
 	if err != nil {
@@ -69,22 +68,24 @@ func (s *session) importKey(req hsm.ImportRequest, custody hsm.Custody) (hsm.Key
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	existing, err := s.master(req.KeyVersionID)
-	exists := err == nil
-	if err != nil && !errors.Is(err, errNoKey) {
+	// Where it shows none, nothing is made before this session has unwrapped under the pair: that is the
+	// proof that it has its login and its device.
+	existing, exists, err := s.lookUp(masterName(req.KeyVersionID), s.checkMaster)
+	if err != nil {
 		return hsm.Key{}, err
 	}
 	if err := s.checkCiphertextLen(private, req.EncryptedMaterial); err != nil {
 		return hsm.Key{}, err
 	}
 	in := incoming{request: req, private: private}
+	defer clear(in.last[:])
 	if custody == hsm.CustodyHost {
 		if in.material, err = s.unwrapOnHost(req, private); err != nil {
 			return hsm.Key{}, err
 		}
 		defer in.material.Wipe()
 	}
-	fingerprint, err := s.fingerprintIncoming(in)
+	fingerprint, err := s.fingerprintIncoming(&in)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -108,6 +109,7 @@ type incoming struct {
 	request  hsm.ImportRequest
 	private  p11.ObjectHandle
 	material redact.Bytes // nil while it is inside
+	last     [16]byte     // the block whose encryption the fingerprint is; fingerprintIncoming sets it
 }
 
 // checkCiphertextLen refuses what is not as long as the modulus (RFC 8017, section 7.1.2, step 1):
@@ -123,16 +125,25 @@ func (s *session) checkCiphertextLen(private p11.ObjectHandle, ciphertext []byte
 	return nil
 }
 
-func (s *session) fingerprintIncoming(in incoming) (hsm.Fingerprint, error) {
-	if in.material != nil {
-		return hsm.FingerprintOf(in.request.Spec, in.material)
+func (s *session) fingerprintIncoming(in *incoming) (hsm.Fingerprint, error) {
+	if in.material == nil {
+		return s.inspect(in)
 	}
-	return s.inspect(in.request, in.private)
+	block, err := hsm.NewCipher(in.request.Spec, in.material)
+	if err != nil {
+		return hsm.Fingerprint{}, err
+	}
+	var l [16]byte
+	defer clear(l[:])
+	block.Encrypt(l[:], l[:])
+	in.last = lastBlock(l[:])
+	return hsm.FingerprintOf(in.request.Spec, in.material)
 }
 
 // inspect unwraps a short-lived copy inside the token and returns its fingerprint, if the material is
 // as long as the key type asks.
-func (s *session) inspect(req hsm.ImportRequest, private p11.ObjectHandle) (hsm.Fingerprint, error) {
+func (s *session) inspect(in *incoming) (hsm.Fingerprint, error) {
+	req, private := in.request, in.private
 	template := s.m.can.sized(materialTemplate(p11.CKK_AES), req.Spec.Len())
 	h, err := s.unwrapTemp(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, template)
 	if err != nil {
@@ -140,7 +151,10 @@ func (s *session) inspect(req hsm.ImportRequest, private p11.ObjectHandle) (hsm.
 	}
 	wrongLength := wrongLengthOf(req)
 	// A token that takes any length for an AES key, as SoftHSM does, finds out here.
-	fingerprint, err := s.fingerprint(h)
+	if in.last, err = s.lastBlock(h); err != nil {
+		return hsm.Fingerprint{}, blameInput(wrongLength, err)
+	}
+	fingerprint, err := s.encryption(h, in.last)
 	if err != nil {
 		return hsm.Fingerprint{}, blameInput(wrongLength, err)
 	}
@@ -227,7 +241,7 @@ func (s *session) makeMaster(in incoming, fingerprint hsm.Fingerprint) error {
 	if err != nil {
 		return err
 	}
-	if err := s.checkMade(h, fingerprint); err != nil {
+	if err := s.checkMade(h, in.last, fingerprint); err != nil {
 		_ = s.destroy(h)
 		return err
 	}
@@ -244,12 +258,13 @@ func (s *session) putMaster(in incoming, token bool) (p11.ObjectHandle, error) {
 	return s.unwrap(unwrapMechanism(req.Algorithm), in.private, req.EncryptedMaterial, s.m.can.sized(template, req.Spec.Len()))
 }
 
-// checkMade says whether the new key is protected as asked, and is the material that was looked at.
-func (s *session) checkMade(h p11.ObjectHandle, fingerprint hsm.Fingerprint) error {
+// checkMade says whether the new key is protected as asked, and is the material that was looked at: one
+// block that it encrypts to the fingerprint, too, tells.
+func (s *session) checkMade(h p11.ObjectHandle, last [16]byte, fingerprint hsm.Fingerprint) error {
 	if err := s.checkMaster(h); err != nil {
 		return err
 	}
-	made, err := s.fingerprint(h)
+	made, err := s.encryption(h, last)
 	if err == nil && made != fingerprint {
 		err = hsm.Errorf(hsm.Internal, "the token made another key of the material than it showed before")
 	}

@@ -126,12 +126,27 @@ var aesSpecs = []hsm.KeySpec{hsm.AES128, hsm.AES192, hsm.AES256}
 // 6.2), and CKM_AES_ECB_ENCRYPT_DATA over one block is E. Neither E(0) nor the result tells anything
 // about the key, nor about what is derived from it over other data.
 func (s *session) fingerprint(h p11.ObjectHandle) (hsm.Fingerprint, error) {
-	var block [16]byte
-	l, err := s.deriveValue(h, block[:])
+	block, err := s.lastBlock(h)
 	if err != nil {
 		return hsm.Fingerprint{}, err
 	}
+	defer clear(block[:])
+	return s.encryption(h, block)
+}
+
+// lastBlock returns M ⊕ K1. The caller wipes it.
+func (s *session) lastBlock(h p11.ObjectHandle) ([16]byte, error) {
+	var zeros [16]byte
+	l, err := s.deriveValue(h, zeros[:])
+	if err != nil {
+		return zeros, err
+	}
 	defer l.Wipe()
+	return lastBlock(l), nil
+}
+
+// lastBlock returns M ⊕ K1 for l = E(0).
+func lastBlock(l []byte) (block [16]byte) {
 	copy(block[:], hsm.FingerprintLabel)
 	carry := l[0] >> 7
 	for i := range block {
@@ -143,6 +158,11 @@ func (s *session) fingerprint(h p11.ObjectHandle) (hsm.Fingerprint, error) {
 		}
 		block[i] ^= k1
 	}
+	return block
+}
+
+// encryption is E of one block.
+func (s *session) encryption(h p11.ObjectHandle, block [16]byte) (hsm.Fingerprint, error) {
 	defer clear(block[:])
 	tag, err := s.deriveValue(h, block[:])
 	if err != nil {

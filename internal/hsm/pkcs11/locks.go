@@ -28,7 +28,8 @@ type gate struct {
 	mu      sync.Mutex
 	inside  int
 	alone   bool
-	changed chan struct{} // closed and replaced when somebody leaves
+	waiting bool          // somebody waits for changed
+	changed chan struct{} // closed and replaced when somebody leaves and somebody waits
 }
 
 func newGate() *gate { return &gate{changed: make(chan struct{})} }
@@ -80,6 +81,10 @@ func (g *gate) leaveAlone() {
 
 // wake wakes every waiter. g.mu is held.
 func (g *gate) wake() {
+	if !g.waiting {
+		return
+	}
+	g.waiting = false
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
@@ -91,6 +96,7 @@ func (g *gate) wait(ctx context.Context, done func() bool) error {
 			g.mu.Unlock()
 			return nil
 		}
+		g.waiting = true
 		changed := g.changed
 		g.mu.Unlock()
 		select {

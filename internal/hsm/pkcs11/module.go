@@ -24,7 +24,8 @@ type Module struct {
 	cfg  Config // without the PIN
 	lib  *library
 	info hsm.Info
-	can  abilities // what the self-test found
+	can  abilities        // what the self-test found
+	caps []hsm.Capability // what custody leaves of it
 
 	slots     chan struct{} // one is taken by each operation, also by one that hangs
 	ladder    patientMutex  // one recovers, others wait for it
@@ -98,7 +99,7 @@ func (m *Module) open(ctx context.Context, libs *registry) error {
 	}
 	return m.attempt(ctx, func(s *session) error {
 		can, err := s.selfTest()
-		m.can = can
+		m.can, m.caps = can, can.capabilities(m.cfg)
 		return err
 	})
 }
@@ -137,7 +138,7 @@ func infoOf(library string, info p11.TokenInfo) hsm.Info {
 func (m *Module) Info() hsm.Info { return m.info }
 
 // Capabilities implements hsm.Module.
-func (m *Module) Capabilities() []hsm.Capability { return slices.Clone(m.can.capabilities(m.cfg)) }
+func (m *Module) Capabilities() []hsm.Capability { return slices.Clone(m.caps) }
 
 // Check implements hsm.Module: it makes a key in the token and derives from it. What C_GetSessionInfo
 // and its like say is no proof; some libraries say it long after the device is gone.

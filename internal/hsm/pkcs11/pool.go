@@ -55,10 +55,7 @@ func (m *Module) operate(ctx context.Context, op func(*session) error) error {
 		return errClosed
 	}
 	done := make(chan error, 1)
-	go func() {
-		defer func() { <-m.slots }()
-		done <- m.attempt(ctx, op)
-	}()
+	go func() { done <- m.inPlace(ctx, op) }()
 	select {
 	case err := <-done:
 		return final(err)
@@ -70,6 +67,12 @@ func (m *Module) operate(ctx context.Context, op func(*session) error) error {
 	default:
 		return errWaiting(ctx.Err())
 	}
+}
+
+// inPlace runs op and gives its place back before anybody hears that it is over.
+func (m *Module) inPlace(ctx context.Context, op func(*session) error) error {
+	defer func() { <-m.slots }()
+	return m.attempt(ctx, op)
 }
 
 // result runs op as operate does and returns what it made. What an abandoned op makes goes nowhere.

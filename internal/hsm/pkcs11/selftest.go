@@ -348,7 +348,7 @@ func (t *selfTest) take(s *session, in *incoming, custody hsm.Custody) (hsm.Fing
 			return hsm.Fingerprint{}, err
 		}
 	}
-	return s.fingerprintIncoming(*in)
+	return s.fingerprintIncoming(in)
 }
 
 // testExports tries each RSA algorithm inside. On the host all of them work, SM2 too.

@@ -223,18 +223,24 @@ func (s *session) find(template []*p11.Attribute) (handles []p11.ObjectHandle, e
 // object returns the handle of a token object, from the cache or by a search, and then only if it
 // passes the check. Whoever gets a failure with a cached handle tries again with a fresh search.
 func (s *session) object(name objectName, check func(p11.ObjectHandle) error) (h p11.ObjectHandle, ok bool, err error) {
+	h, ok, err = s.lookUp(name, check)
+	if err == nil && !ok {
+		// A token that lost its login or its device shows no private objects either, and a key that
+		// is missing is a grave thing to say.
+		err = s.health()
+	}
+	return h, ok, err
+}
+
+// lookUp is object without the proof that what the token does not show is missing.
+func (s *session) lookUp(name objectName, check func(p11.ObjectHandle) error) (h p11.ObjectHandle, ok bool, err error) {
 	if h, ok := s.m.handle(s, name); ok {
 		s.used = append(s.used, name)
 		return h, true, nil
 	}
 	handles, err := s.find(name.template())
-	if err != nil {
+	if err != nil || len(handles) == 0 {
 		return 0, false, err
-	}
-	if len(handles) == 0 {
-		// A token that lost its login or its device shows no private objects either, and a key that
-		// is missing is a grave thing to say.
-		return 0, false, s.health()
 	}
 	if err := check(handles[0]); err != nil {
 		return 0, false, err

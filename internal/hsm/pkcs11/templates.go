@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -86,13 +87,23 @@ func readableUnwrapped() []*p11.Attribute {
 		p11.NewAttribute(p11.CKA_EXTRACTABLE, true))
 }
 
+// What every data key needs is made once: a template has two allocations for each attribute. Libraries only
+// read templates, and whoever appends to one of these makes a copy, since they are full.
+var (
+	wrappingKEK   = kekTemplate(p11.CKA_WRAP)
+	unwrappingKEK = kekTemplate(p11.CKA_UNWRAP)
+	// wrappable is a data key on its way through the token, opened one that is only opened.
+	wrappable = slices.Clip(sessionKey(p11.CKK_GENERIC_SECRET, true))
+	opened    = slices.Clip(sessionKey(p11.CKK_GENERIC_SECRET, false))
+)
+
 // kekTemplate is a derived key-encryption key that does one thing: CKA_WRAP or CKA_UNWRAP.
 func kekTemplate(usage uint) []*p11.Attribute {
 	t := append(sessionKey(p11.CKK_AES, false), p11.NewAttribute(p11.CKA_VALUE_LEN, 32))
 	for _, flag := range []uint{p11.CKA_WRAP, p11.CKA_UNWRAP} {
 		t = append(t, p11.NewAttribute(flag, flag == usage))
 	}
-	return append(t, may(false, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_SIGN, p11.CKA_VERIFY)...)
+	return slices.Clip(append(t, may(false, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_SIGN, p11.CKA_VERIFY)...))
 }
 
 // masterTemplate is a master key: it derives and does nothing else. So nothing that it protects can be

@@ -1,41 +1,16 @@
 package software_test
 
 import (
-	"crypto/rand"
 	"testing"
 
 	"github.com/google/uuid"
 
-	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// ways are the wrappings that the benchmarks compare.
-var ways = []struct {
-	name string
-	spec wrapping.KeySpec
-	alg  wrapping.Algorithm
-}{
-	{"RSA_2048/RSAES_OAEP_SHA_256", wrapping.RSA2048, wrapping.RSAESOAEPSHA256},
-	{"EC_SM2/SM2PKE", wrapping.ECSM2, wrapping.SM2PKE},
-}
-
-func BenchmarkImportKey(b *testing.B) {
-	for _, way := range ways {
-		b.Run(way.name, func(b *testing.B) {
-			m := open(b, &hsmtest.Storage{})
-			req := importRequest(b, createPair(b, m, way.spec), way.alg, random(32))
-			for b.Loop() {
-				req.KeyVersionID = uuid.New()
-				if _, err := m.ImportKey(b.Context(), req); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}
+// What an operation costs beside the same in bare calls is measured in internal/kms, with the domain layer.
 
 func BenchmarkGenerateDataKey(b *testing.B) {
 	for _, bc := range []struct {
@@ -49,31 +24,6 @@ func BenchmarkGenerateDataKey(b *testing.B) {
 			m, id := withKey(b, bc.spec)
 			for b.Loop() {
 				if _, err := m.GenerateDataKey(b.Context(), hsm.GenerateRequest{KeyVersionID: id, Length: bc.length}); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}
-
-func BenchmarkExportDataKey(b *testing.B) {
-	for _, way := range ways {
-		b.Run(way.name, func(b *testing.B) {
-			m, id := withKey(b, hsm.AES256)
-			private, err := wrapping.GeneratePrivateKey(rand.Reader, way.spec)
-			if err != nil {
-				b.Fatal(err)
-			}
-			binding := ciphertext.Bind(id, nil)
-			made, err := m.GenerateDataKey(b.Context(), hsm.GenerateRequest{KeyVersionID: id, Length: 32, Binding: binding})
-			if err != nil {
-				b.Fatal(err)
-			}
-			req := hsm.ExportRequest{
-				OpenRequest: hsm.OpenRequest{Blob: made.Blob, Binding: binding}, Recipient: private.Public(), Algorithm: way.alg,
-			}
-			for b.Loop() {
-				if _, err := m.ExportDataKey(b.Context(), req); err != nil {
 					b.Fatal(err)
 				}
 			}

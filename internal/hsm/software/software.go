@@ -37,6 +37,7 @@ type Module struct {
 	storage     Storage
 	sealer      *sealer
 	allowPKCS15 bool
+	caps        []hsm.Capability
 
 	// changing serialises those who make or destroy a record of one name. It is held over storage
 	// calls and RSA generation, so nobody who only reads takes it.
@@ -71,6 +72,7 @@ func Open(ctx context.Context, cfg Config) (*Module, error) {
 		storage:     cfg.Storage,
 		sealer:      s,
 		allowPKCS15: cfg.AllowPKCS1v15Import,
+		caps:        capabilities(cfg.AllowPKCS1v15Import),
 		keys:        map[uuid.UUID]*masterKey{},
 		pairs:       map[uuid.UUID]*wrappingPair{},
 		broken:      map[string]*hsm.Error{},
@@ -144,7 +146,9 @@ func (m *Module) Info() hsm.Info {
 }
 
 // Capabilities implements hsm.Module. There is no self-test: what pure Go does, its tests prove.
-func (m *Module) Capabilities() []hsm.Capability {
+func (m *Module) Capabilities() []hsm.Capability { return slices.Clone(m.caps) }
+
+func capabilities(allowPKCS15 bool) []hsm.Capability {
 	var all []hsm.Capability
 	add := func(operation hsm.Operation, algorithm string) {
 		all = append(all, hsm.Capability{Operation: operation, Algorithm: algorithm, Custody: hsm.CustodySoftware})
@@ -154,7 +158,7 @@ func (m *Module) Capabilities() []hsm.Capability {
 	}
 	add(hsm.OperationImport, string(wrapping.RSAESOAEPSHA256))
 	add(hsm.OperationImport, string(wrapping.RSAESOAEPSHA1))
-	if m.allowPKCS15 {
+	if allowPKCS15 {
 		add(hsm.OperationImport, string(wrapping.RSAESPKCS1V15))
 	}
 	add(hsm.OperationImport, string(wrapping.SM2PKE))
