@@ -61,7 +61,7 @@ var softHSMTokens = sync.OnceValue(func() (made struct {
 	made.common = tokens.SoftHSM(&process)
 	tokens.SoftHSMLabelled(&process, twinLabel)
 	tokens.SoftHSMLabelled(&process, twinLabel)
-	made.pins = make(chan tokens.Token, 4)
+	made.pins = make(chan tokens.Token, 8)
 	for range cap(made.pins) {
 		made.pins <- tokens.SoftHSM(&process)
 	}
