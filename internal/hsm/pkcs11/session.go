@@ -131,9 +131,9 @@ func (s *session) derive(base p11.ObjectHandle, data []byte, template []*p11.Att
 	return s.temp("C_DeriveKey", h, err)
 }
 
-// deriveValue derives and reads the value, which the caller wipes.
+// deriveValue derives from 16 or 32 bytes and reads the value, which the caller wipes.
 func (s *session) deriveValue(base p11.ObjectHandle, data []byte) (redact.Bytes, error) {
-	h, err := s.derive(base, data, readableTemplate(len(data)))
+	h, err := s.derive(base, data, readable[len(data)])
 	if err != nil {
 		return nil, err
 	}

@@ -95,6 +95,8 @@ var (
 	// wrappable is a data key on its way through the token, opened one that is only opened.
 	wrappable = slices.Clip(sessionKey(p11.CKK_GENERIC_SECRET, true))
 	opened    = slices.Clip(sessionKey(p11.CKK_GENERIC_SECRET, false))
+	// readable is what is derived to be read, by its length: one block or two.
+	readable = map[int][]*p11.Attribute{16: readableTemplate(16), 32: readableTemplate(32)}
 )
 
 // kekTemplate is a derived key-encryption key that does one thing: CKA_WRAP or CKA_UNWRAP.
