@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 
 	corev1 "k8s.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -56,6 +57,9 @@ func (r *dataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		}
 	}
 
+	if errors.Is(err, errOpening) {
+		return r.result(err, 0, before.Status.Conditions)
+	}
 	object.Status.ObservedGeneration = object.Generation
 	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, "The data key is in status.ciphertextBlob and in its Secret.")
 	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 
 	corev1 "k8s.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -69,6 +70,9 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 		if err = phase(ctx, scope); err != nil || scope.done {
 			break
 		}
+	}
+	if errors.Is(err, errOpening) {
+		return r.result(err, 0, before.Status.Conditions)
 	}
 	if object.Spec.DryRun {
 		err = kms.DryRun(err)

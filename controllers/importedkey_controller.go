@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -61,6 +62,9 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	}
 	scope.nextDeadline()
 
+	if errors.Is(err, errOpening) {
+		return r.result(err, scope.after, before.Status.Conditions)
+	}
 	r.summarize(object, err)
 	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {
 		return ctrl.Result{}, patchErr

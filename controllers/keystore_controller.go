@@ -65,8 +65,9 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	}
 
 	// Whoever waits for the store must hear of it when it begins to serve, and when it does again: before
-	// the patch, which may fail.
-	if err == nil && (scope.opened || !ready(was.Conditions)) {
+	// the patch, which may fail. Who came before the first look at it has not said yet that it waits.
+	first := r.modules.try(id)
+	if first || (err == nil && (scope.opened || !ready(was.Conditions))) {
 		r.modules.announce(ctx, before) // nobody writes to it any more
 	}
 

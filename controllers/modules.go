@@ -46,8 +46,11 @@ type OpenModule func(context.Context, ModuleRequest) (hsm.Module, error)
 // modules are the open modules by key store. Only the key stores' reconcilers open and close them;
 // everybody else borrows.
 type modules struct {
-	mu          sync.RWMutex
-	open        map[storeID]*openModule
+	mu   sync.RWMutex
+	open map[storeID]*openModule
+	// tried are the key stores that have been looked at since the operator's start, whether their modules
+	// opened or not.
+	tried       map[storeID]bool
 	subscribers []chan event.GenericEvent
 }
 
@@ -58,7 +61,9 @@ type openModule struct {
 	users  sync.WaitGroup
 }
 
-func newModules() *modules { return &modules{open: map[storeID]*openModule{}} }
+func newModules() *modules {
+	return &modules{open: map[storeID]*openModule{}, tried: map[storeID]bool{}}
+}
 
 // borrow returns an open module and what gives it back.
 func (m *modules) borrow(id storeID) (module hsm.Module, giveBack func(), ok bool) {
@@ -70,6 +75,22 @@ func (m *modules) borrow(id storeID) (module hsm.Module, giveBack func(), ok boo
 	}
 	o.users.Add(1)
 	return o.module, o.users.Done, true
+}
+
+// try notes that a key store has been looked at, and says whether that was the first time since the operator's
+// start.
+func (m *modules) try(id storeID) (first bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first = !m.tried[id]
+	m.tried[id] = true
+	return first
+}
+
+func (m *modules) wasTried(id storeID) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.tried[id]
 }
 
 // config returns what the open module of a key store was opened with, or "".
@@ -127,7 +148,8 @@ func (m *modules) closeAll(ctx context.Context) {
 	}
 }
 
-// subscribe returns a channel that hears of every key store that begins to serve.
+// subscribe returns a channel that hears of every key store that begins to serve, and of one that turns out not to
+// when the operator starts.
 func (m *modules) subscribe() <-chan event.GenericEvent {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -136,7 +158,7 @@ func (m *modules) subscribe() <-chan event.GenericEvent {
 	return c
 }
 
-// announce tells the subscribers that a key store serves.
+// announce tells the subscribers of a key store.
 func (m *modules) announce(ctx context.Context, store client.Object) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	apimachinery "k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/util/workqueue"
@@ -47,15 +48,33 @@ func Scheme() (*apimachinery.Scheme, error) {
 }
 
 // CacheOptions are how the manager's cache must be: of Secrets and ConfigMaps it holds some metadata, of
-// everything else no managed fields.
+// everything else not what API server and kubectl keep for themselves.
 func CacheOptions() cache.Options {
+	strip := secrets.StripMetadata(annotationTarget)
 	return cache.Options{
-		DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultTransform: stripBookkeeping,
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Secret{}:    {Transform: secrets.StripMetadata},
-			&corev1.ConfigMap{}: {Transform: secrets.StripMetadata},
+			&corev1.Secret{}:    {Transform: strip},
+			&corev1.ConfigMap{}: {Transform: strip},
 		},
 	}
+}
+
+// stripBookkeeping is a cache transform. The operator patches what it changes, so what is not in the cache stays
+// as it is; and an object that was applied by kubectl carries itself once more in an annotation.
+func stripBookkeeping(in any) (any, error) {
+	m, err := meta.Accessor(in)
+	if err != nil {
+		return in, nil //nolint:nilerr // no object: a mark of the end of a list, for instance
+	}
+	// It may be called again for an object that is in the cache, which nobody may write to any more.
+	if m.GetManagedFields() != nil {
+		m.SetManagedFields(nil)
+	}
+	if _, ok := m.GetAnnotations()[corev1.LastAppliedConfigAnnotation]; ok {
+		delete(m.GetAnnotations(), corev1.LastAppliedConfigAnnotation)
+	}
+	return in, nil
 }
 
 // ClientOptions are how the manager's client must be: Secrets and ConfigMaps are read live, and a

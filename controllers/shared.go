@@ -54,8 +54,16 @@ func (s *shared) operations(ctx context.Context, namespace string, ref v1alpha1.
 	return s.borrow(id)
 }
 
+// errOpening ends a reconcile whose key store has not been looked at since the operator's start. It is no news
+// for a status: the module is opened just now, and however that ends, whoever is not Ready is told. Without it a
+// start would write to every object that waits.
+var errOpening = reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady, "The key store is opened now.")
+
 func (s *shared) borrow(id storeID) (ops kms.Operations, giveBack func(), err error) {
 	module, giveBack, ok := s.modules.borrow(id)
+	if !ok && !s.modules.wasTried(id) {
+		return ops, nil, errOpening
+	}
 	if !ok {
 		return ops, nil, reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady,
 			fmt.Sprintf("The %s %s does not serve yet: its conditions say why.", id.kind, id.name))

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"maps"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -183,23 +185,46 @@ func Digest(data map[string][]byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// StripMetadata is a cache transform that keeps what is needed of an object's metadata. Annotations
-// and labels of others go: they are large, and kubectl keeps whole Secrets in an annotation.
-func StripMetadata(in any) (any, error) {
-	m, ok := in.(metav1.Object)
-	if !ok {
+// StripMetadata is a cache transform that keeps what is needed of an object's metadata: there may be very many. Of
+// others' objects annotations and labels go: they are large, and kubectl keeps whole Secrets in an annotation. Of
+// ours go the owner and what the operator itself has noted on them, which is read live, but for
+// the annotation keptNote.
+func StripMetadata(keptNote string) toolscache.TransformFunc {
+	return func(in any) (any, error) {
+		if m, ok := in.(metav1.Object); ok {
+			strip(m, keptNote)
+		}
 		return in, nil
 	}
-	m.SetManagedFields(nil)
-	if m.GetLabels()[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy {
+}
+
+func strip(m metav1.Object, keptNote string) {
+	// It may be called again for an object that is in the cache, which nobody may write to any more: so it writes
+	// only what is not yet as it should be.
+	if m.GetManagedFields() != nil {
+		m.SetManagedFields(nil)
+	}
+	if m.GetOwnerReferences() != nil {
+		m.SetOwnerReferences(nil)
+	}
+	ours := m.GetLabels()[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy
+	if !ours && m.GetLabels() != nil {
 		m.SetLabels(nil)
-		m.SetAnnotations(nil)
-		return in, nil
 	}
-	if annotations := m.GetAnnotations(); annotations != nil {
-		delete(annotations, corev1.LastAppliedConfigAnnotation)
+	var kept map[string]string
+	for name, value := range m.GetAnnotations() {
+		noted := strings.HasPrefix(name, v1alpha1.GroupVersion.Group+"/") && name != keptNote
+		if !ours || noted || name == corev1.LastAppliedConfigAnnotation {
+			continue
+		}
+		if kept == nil {
+			kept = map[string]string{} // a new one: the old one would keep its size
+		}
+		kept[name] = value
 	}
-	return in, nil
+	if len(kept) != len(m.GetAnnotations()) {
+		m.SetAnnotations(kept)
+	}
 }
 
 // Reference says how a Secret is that was read live.

@@ -234,20 +234,27 @@ func TestStripMetadata_keepsNothingOfOthersButTheirName(t *testing.T) {
 	meta := func(labels map[string]string) *metav1.PartialObjectMetadata {
 		return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 			Name: "s", UID: "u", ResourceVersion: "1", Labels: labels,
-			Annotations:   map[string]string{corev1.LastAppliedConfigAnnotation: `{"data":{"password":"…"}}`, "note": "n"},
-			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl"}},
+			Annotations: map[string]string{
+				corev1.LastAppliedConfigAnnotation: `{"data":{"password":"…"}}`, "note": "n", "keyconvoy.io/request-id": "r", "keyconvoy.io/kept": "k",
+			},
+			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "kubectl"}},
+			OwnerReferences: []metav1.OwnerReference{{Name: "owner"}},
 		}}
 	}
 	g := NewWithT(t)
 	strip := func(in any) metav1.ObjectMeta {
-		out, err := secrets.StripMetadata(in)
+		out, err := secrets.StripMetadata("keyconvoy.io/kept")(in)
 		g.Expect(err).NotTo(HaveOccurred())
 		return out.(*metav1.PartialObjectMetadata).ObjectMeta
 	}
 	g.Expect(strip(meta(map[string]string{"app": "x"}))).To(Equal(metav1.ObjectMeta{Name: "s", UID: "u", ResourceVersion: "1"}))
 	ours := map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, "app": "x"}
 	g.Expect(strip(meta(ours))).To(Equal(metav1.ObjectMeta{
-		Name: "s", UID: "u", ResourceVersion: "1", Labels: ours, Annotations: map[string]string{"note": "n"},
+		Name: "s", UID: "u", ResourceVersion: "1", Labels: ours, Annotations: map[string]string{"note": "n", "keyconvoy.io/kept": "k"},
 	}))
-	g.Expect(secrets.StripMetadata("no object")).To(Equal("no object"))
+	noted := meta(ours)
+	delete(noted.Annotations, "note")
+	delete(noted.Annotations, "keyconvoy.io/kept")
+	g.Expect(strip(noted).Annotations).To(BeNil())
+	g.Expect(secrets.StripMetadata("")("no object")).To(Equal("no object"))
 }

@@ -1,0 +1,88 @@
+package controllers_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+// gate holds up the opening of modules once it is closed, until it is opened again with how they shall end.
+type gate struct {
+	mu   sync.Mutex
+	ends chan error
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ends = make(chan error, 1)
+}
+
+func (g *gate) pass(ctx context.Context, _ controllers.ModuleRequest) error {
+	g.mu.Lock()
+	ends := g.ends
+	g.mu.Unlock()
+	if ends == nil {
+		return nil
+	}
+	select {
+	case err := <-ends:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// startWithGate is an operator that has been stopped and started again with objects that are new to it, while the
+// module of their store is being opened.
+func startWithGate(t *testing.T) (*operator, *gate, []client.Object) {
+	t.Helper()
+	g := &gate{}
+	o := startOperator(t, beforeOpen(g.pass))
+	o.store(t, onSoftware)
+	o.enabledKey(t, "key", nil)
+	o.dataKey(t, "dek")
+	o.stop(t)
+	g.close()
+	waiting := []client.Object{importedKey("new"), newDataKey("new-dek"), newExport("new-export")}
+	o.create(t, waiting...)
+	o.forgetCounts()
+	o.start(t)
+	o.settled(t, waiting...)
+	return o, g, waiting
+}
+
+func TestOperator_whileAModuleIsOpenedForTheFirstTime_writesNothing(t *testing.T) {
+	t.Parallel()
+	o, g, waiting := startWithGate(t)
+
+	// The finalizer needs no module.
+	wantCounts(t, "while the module is opened", o.writes(), map[string]int{"patch importedkeys": 1})
+	o.forgetCounts()
+	g.ends <- nil
+
+	o.condition(t, waiting[0], v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonPendingImport)
+	o.ready(t, waiting[1:]...)
+	o.settled(t, waiting...)
+	if writes := o.writes(); writes["patch exporteddatakeys/status"] != 1 || writes["patch datakeys/status"] != 1 || writes["patch importedkeys/status"] != 1 {
+		t.Errorf("then the operator wrote %v, more than one status for each", writes)
+	}
+}
+
+func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
+	t.Parallel()
+	o, g, waiting := startWithGate(t)
+
+	g.ends <- hsm.Errorf(hsm.Misconfigured, "There is no such token.")
+
+	for _, object := range waiting {
+		o.waits(t, object, v1alpha1.ReasonKeyStoreNotReady, "its conditions say why")
+	}
+}
