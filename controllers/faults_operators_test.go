@@ -76,11 +76,12 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	waiting.settled(t, objects...)
 }
 
-// A key that has work to do and was Ready is looked at while its key store is not open yet; the store serves
+// A key that has work to do and was Ready is looked at while its key store does not serve; the store serves
 // before the key's status says that it waits. Nobody tells the key again.
 func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.T) {
 	t.Parallel()
 	var held atomic.Bool
+	var openings atomic.Int32
 	var once sync.Once
 	waits, serves := make(chan struct{}), make(chan struct{})
 	o := startOperator(t,
@@ -96,9 +97,13 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 			})
 		}),
 		beforeOpen(func(context.Context, controllers.ModuleRequest) error {
-			if held.Load() {
-				<-waits
+			if !held.Load() {
+				return nil
 			}
+			if openings.Add(1) == 1 {
+				return errCable
+			}
+			<-waits
 			return nil
 		}))
 	store := o.store(t, onSoftware)
@@ -107,6 +112,7 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
 	held.Store(true)
 	o.start(t)
+	o.module(t)
 	o.settled(t, store)
 	close(serves)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)

@@ -38,7 +38,7 @@ type keyStoreScope struct {
 	storeObject
 	pinVersion string // set by findPIN
 	rootKey    string // set by openModule: the Secret with a new root key
-	opened     bool   // set by openModule: the module was not open before
+	opened     bool   // set by openModule and checkModule: the module did not serve before
 }
 
 // Reconcile opens the module, checks it, and publishes what it can do.

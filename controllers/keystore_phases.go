@@ -65,6 +65,7 @@ func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) e
 		Storage: r.secrets.Storage(r.operatorNamespace, ref, s.id.namespace, func(secret string) {
 			s.rootKey = secret
 		}),
+		unavailable: func() { r.modules.suspect(s.id) },
 	})
 	if err != nil {
 		return s.openError(err)
@@ -125,7 +126,7 @@ func (r *keyStoreReconciler) readPIN(ctx context.Context, s *keyStoreScope) (red
 	return bytes.TrimRight(value, "\r\n"), nil
 }
 
-// checkModule asks the module whether it works, and publishes what it is and can. Reasons:
+// checkModule asks the module whether it works, and publishes what it is and can. It sets opened. Reasons:
 // ServiceUnavailableTemporary.
 func (r *keyStoreReconciler) checkModule(ctx context.Context, s *keyStoreScope) error {
 	module, giveBack, ok := r.modules.borrow(s.id)
@@ -133,9 +134,12 @@ func (r *keyStoreReconciler) checkModule(ctx context.Context, s *keyStoreScope) 
 		return &kms.Error{Code: kms.ServiceUnavailableTemporary}
 	}
 	defer giveBack()
-	if err := module.Check(ctx); err != nil {
+	err := module.Check(ctx)
+	failedBefore := r.modules.checked(s.id, err)
+	if err != nil {
 		return s.openError(err)
 	}
+	s.opened = s.opened || failedBefore
 	info := module.Info()
 	s.status.Module = &v1alpha1.ModuleInfo{
 		Library: info.Library, Manufacturer: info.Manufacturer, Model: info.Model, Serial: info.Serial, Firmware: info.Firmware,

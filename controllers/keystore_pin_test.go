@@ -175,7 +175,7 @@ func TestKeyStore_moduleDown_saysSoAndComesBack(t *testing.T) {
 	o.waits(t, store, "ServiceUnavailableTemporary", "The device does not answer.")
 	key := importedKey("key")
 	o.create(t, key)
-	o.waits(t, key, "ServiceUnavailableTemporary")
+	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
 	if store.Status.Module == nil || len(store.Status.Capabilities) == 0 {
 		t.Error("what the module is and can is forgotten while it is down")
 	}

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
@@ -25,8 +26,17 @@ func (r *keyStoreReconciler) setup(mgr ctrl.Manager, options controller.Options)
 	return ctrl.NewControllerManagedBy(mgr).
 		For(kind, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.storesOfPIN)).
+		WatchesRawSource(source.Channel(r.modules.suspected(), handler.EnqueueRequestsFromMapFunc(r.ofThisKind))).
 		WithOptions(options).
 		Complete(r)
+}
+
+// ofThisKind lets a key store through that this reconciler serves.
+func (r *keyStoreReconciler) ofThisKind(_ context.Context, store client.Object) []reconcile.Request {
+	if idOfObject(store).kind != r.kind {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(store)}}
 }
 
 // storesOfPIN finds the key stores whose PIN is in a Secret. There are few key stores, so it looks at
@@ -41,23 +51,23 @@ func (r *keyStoreReconciler) storesOfPIN(ctx context.Context, secret client.Obje
 	return requests
 }
 
-// listStores lists the key stores of this reconciler's kind from the cache. Should the cache be gone,
+// listStores lists the key stores of this reconciler's kind from the cache, for reading only. Should the cache be gone,
 // the operator is about to end, and nobody needs the answer.
 func (r *keyStoreReconciler) listStores(ctx context.Context) []storeObject {
 	var stores []storeObject
 	if r.kind == kindClusterKeyStore {
-		var list v1alpha1.ClusterKeyStoreList
-		_ = r.client.List(ctx, &list)
-		for i := range list.Items {
-			o := &list.Items[i]
+		var all v1alpha1.ClusterKeyStoreList
+		_ = list(ctx, r.client, &all)
+		for i := range all.Items {
+			o := &all.Items[i]
 			stores = append(stores, storeObject{o, idOfObject(o), &o.Spec.KeyStoreSpec, o.Spec.AllowedNamespaces, &o.Status})
 		}
 		return stores
 	}
-	var list v1alpha1.KeyStoreList
-	_ = r.client.List(ctx, &list)
-	for i := range list.Items {
-		o := &list.Items[i]
+	var all v1alpha1.KeyStoreList
+	_ = list(ctx, r.client, &all)
+	for i := range all.Items {
+		o := &all.Items[i]
 		stores = append(stores, storeObject{o, idOfObject(o), &o.Spec, nil, &o.Status})
 	}
 	return stores

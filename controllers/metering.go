@@ -24,6 +24,8 @@ type meteredModule struct {
 	hsm.Module // Info, Capabilities and Close go by unmeasured
 
 	calls *prometheus.HistogramVec
+	// unavailable is told of a call that the module did not answer. Checks are not told of: whoever checks knows.
+	unavailable func()
 }
 
 // metered measures every module that is opened.
@@ -33,7 +35,7 @@ func metered(open OpenModule, calls *prometheus.HistogramVec) OpenModule {
 		if err != nil {
 			return nil, err
 		}
-		return &meteredModule{module, calls}, nil
+		return &meteredModule{module, calls, req.unavailable}, nil
 	}
 }
 
@@ -43,6 +45,9 @@ func measure[T any](m *meteredModule, operation string, call func() (T, error)) 
 	result := "OK"
 	if err != nil {
 		result = string(hsm.KindOf(err))
+	}
+	if result == string(hsm.Unavailable) && operation != "Check" && m.unavailable != nil {
+		m.unavailable()
 	}
 	m.calls.WithLabelValues(operation, result).Observe(time.Since(start).Seconds())
 	return out, err

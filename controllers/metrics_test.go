@@ -178,9 +178,8 @@ func TestMetrics_objectThatNobodyHasLookedAt_isUnknown(t *testing.T) {
 	key := importedKey("key")
 	o.create(t, held, key)
 	scrapes(t, registry, map[string]float64{
-		`keyconvoy_objects{kind="KeyStore",ready="Unknown",reason=""}`:                  1,
-		`keyconvoy_objects{kind="ImportedKey",ready="False",reason="KeyStoreNotReady"}`: 1,
-		`keyconvoy_keys{state="PendingImport"}`:                                         1,
+		`keyconvoy_objects{kind="KeyStore",ready="Unknown",reason=""}`:    1,
+		`keyconvoy_objects{kind="ImportedKey",ready="Unknown",reason=""}`: 1,
 	})
 	close(hold)
 	o.ready(t, held)

@@ -38,6 +38,8 @@ type ModuleRequest struct {
 	PIN redact.Bytes
 	// Storage is where a software store keeps its sealed keys.
 	Storage *secrets.Storage
+	// unavailable is told when a call finds that the module does not answer.
+	unavailable func()
 }
 
 // OpenModule opens the module of a key store. Its errors are *hsm.Error.
@@ -52,6 +54,7 @@ type modules struct {
 	// opened or not.
 	tried       map[storeID]bool
 	subscribers []chan event.GenericEvent
+	suspects    []chan event.GenericEvent
 }
 
 type openModule struct {
@@ -59,10 +62,24 @@ type openModule struct {
 	// config is what the module was opened with; another needs another module.
 	config string
 	users  sync.WaitGroup
+	// suspected is that a call found it unavailable since it was checked, failing that the check did, too.
+	suspected, failing bool
 }
 
 func newModules() *modules {
 	return &modules{open: map[storeID]*openModule{}, tried: map[storeID]bool{}}
+}
+
+// serving returns an open module and what gives it back, unless it failed when it was last checked: who works
+// with keys need not find out one by one.
+func (m *modules) serving(id storeID) (module hsm.Module, giveBack func(), ok bool) {
+	m.mu.RLock()
+	failing := m.open[id] != nil && m.open[id].failing
+	m.mu.RUnlock()
+	if failing {
+		return nil, nil, false
+	}
+	return m.borrow(id)
 }
 
 // borrow returns an open module and what gives it back.
@@ -107,6 +124,35 @@ func (m *modules) put(id storeID, module hsm.Module, config string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.open[id] = &openModule{module: module, config: config}
+}
+
+// suspect has a key store's module checked soon, because a call found it unavailable.
+func (m *modules) suspect(id storeID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.open[id]; o == nil || o.suspected {
+		return
+	}
+	m.open[id].suspected = true
+	for _, c := range m.suspects {
+		select {
+		case c <- event.GenericEvent{Object: id.object()}:
+		default: // so many are suspected that this one can wait for its health check
+		}
+	}
+}
+
+// checked notes how the check of a key store's module ended, and says whether the one before had failed.
+func (m *modules) checked(id storeID, err error) (failedBefore bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o := m.open[id]
+	if o == nil {
+		return false
+	}
+	failedBefore = o.failing
+	o.suspected, o.failing = false, err != nil
+	return failedBefore
 }
 
 // drop closes a key store's module, once nobody uses it any more. It does not wait: a call that hangs in
@@ -158,6 +204,15 @@ func (m *modules) subscribe() <-chan event.GenericEvent {
 	return c
 }
 
+// suspected returns a channel that hears of every key store whose module a call found unavailable.
+func (m *modules) suspected() <-chan event.GenericEvent {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := make(chan event.GenericEvent, 16)
+	m.suspects = append(m.suspects, c)
+	return c
+}
+
 // announce tells the subscribers of a key store.
 func (m *modules) announce(ctx context.Context, store client.Object) {
 	m.mu.RLock()
@@ -191,6 +246,15 @@ func getStore(ctx context.Context, reader client.Reader, id storeID) (storeObjec
 	o := &v1alpha1.KeyStore{}
 	err := reader.Get(ctx, key, o)
 	return storeObject{o, id, &o.Spec, nil, &o.Status}, err
+}
+
+// object is the key store with nothing but its name.
+func (id storeID) object() client.Object {
+	meta := metav1.ObjectMeta{Namespace: id.namespace, Name: id.name}
+	if id.kind == kindClusterKeyStore {
+		return &v1alpha1.ClusterKeyStore{ObjectMeta: meta}
+	}
+	return &v1alpha1.KeyStore{ObjectMeta: meta}
 }
 
 // idOfObject says which key store an object is.

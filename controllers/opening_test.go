@@ -76,6 +76,23 @@ func TestOperator_whileAModuleIsOpenedForTheFirstTime_writesNothing(t *testing.T
 	}
 }
 
+// Whoever was Ready is not told that the store serves.
+func TestOperator_whileAModuleIsOpenedForTheFirstTime_forgetsNobody(t *testing.T) {
+	t.Parallel()
+	g := &gate{}
+	o := startOperator(t, beforeOpen(g.pass))
+	o.store(t, onSoftware)
+	key := o.enabledKey(t, "key", nil)
+	o.stop(t)
+	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
+	g.close()
+	o.start(t)
+	o.settled(t, key)
+	g.ends <- nil
+
+	o.waits(t, key, v1alpha1.ReasonPendingImport)
+}
+
 func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
 	t.Parallel()
 	o, g, waiting := startWithGate(t)

@@ -115,8 +115,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	}
 	open := metered(o.OpenModule, calls)
 	return errors.Join(
-		(&keyStoreReconciler{s, kindKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
-		(&keyStoreReconciler{s, kindClusterKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, kindKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, keyStoreOptions()),
+		(&keyStoreReconciler{s, kindClusterKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, keyStoreOptions()),
 		(&importedKeyReconciler{s}).setup(mgr, controllerOptions(2)),
 		(&dataKeyReconciler{s}).setup(mgr, controllerOptions(4)),
 		(&exportedDataKeyReconciler{s}).setup(mgr, controllerOptions(8)),
@@ -145,4 +145,12 @@ func controllerOptions(perCore int) controller.Options {
 		// From a second to minutes: the default makes its first eight tries within 1.3 s.
 		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 5*time.Minute),
 	}
+}
+
+// keyStoreOptions has a module that fails asked again within seconds: everybody else waits for it and asks
+// nothing meanwhile.
+func keyStoreOptions() controller.Options {
+	options := controllerOptions(1)
+	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 10*time.Second)
+	return options
 }

@@ -60,13 +60,13 @@ func (s *shared) operations(ctx context.Context, namespace string, ref v1alpha1.
 var errOpening = reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady, "The key store is opened now.")
 
 func (s *shared) borrow(id storeID) (ops kms.Operations, giveBack func(), err error) {
-	module, giveBack, ok := s.modules.borrow(id)
+	module, giveBack, ok := s.modules.serving(id)
 	if !ok && !s.modules.wasTried(id) {
 		return ops, nil, errOpening
 	}
 	if !ok {
 		return ops, nil, reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady,
-			fmt.Sprintf("The %s %s does not serve yet: its conditions say why.", id.kind, id.name))
+			fmt.Sprintf("The %s %s does not serve now: its conditions say why.", id.kind, id.name))
 	}
 	return kms.Operations{Module: module, Now: s.clock.Now}, giveBack, nil
 }

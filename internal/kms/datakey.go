@@ -22,6 +22,14 @@ const MaxEncryptionContext = 8192
 type EncryptionContext map[string]string
 
 func (c EncryptionContext) check() error {
+	// A byte becomes six characters at the most, and a pair has six more: a short one need not be written.
+	most := len("{}")
+	for name, value := range c {
+		most += 6 * (len(name) + len(value) + 1)
+	}
+	if most <= MaxEncryptionContext {
+		return nil
+	}
 	// As JSON is written everywhere but in Go, which escapes <, > and & for the sake of HTML.
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)

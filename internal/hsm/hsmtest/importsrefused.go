@@ -29,8 +29,14 @@ func (s *suite) testImportNotUnwrapping(t *testing.T) {
 			req := s.importRequest(t, uuid.Nil, spec, alg, random(spec.Len()))
 			req.EncryptedMaterial = encrypted
 			r := refusal{cause: string(alg) + ", " + cause, req: req, kinds: []hsm.Kind{hsm.InvalidMaterial}}
-			detail, _ := s.mustRefuse(t, key, r)
-			text.add(t, detail, r.cause)
+			if alg == wrapping.RSAESPKCS1V15 {
+				// A module may answer with random bytes instead of an error, as NSS does: implicit rejection, which
+				// tells nobody anything. At times they have the right length, and are other ones at the next try.
+				r.kinds = append(r.kinds, hsm.OtherMaterial)
+			}
+			if detail, kind := s.mustRefuse(t, key, r); kind == r.kinds[0] {
+				text.add(t, detail, r.cause)
+			}
 		}
 	}
 }
@@ -143,10 +149,11 @@ func (s *suite) mustRefuseOther(t *testing.T, key master, req hsm.ImportRequest)
 }
 
 // mustRefuse tries the import twice: for a key that is not there, which must not be there afterwards
-// either, and for one that is, which must stay as it was. Both fail alike; it returns how.
+// either, and for one that is, which must stay as it was. Where they fail in the same kind they fail alike; it
+// returns how.
 func (s *suite) mustRefuse(t *testing.T, key master, r refusal) (detail string, kind hsm.Kind) {
 	t.Helper()
-	var text oneText
+	texts := map[hsm.Kind]*oneText{}
 	r.req.Spec = key.spec
 	for _, id := range []uuid.UUID{s.newID(), key.id} {
 		r.req.KeyVersionID = id
@@ -158,7 +165,10 @@ func (s *suite) mustRefuse(t *testing.T, key master, r refusal) (detail string, 
 			}
 		}
 		detail = wantKind(t, err, kind, "ImportKey, %s", r.cause)
-		text.add(t, detail, r.cause)
+		if texts[kind] == nil {
+			texts[kind] = &oneText{}
+		}
+		texts[kind].add(t, detail, r.cause)
 		if id != key.id {
 			s.mustNotHold(t, id)
 		}

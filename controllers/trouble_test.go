@@ -1,0 +1,78 @@
+package controllers_test
+
+import (
+	"fmt"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+var errCable = hsm.Errorf(hsm.Unavailable, "The device does not answer.")
+
+func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.store(t, onSoftware)
+	o.enabledKey(t, "key", nil)
+	o.dataKey(t, "dek")
+	m := o.module(t)
+	m.FailAll("Check", errCable)
+	m.FailAll("ExportDataKey", errCable)
+
+	// The first one finds out, long before the next health check.
+	first := newExport("first")
+	o.create(t, first)
+	o.waits(t, store, "ServiceUnavailableTemporary")
+	o.forgetCounts()
+
+	// The others ask the module nothing.
+	waiting := []client.Object{first}
+	for i := range 20 {
+		waiting = append(waiting, newExport(fmt.Sprintf("export-%d", i)))
+	}
+	o.create(t, waiting[1:]...)
+	for _, export := range waiting[1:] {
+		o.waits(t, export, v1alpha1.ReasonKeyStoreNotReady, "its conditions say why")
+	}
+	if n := o.calls()["ExportDataKey"]; n > 1 { // the first one's last try may have been under way
+		t.Errorf("a module that is known to fail was called %d times", n)
+	}
+
+	m.FailAll("ExportDataKey", nil)
+	m.FailAll("Check", nil)
+	o.ready(t, store)
+	o.ready(t, waiting...)
+	wantCounts(t, "each Secret", map[string]int{"apply secrets": o.writes()["apply secrets"]}, map[string]int{"apply secrets": len(waiting)})
+}
+
+func TestOperator_aModuleThatFailsOneCallOnly_keepsServing(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.store(t, onSoftware)
+	o.enabledKey(t, "key", nil)
+	o.dataKey(t, "dek")
+	m := o.module(t)
+	m.FailAll("ExportDataKey", errCable)
+	m.Reset()
+
+	failing := newExport("failing")
+	o.create(t, failing)
+	o.waits(t, failing, "ServiceUnavailableTemporary")
+	eventually(t, func() string {
+		if m.Calls()["Check"] == 0 {
+			return "nobody has checked the module"
+		}
+		return ""
+	})
+	o.dataKey(t, "another")
+	o.read(t, store)
+	if conditions, _ := statusOf(store); !meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady) {
+		t.Errorf("the store is taken for broken: %s", statusJSON(store))
+	}
+	m.FailAll("ExportDataKey", nil)
+	o.ready(t, failing)
+}
