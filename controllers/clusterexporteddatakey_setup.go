@@ -28,7 +28,7 @@ func (r *clusterExportReconciler) setup(mgr ctrl.Manager, options controller.Opt
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.ClusterExportedDataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&v1alpha1.ExportedDataKey{}, gathered{}, builder.WithPredicates(exportCounts)).
+		Watches(&v1alpha1.ExportedDataKey{}, gathered{r.client}, builder.WithPredicates(exportCounts)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(
 			predicate.Or[client.Object](predicate.LabelChangedPredicate{}, deletionBegan))).
 		WithOptions(options).
@@ -67,30 +67,42 @@ func (r *clusterExportReconciler) all(ctx context.Context, _ client.Object) []re
 
 // gathered wakes the controller of an ExportedDataKey a little later, so that a thousand exports that
 // become Ready are counted a few times and not a thousand times.
-type gathered struct{}
+type gathered struct{ client client.Reader }
 
 type requests = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
-func (gathered) wake(o client.Object, q requests) {
+func (g gathered) wake(ctx context.Context, o client.Object, q requests) {
 	if owner := metav1.GetControllerOf(o); owner != nil && owner.Kind == "ClusterExportedDataKey" {
 		q.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: owner.Name}}, countInterval)
 		return
 	}
-	// One that stood in the way may be gone.
-	q.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: o.GetName()}}, countInterval)
+	// One that stands in the way of another object's, or did. Most exports stand in nobody's way.
+	key := client.ObjectKey{Name: o.GetName()}
+	err := g.client.Get(ctx, key, &v1alpha1.ClusterExportedDataKey{}, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+	if err == nil {
+		q.AddAfter(reconcile.Request{NamespacedName: key}, countInterval)
+	}
 }
 
 // Create implements handler.EventHandler.
-func (g gathered) Create(_ context.Context, e event.CreateEvent, q requests) { g.wake(e.Object, q) }
+func (g gathered) Create(ctx context.Context, e event.CreateEvent, q requests) {
+	g.wake(ctx, e.Object, q)
+}
 
 // Update implements handler.EventHandler. An export may have lost its owner.
-func (g gathered) Update(_ context.Context, e event.UpdateEvent, q requests) {
-	g.wake(e.ObjectOld, q)
-	g.wake(e.ObjectNew, q)
+func (g gathered) Update(ctx context.Context, e event.UpdateEvent, q requests) {
+	if !equality.Semantic.DeepEqual(e.ObjectOld.GetOwnerReferences(), e.ObjectNew.GetOwnerReferences()) {
+		g.wake(ctx, e.ObjectOld, q)
+	}
+	g.wake(ctx, e.ObjectNew, q)
 }
 
 // Delete implements handler.EventHandler.
-func (g gathered) Delete(_ context.Context, e event.DeleteEvent, q requests) { g.wake(e.Object, q) }
+func (g gathered) Delete(ctx context.Context, e event.DeleteEvent, q requests) {
+	g.wake(ctx, e.Object, q)
+}
 
 // Generic implements handler.EventHandler.
-func (g gathered) Generic(_ context.Context, e event.GenericEvent, q requests) { g.wake(e.Object, q) }
+func (g gathered) Generic(ctx context.Context, e event.GenericEvent, q requests) {
+	g.wake(ctx, e.Object, q)
+}

@@ -33,7 +33,7 @@ func TestExportedDataKey_firstExportCostsTwoWrites(t *testing.T) {
 		e := newExport(c.name, c.change)
 		o.create(t, e)
 		o.ready(t, e)
-		o.reconciledSince(t, e, 1) // the event of its own Secret is the second
+		o.settled(t, e)
 		wantCounts(t, c.name, o.writes(), map[string]int{"apply secrets": 1, "patch exporteddatakeys/status": 1})
 		wantCounts(t, c.name, o.requests.All().Reads, c.reads)
 		wantCounts(t, c.name, o.requests.All().Lists, map[string]int{})
@@ -50,7 +50,7 @@ func TestExportedDataKey_aReconcileWithoutAReasonCostsNothing(t *testing.T) {
 	k := o.dataKey(t, "dek")
 	m := o.configMap(t, "map", "key", string(rsaRecipient().pem()))
 	e := o.export(t, "e", toConfigMap("map", "key"))
-	o.reconciledSince(t, e, 1)
+	o.settled(t, e)
 
 	o.uncounted(t)
 	o.annotate(t, e, "note", "irrelevant") // wakes nobody

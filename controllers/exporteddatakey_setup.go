@@ -124,9 +124,18 @@ func (r *exportedDataKeyReconciler) exportsOfNamespace(ctx context.Context, name
 	return requests
 }
 
+// exportsOfContent finds the exports that read or write a Secret or ConfigMap, but for the one that wrote it just
+// as it is: it puts that into its status now.
 func (r *exportedDataKeyReconciler) exportsOfContent(kind secrets.Kind) handler.MapFunc {
 	return func(ctx context.Context, o client.Object) []reconcile.Request {
-		return r.findExports(ctx, nil, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(kind, o.GetName())})
+		var want func(*v1alpha1.ExportedDataKey) bool
+		if kind == secrets.Secret && r.secrets.Wrote(o) {
+			want = func(e *v1alpha1.ExportedDataKey) bool {
+				t, err := exportTargetOf(e)
+				return err != nil || t.key.Name != o.GetName()
+			}
+		}
+		return r.findExports(ctx, want, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(kind, o.GetName())})
 	}
 }
 

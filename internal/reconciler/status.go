@@ -2,10 +2,14 @@ package reconciler
 
 import (
 	"context"
+	"encoding/json"
+	"reflect"
 
+	jsonpatch "github.com/evanphx/json-patch/v5"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -52,5 +56,32 @@ func PatchStatus(ctx context.Context, c client.Client, before, after client.Obje
 	if equality.Semantic.DeepEqual(before, after) {
 		return nil
 	}
-	return c.Status().Patch(ctx, after, client.MergeFrom(before))
+	patch, err := statusPatch(before, after)
+	if err != nil {
+		return err
+	}
+	return c.Status().Patch(ctx, after, client.RawPatch(types.MergePatchType, patch))
+}
+
+// statusPatch compares the statuses only. client.MergeFrom would write and read both objects whole, which are several
+// times as long.
+func statusPatch(before, after client.Object) ([]byte, error) {
+	was, err := json.Marshal(statusOf(before))
+	if err != nil {
+		return nil, err
+	}
+	is, err := json.Marshal(statusOf(after))
+	if err != nil {
+		return nil, err
+	}
+	changed, err := jsonpatch.CreateMergePatch(was, is)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]json.RawMessage{"status": changed})
+}
+
+// statusOf returns an object's field Status, which every kind with conditions has.
+func statusOf(o client.Object) any {
+	return reflect.ValueOf(o).Elem().FieldByName("Status").Interface()
 }

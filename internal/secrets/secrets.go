@@ -13,6 +13,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,12 +31,18 @@ import (
 type Client struct {
 	client client.Client
 	cache  client.Reader
+
+	mu sync.Mutex
+	// written are the versions that this process wrote, by UID, until a watch shows the Secret.
+	written map[types.UID]string
 }
 
 // New makes a Client. c must read Secrets and ConfigMaps live; cache knows their metadata.
 //
 // Metadata is read from the cache itself: a client that reads a kind live reads its metadata live too.
-func New(c client.Client, cache client.Reader) *Client { return &Client{client: c, cache: cache} }
+func New(c client.Client, cache client.Reader) *Client {
+	return &Client{client: c, cache: cache, written: map[types.UID]string{}}
+}
 
 // live is for every read of content. Waiting for the cache to see earlier writes would start a cache of
 // whole objects.
@@ -152,9 +159,22 @@ func (c *Client) Apply(ctx context.Context, t Target) (v1alpha1.SecretReference,
 	if err != nil {
 		return v1alpha1.SecretReference{}, err
 	}
+	c.mu.Lock()
+	c.written[*s.UID] = *s.ResourceVersion
+	c.mu.Unlock()
 	return v1alpha1.SecretReference{
 		Name: t.Key.Name, UID: string(*s.UID), ResourceVersion: *s.ResourceVersion, Digest: Digest(t.Data),
 	}, nil
+}
+
+// Wrote says, once, whether a Secret as a watch shows it is as this process has just written it: whoever wrote it
+// need not be told. Shown before Apply has returned, it is taken for somebody else's.
+func (c *Client) Wrote(o client.Object) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	version, ok := c.written[o.GetUID()]
+	delete(c.written, o.GetUID())
+	return ok && version == o.GetResourceVersion()
 }
 
 // Delete deletes a Secret if it is still the one with that UID. One that is gone is no error.
