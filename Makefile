@@ -10,10 +10,13 @@ CONTAINER_TOOL ?= docker
 IMG ?= keyconvoy:$(VERSION)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
+# How many exports make bench measures, and what it is told besides: see bin/tools/bench --help.
+N ?= 1000
+BENCHFLAGS ?=
+
 # What make test runs, and how. A PKG of yours leaves the modules under hack/ alone.
 PKG ?= ./...
 TESTFLAGS ?= -timeout 30m
-BENCHFLAGS ?= -benchmem
 FUZZTIME ?= 10s
 
 BIN := $(CURDIR)/bin
@@ -61,8 +64,13 @@ ifeq ($(PKG),./...)
 endif
 
 .PHONY: bench
-bench: packages ## Run the micro benchmarks (BENCHFLAGS=…)
-	CGO_ENABLED=1 $(GO) test -run '^$$' -bench . $(BENCHFLAGS) ./internal/...
+bench: packages build controlplane $(LAUNCHER) ## Measure the operator beside a bare client (N=10000 BENCHFLAGS=…)
+	$(GO) -C hack/bench build -o $(TOOLS)/bench .
+	$(TOOLS)/bench -n $(N) $(BENCHFLAGS)
+
+.PHONY: bench-modules
+bench-modules: packages ## Measure the operations beside bare calls into the modules
+	CGO_ENABLED=1 $(GO) test -run '^$$' -bench . -benchmem ./internal/...
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/plotutil"
+	"gonum.org/v1/plot/vg"
+	_ "gonum.org/v1/plot/vg/vgsvg" // the format
+)
+
+// charts are what is drawn over the number of exports, each into a file of its own.
+var charts = []struct {
+	file  string
+	title string
+	y     string
+	of    func(convergeRun) float64
+	limit bool // with the line of the bare client
+}{
+	{"converge.svg", "Exports until Ready", "objects per second", func(r convergeRun) float64 { return r.PerSecond }, true},
+	{"memory.svg", "Peak resident memory of the operator", "MiB", func(r convergeRun) float64 { return r.PeakMiB }, false},
+}
+
+const chartUsage = "bench chart DIRECTORY FILE.json …: draw into a directory what was measured with several numbers of objects"
+
+// chart draws what several runs with other numbers of exports measured.
+func chart(args []string) error {
+	if len(args) < 2 {
+		return errors.New("usage: " + chartUsage)
+	}
+	var reports []report
+	for _, path := range args[1:] {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var r report
+		if err := json.Unmarshal(text, &r); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		reports = append(reports, r)
+	}
+	for _, c := range charts {
+		lines := linesOf(reports, c.of)
+		if c.limit {
+			for _, r := range reports {
+				if best := r.bestLimit(); best.Objects > 0 {
+					lines["bare client"] = append(lines["bare client"], plotter.XY{X: float64(best.Objects), Y: best.PerSecond})
+				}
+			}
+		}
+		if err := draw(c.title, c.y, lines, args[0]+"/"+c.file); err != nil {
+			return fmt.Errorf("%s: %w", c.file, err)
+		}
+	}
+	return nil
+}
+
+// linesOf takes one figure of the exports with an inline public key and the first algorithm, by store.
+func linesOf(reports []report, of func(convergeRun) float64) map[string]plotter.XYs {
+	lines := map[string]plotter.XYs{}
+	for _, r := range reports {
+		for _, run := range r.Converge {
+			if run.PublicKey == inline && run.Algorithm == r.Converge[0].Algorithm {
+				lines[run.Store] = append(lines[run.Store], plotter.XY{X: float64(run.Objects), Y: of(run)})
+			}
+		}
+	}
+	return lines
+}
+
+func draw(title, y string, lines map[string]plotter.XYs, path string) error {
+	p := plot.New()
+	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, "ExportedDataKeys", y
+	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
+	p.Legend.Top = true
+	p.Add(plotter.NewGrid())
+	top := 0.0
+	var named []any
+	for _, name := range sorted(lines) {
+		points := lines[name]
+		slices.SortFunc(points, func(a, b plotter.XY) int { return int(a.X - b.X) })
+		for _, point := range points {
+			top = max(top, point.Y)
+		}
+		named = append(named, name, points)
+	}
+	if err := plotutil.AddLinePoints(p, named...); err != nil {
+		return err
+	}
+	p.Y.Min, p.Y.Max = 0, top*1.3
+	return p.Save(16*vg.Centimeter, 10*vg.Centimeter, path)
+}

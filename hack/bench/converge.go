@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+)
+
+// convergeRun is n exports over one data key, from nothing to Ready. They are there before the operator starts,
+// so that their creation costs nothing of what is measured; the clock starts when its caches are filled.
+type convergeRun struct {
+	Store     string         `json:"store"`
+	Algorithm string         `json:"algorithm"`
+	PublicKey string         `json:"publicKey"` // inline or ConfigMap
+	Objects   int            `json:"objects"`
+	Start     float64        `json:"startSeconds"` // from the start of the process until its caches are filled
+	Seconds   float64        `json:"seconds"`
+	PerSecond float64        `json:"perSecond"`
+	Limit     float64        `json:"limitPerSecond"` // of the bare client at its best concurrency, just before and after
+	Ratio     float64        `json:"ratioToLimit"`
+	Writes    float64        `json:"writesPerObject"`
+	Reads     float64        `json:"readsPerObject"`
+	Requests  map[string]int `json:"requests"`
+	Calls     map[string]int `json:"moduleCalls"`
+	CPU       float64        `json:"cpuSeconds"`
+	PeakMiB   float64        `json:"peakMiB"`
+}
+
+// restartRun is a start with n exports that are Ready, and one that is created when the process starts.
+type restartRun struct {
+	Store    string         `json:"store"`
+	Objects  int            `json:"objects"`
+	Start    float64        `json:"startSeconds"`     // from the start of the process until its caches are filled
+	New      float64        `json:"newObjectSeconds"` // from then until the new export is Ready
+	Settled  float64        `json:"settledSeconds"`   // from then until every old export was looked at
+	Requests map[string]int `json:"requests"`         // of all of it, the new export's two writes among them
+	Writes   int            `json:"writesForOld"`     // without those of the new export
+	Reads    int            `json:"readsForOld"`      // single objects
+	Calls    map[string]int `json:"moduleCalls"`      // the new export's one among them
+	CPU      float64        `json:"cpuSeconds"`
+	PeakMiB  float64        `json:"peakMiB"`
+}
+
+// steadyRun is a while with n exports that are Ready, and nothing to do.
+type steadyRun struct {
+	Store    string         `json:"store"`
+	Objects  int            `json:"objects"`
+	Seconds  float64        `json:"seconds"`
+	Requests map[string]int `json:"requests"`
+	Sent     int            `json:"requestsSent"` // all of the operator's, by its own count
+	Rate     float64        `json:"requestsPerSecond"`
+	CPU      float64        `json:"cpuSeconds"`
+	PeakMiB  float64        `json:"peakMiB"`
+}
+
+// scene is a cluster with a key in a store, a data key, and n exports that nobody has served yet.
+type scene struct {
+	*cluster
+	store     *store
+	recipient *recipient
+	n         int
+}
+
+// newScene makes one. It must be stopped, also after an error.
+func newScene(ctx context.Context, t *tools, newStore storeMaker, r *recipient, n int) (*scene, error) {
+	c, err := newCluster(ctx, t)
+	s := &scene{cluster: c, recipient: r, n: n}
+	if err != nil {
+		return s, err
+	}
+	if s.store, err = newStore(ctx, c.dir); err != nil {
+		return s, err
+	}
+	o, err := c.startOperator(ctx, s.store, false)
+	if err != nil {
+		return s, err
+	}
+	if err := c.bringKey(ctx, s.store); err != nil {
+		return s, fmt.Errorf("%w\n%s", err, o.lastWords())
+	}
+	if err := o.stop(); err != nil {
+		return s, err
+	}
+	return s, c.createExports(ctx, r, n)
+}
+
+// storeMaker makes a store in a directory.
+type storeMaker func(ctx context.Context, dir string) (*store, error)
+
+func storeNamed(name string) storeMaker {
+	return func(ctx context.Context, dir string) (*store, error) { return newStore(ctx, name, dir) }
+}
+
+// stop may be called again.
+func (s *scene) stop() {
+	if s.cluster != nil {
+		s.cluster.stop()
+		s.cluster = nil
+	}
+}
+
+// converge lets the operator serve all exports, and leaves it running.
+//
+// With profiles, a directory, it also keeps profiles of the operator there, which costs it a little.
+func (s *scene) converge(ctx context.Context, profiles string) (*operator, convergeRun, error) {
+	run := convergeRun{Store: s.store.name, Algorithm: s.recipient.Algorithm, PublicKey: s.recipient.From, Objects: s.n}
+	seen, err := s.observe(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	defer seen.stop()
+	if err := seen.waitSeen(ctx, s.n); err != nil {
+		return nil, run, err
+	}
+	before, err := s.requestsUntilNow(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	o, err := s.startOperator(ctx, s.store, profiles != "")
+	if err != nil {
+		return nil, run, err
+	}
+	start, err := o.waitReady(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	keep := o.profile(ctx, s.n)
+	end, err := seen.waitReady(ctx, s.n)
+	if err != nil {
+		return nil, run, fmt.Errorf("%w\n%s", err, o.lastWords())
+	}
+	after, err := o.count(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	spent := after.since(counts{requests: before})
+	run.Start, run.Seconds = start.Seconds(), end.Sub(o.sync()).Seconds()
+	run.PerSecond = float64(s.n) / run.Seconds
+	run.Requests, run.Calls = spent.requests, spent.calls
+	run.Writes, run.Reads = spent.perObject(writeVerbs, s.n), spent.perObject(readVerbs, s.n)
+	run.CPU, run.PeakMiB = spent.usage.cpu.Seconds(), mib(spent.usage.peak)
+	if err := keep(filepath.Join(profiles, fmt.Sprintf("%s-%s-%s-%d", run.Store, run.Algorithm, run.PublicKey, run.Objects))); err != nil {
+		return nil, run, err
+	}
+	return o, run, s.verify(ctx, s.recipient, s.n)
+}
+
+func mib(bytes uint64) float64 { return float64(bytes) / (1 << 20) }
+
+// restart stops the operator, starts it again, and creates one more export at the same time.
+func (s *scene) restart(ctx context.Context, o *operator) (*operator, restartRun, error) {
+	run := restartRun{Store: s.store.name, Objects: s.n}
+	if err := o.stop(); err != nil {
+		return nil, run, err
+	}
+	seen, err := s.observe(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	defer seen.stop()
+	if _, err := seen.waitReady(ctx, s.n); err != nil {
+		return nil, run, err
+	}
+	before, err := s.requestsUntilNow(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	if o, err = s.startOperator(ctx, s.store, false); err != nil {
+		return nil, run, err
+	}
+	if err := s.Create(ctx, s.recipient.export(s.n)); err != nil {
+		return nil, run, err
+	}
+	s.n++
+	start, err := o.waitReady(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	served, err := seen.waitReady(ctx, s.n)
+	if err != nil {
+		return nil, run, err
+	}
+	settled, err := o.waitSettled(ctx, s.n)
+	if err != nil {
+		return nil, run, err
+	}
+	after, err := o.count(ctx)
+	if err != nil {
+		return nil, run, err
+	}
+	spent := after.since(counts{requests: before})
+	run.Start, run.New, run.Settled = start.Seconds(), served.Sub(o.sync()).Seconds(), settled.Sub(o.sync()).Seconds()
+	run.Requests, run.Calls = spent.requests, spent.calls
+	// Not counted as the operator's: the benchmark's own POST. Not for old objects: the new one's two writes.
+	delete(spent.requests, "POST exporteddatakeys")
+	run.Writes, run.Reads = int(spent.perObject(writeVerbs, 1))-2, int(spent.perObject(readVerbs, 1))
+	run.CPU, run.PeakMiB = spent.usage.cpu.Seconds(), mib(spent.usage.peak)
+	return o, run, s.verify(ctx, s.recipient, s.n)
+}
+
+// steady watches the operator do nothing.
+func (s *scene) steady(ctx context.Context, o *operator, during time.Duration) (steadyRun, error) {
+	run := steadyRun{Store: s.store.name, Objects: s.n}
+	// The first look costs the operator two requests, to ask who looks.
+	before, err := o.count(ctx)
+	if err != nil {
+		return run, err
+	}
+	start := time.Now()
+	if err := pause(ctx, during); err != nil {
+		return run, err
+	}
+	after, err := o.count(ctx)
+	if err != nil {
+		return run, err
+	}
+	spent := after.since(before)
+	run.Seconds = time.Since(start).Seconds()
+	run.Requests, run.Sent, run.Rate = spent.requests, spent.sent, float64(spent.sent)/run.Seconds
+	run.CPU, run.PeakMiB = spent.usage.cpu.Seconds(), mib(spent.usage.peak)
+	return run, nil
+}
+
+// pause waits: what is measured is a length of time.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,359 @@
+// Bench measures the operator beside a bare client that makes the same writes on the same API server. It runs
+// the built binary, with the flags and permissions of config/, as a process of its own.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+const usageText = `Measure the operator beside the limit: a bare client on the same API server.
+
+Usage, in the root of the repository after make build:
+  bench [flags]                    measure, print a table and write JSON
+  bench chart DIRECTORY FILE.json …  draw what was measured with several numbers of objects
+
+Scenarios:
+  limit       a bare client: one Secret and one status for each export, at several concurrencies
+  converge    as many exports over one data key, until all are Ready
+  restart     the operator starts with all of them Ready, and one that is new
+  steady      nothing to do
+  trouble     the module answers errors in the middle of the work
+  namespaces  one ClusterExportedDataKey to many namespaces
+
+Each has a control plane of its own with an empty etcd that flushes to the disk; restart and steady go on
+with that of converge.
+
+Flags:
+`
+
+// options say what is measured.
+type options struct {
+	n          int
+	namespaces int
+	scenarios  list
+	stores     list
+	bare       list
+	algorithms list
+	publicKeys list
+	steady     time.Duration
+	trouble    time.Duration
+	out        string
+	profiles   string
+}
+
+// list is a flag of names, separated by commas, out of those that are allowed.
+type list struct {
+	chosen  []string
+	allowed []string
+}
+
+func all(allowed ...string) list { return list{allowed, allowed} }
+
+// String implements flag.Value.
+func (l *list) String() string { return strings.Join(l.chosen, ",") }
+
+// Set implements flag.Value.
+func (l *list) Set(text string) error {
+	l.chosen = strings.Split(text, ",")
+	for _, name := range l.chosen {
+		if !slices.Contains(l.allowed, name) {
+			return fmt.Errorf("%q is none of %s", name, strings.Join(l.allowed, ", "))
+		}
+	}
+	return nil
+}
+
+func (l *list) has(name string) bool { return slices.Contains(l.chosen, name) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	log.SetLogger(logr.Discard()) // of controller-runtime's client
+	if err := run(ctx, os.Args[1:]); err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "chart" {
+		return chart(args[1:])
+	}
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	t, err := findTools()
+	if err != nil {
+		return err
+	}
+	report, err := describeMachine(ctx)
+	if err != nil {
+		return err
+	}
+	// What was measured until an error, or ^C, is kept.
+	measureErr := measure(ctx, t, o, report)
+	text, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(o.out), 0o750); err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.out, append(text, '\n'), 0o600); err != nil {
+		return err
+	}
+	report.print(os.Stdout)
+	fmt.Println("\nWritten to", o.out)
+	return measureErr
+}
+
+func parse(args []string) (options, error) {
+	o := options{
+		scenarios:  all("limit", "converge", "restart", "steady", "trouble", "namespaces"),
+		stores:     all(onSoftware, onSoftHSM, onNSS),
+		publicKeys: all(inline, fromConfigMap),
+		bare:       all("1", "4", "16", "32"),
+		algorithms: all("RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_1", "SM2PKE"),
+	}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usageText)
+		flags.PrintDefaults()
+	}
+	flags.IntVar(&o.n, "n", 1000, "how many exports")
+	flags.IntVar(&o.namespaces, "namespaces", 1000, "how many namespaces")
+	flags.Var(&o.scenarios, "scenarios", "what is measured")
+	flags.Var(&o.stores, "stores", "on which modules")
+	flags.Var(&o.bare, "concurrency", "of the bare client")
+	flags.Var(&o.algorithms, "algorithms", "converge with these; everything else with the first")
+	flags.Var(&o.publicKeys, "public-keys", "where the exports of converge find their public key")
+	flags.DurationVar(&o.steady, "steady", time.Minute, "how long the operator is watched doing nothing")
+	flags.DurationVar(&o.trouble, "trouble", 30*time.Second, "how long the module answers errors")
+	flags.StringVar(&o.out, "out", "bin/bench.json", "where the JSON goes")
+	flags.StringVar(&o.profiles, "profiles", "", "keep profiles of the operator's converge in this directory; costs a few percent")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.n < 1 || o.namespaces < 1 {
+		return o, errors.New("measure one object at least")
+	}
+	return o, nil
+}
+
+// measure runs the scenarios that were asked for.
+func measure(ctx context.Context, t *tools, o options, report *report) error {
+	r, err := newRecipient(o.algorithms.chosen[0], inline)
+	if err != nil {
+		return err
+	}
+	l, err := measureLimits(ctx, t, r, o, report)
+	if err != nil {
+		return err
+	}
+	if o.scenarios.has("converge") || o.scenarios.has("restart") || o.scenarios.has("steady") {
+		for _, name := range o.stores.chosen {
+			if err := measureStore(ctx, t, name, o, l, report); err != nil {
+				return err
+			}
+		}
+	}
+	if o.scenarios.has("trouble") {
+		if err := measureTrouble(ctx, t, r, o, report); err != nil {
+			return err
+		}
+	}
+	if o.scenarios.has("namespaces") {
+		return measureNamespaces(ctx, t, r, o, report)
+	}
+	return nil
+}
+
+// limits measures the bare client, as often as it is asked to.
+type limits struct {
+	tools     *tools
+	recipient *recipient
+	bodies    bodies
+	n         int
+	report    *report
+	// last is the last run at the best concurrency. The speed of a shared machine drifts, so what is compared with
+	// the bare client is measured between two runs of it.
+	last limitRun
+}
+
+func (l *limits) run(ctx context.Context, write string, concurrency int) (limitRun, error) {
+	progress("limit: %s, concurrency %d", write, concurrency)
+	run, err := measureLimit(ctx, l.tools, l.recipient, l.bodies, write, concurrency, l.n)
+	if err != nil {
+		return run, fmt.Errorf("limit: %w", err)
+	}
+	l.report.Limit = append(l.report.Limit, run)
+	return run, nil
+}
+
+// measureLimits runs the bare client at each concurrency. Without that scenario it returns nil.
+func measureLimits(ctx context.Context, t *tools, r *recipient, o options, report *report) (*limits, error) {
+	if !o.scenarios.has("limit") {
+		return nil, nil
+	}
+	l := &limits{tools: t, recipient: r, n: o.n, report: report}
+	var err error
+	if l.bodies, err = sampleBodies(ctx, t, r); err != nil {
+		return nil, err
+	}
+	for _, concurrency := range o.bare.chosen {
+		number, err := strconv.Atoi(concurrency)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := l.run(ctx, byApply, number); err != nil {
+			return nil, err
+		}
+	}
+	best := report.bestLimit().Concurrency
+	// For comparison: what the operator would gain if it did not apply.
+	if _, err := l.run(ctx, byCreate, best); err != nil {
+		return nil, err
+	}
+	l.last, err = l.run(ctx, byApply, best)
+	return l, err
+}
+
+// compare sets the ratio of a run that has just ended.
+func (l *limits) compare(ctx context.Context, run *convergeRun) error {
+	if l == nil {
+		return nil
+	}
+	before := l.last
+	var err error
+	if l.last, err = l.run(ctx, byApply, before.Concurrency); err != nil {
+		return err
+	}
+	run.Limit = (before.PerSecond + l.last.PerSecond) / 2
+	run.Ratio = run.PerSecond / run.Limit
+	return nil
+}
+
+// measureStore converges with each algorithm, and goes on to restart and steady with the first one.
+func measureStore(ctx context.Context, t *tools, name string, o options, l *limits, report *report) error {
+	for i, algorithm := range o.algorithms.chosen {
+		if !o.publicKeys.has(inline) {
+			break
+		}
+		if err := measureConverge(ctx, t, name, algorithm, inline, o, i == 0, l, report); err != nil {
+			return fmt.Errorf("%s with %s: %w", name, algorithm, err)
+		}
+	}
+	if !o.publicKeys.has(fromConfigMap) {
+		return nil
+	}
+	return measureConverge(ctx, t, name, o.algorithms.chosen[0], fromConfigMap, o, false, l, report)
+}
+
+func measureConverge(ctx context.Context, t *tools, name, algorithm, from string, o options, goOn bool, l *limits, report *report) error {
+	r, err := newRecipient(algorithm, from)
+	if err != nil {
+		return err
+	}
+	progress("converge: %s, %s, public key %s", name, algorithm, from)
+	s, err := newScene(ctx, t, storeNamed(name), r, o.n)
+	defer s.stop()
+	if err != nil {
+		return err
+	}
+	operator, run, err := s.converge(ctx, o.profiles)
+	if err != nil {
+		return err
+	}
+	if goOn {
+		if operator, err = s.goOn(ctx, operator, o, report); err != nil {
+			return err
+		}
+	}
+	if err := operator.stop(); err != nil {
+		return err
+	}
+	s.stop()
+	if err := l.compare(ctx, &run); err != nil {
+		return err
+	}
+	report.Converge = append(report.Converge, run)
+	return nil
+}
+
+// goOn measures restart and steady with the exports of converge.
+func (s *scene) goOn(ctx context.Context, operator *operator, o options, report *report) (*operator, error) {
+	if o.scenarios.has("restart") {
+		progress("restart: %s", s.store.name)
+		var run restartRun
+		var err error
+		if operator, run, err = s.restart(ctx, operator); err != nil {
+			return nil, err
+		}
+		report.Restart = append(report.Restart, run)
+	}
+	if o.scenarios.has("steady") {
+		progress("steady: %s, %s", s.store.name, o.steady)
+		run, err := s.steady(ctx, operator, o.steady)
+		if err != nil {
+			return nil, err
+		}
+		report.Steady = append(report.Steady, run)
+	}
+	return operator, nil
+}
+
+func measureTrouble(ctx context.Context, t *tools, r *recipient, o options, report *report) error {
+	progress("trouble: %s", o.trouble)
+	s, err := newScene(ctx, t, newFaulty, r, o.n)
+	defer s.stop()
+	if err != nil {
+		return err
+	}
+	run, err := s.trouble(ctx, o.trouble)
+	if err != nil {
+		return fmt.Errorf("trouble: %w", err)
+	}
+	report.Trouble = append(report.Trouble, run)
+	return nil
+}
+
+func measureNamespaces(ctx context.Context, t *tools, r *recipient, o options, report *report) error {
+	progress("namespaces: %d", o.namespaces)
+	s, err := newScene(ctx, t, storeNamed(o.stores.chosen[0]), r, 0)
+	defer s.stop()
+	if err != nil {
+		return err
+	}
+	run, err := s.distribute(ctx, o.namespaces)
+	if err != nil {
+		return fmt.Errorf("namespaces: %w", err)
+	}
+	report.Namespaces = append(report.Namespaces, run)
+	return nil
+}
+
+// progress says what is measured now. A control plane and the objects are made first, which takes a while.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format(time.TimeOnly)+" "+format+" …\n", args...)
+}

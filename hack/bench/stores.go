@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
+// store is a key store on one of the three modules: how the operator must be started for it, and what is
+// applied.
+type store struct {
+	name  string
+	flags []string // of the operator
+	env   []string // of the operator
+	pin   string   // kept in a Secret; empty for the software store
+	spec  v1alpha1.KeyStoreSpec
+}
+
+const (
+	onSoftware = "software"
+	onSoftHSM  = "softhsm"
+	onNSS      = "nss"
+
+	pin       = "12345678" // of tokens that live as long as one measurement
+	pinSecret = "pin"
+	nssLabel  = "NSS Certificate DB" // fixed in NSS
+)
+
+// newStore makes the store of that name, with a new token in dir where it needs one.
+func newStore(ctx context.Context, name, dir string) (*store, error) {
+	switch name {
+	case onSoftware:
+		return &store{name: name, spec: v1alpha1.KeyStoreSpec{Software: &v1alpha1.SoftwareStore{}}}, nil
+	case onSoftHSM:
+		return newSoftHSM(ctx, dir)
+	case onNSS:
+		return newNSS(ctx, dir)
+	}
+	return nil, fmt.Errorf("there is no store %q; there are %s, %s and %s", name, onSoftware, onSoftHSM, onNSS)
+}
+
+func newSoftHSM(ctx context.Context, dir string) (*store, error) {
+	library, err := library("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so")
+	if err != nil {
+		return nil, err
+	}
+	tokens := filepath.Join(dir, "tokens")
+	if err := os.Mkdir(tokens, 0o700); err != nil {
+		return nil, err
+	}
+	conf := filepath.Join(dir, "softhsm2.conf")
+	text := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", tokens)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	env := []string{"SOFTHSM2_CONF=" + conf}
+	if _, err := command(ctx, "env", env[0], "softhsm2-util", "--init-token", "--free",
+		"--label", onSoftHSM, "--pin", pin, "--so-pin", pin); err != nil {
+		return nil, err
+	}
+	return &store{
+		name: onSoftHSM, env: env, pin: pin, spec: tokenSpec(onSoftHSM, onSoftHSM),
+		flags: []string{"--pkcs11-module", onSoftHSM + "=" + library},
+	}, nil
+}
+
+func newNSS(ctx context.Context, dir string) (*store, error) {
+	library, err := library("/usr/lib/*/libsoftokn3.so", "/usr/lib/*/nss/libsoftokn3.so")
+	if err != nil {
+		return nil, err
+	}
+	database, pinFile := filepath.Join(dir, "nssdb"), filepath.Join(dir, "nss.pin")
+	if err := os.Mkdir(database, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(pinFile, []byte(pin), 0o600); err != nil {
+		return nil, err
+	}
+	if _, err := command(ctx, "certutil", "-N", "-d", "sql:"+database, "-f", pinFile); err != nil {
+		return nil, err
+	}
+	parameters := fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags= ", database)
+	return &store{
+		name: onNSS, pin: pin, spec: tokenSpec(onNSS, nssLabel),
+		flags: []string{"--pkcs11-module", onNSS + "=" + library, "--pkcs11-parameters", onNSS + "=" + parameters},
+	}, nil
+}
+
+func tokenSpec(module, label string) v1alpha1.KeyStoreSpec {
+	return v1alpha1.KeyStoreSpec{PKCS11: &v1alpha1.PKCS11Store{
+		Module:       module,
+		Token:        v1alpha1.TokenSelector{Label: label},
+		PINSecretRef: &v1alpha1.EntryReference{Name: pinSecret, Key: pinSecret},
+	}}
+}
+
+// library returns the first of the patterns that a file matches.
+func library(patterns ...string) (string, error) {
+	for _, pattern := range patterns {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return "", fmt.Errorf("none of %q is there; make bench installs it", patterns)
+}

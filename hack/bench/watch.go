@@ -1,0 +1,144 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
+// observer follows the ExportedDataKeys of the cluster, and knows when how many are Ready. Each run has one, that
+// of the bare client too: a watch costs the API server something.
+type observer struct {
+	stop context.CancelFunc
+
+	mu      sync.Mutex
+	objects map[string]bool // by namespace and name: whether it is Ready
+	ready   int
+	changed chan struct{} // closed at the next change
+	err     error         // why it has ended
+}
+
+// watchEvent is what is needed of a watch event.
+type watchEvent struct {
+	Type   string
+	Object struct {
+		Metadata struct {
+			Name, Namespace string
+			Generation      int64
+		}
+		Status struct {
+			ObservedGeneration int64
+			Conditions         []struct{ Type, Status string }
+		}
+	}
+}
+
+func (c *cluster) observe(ctx context.Context) (*observer, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	o := &observer{stop: cancel, objects: map[string]bool{}, changed: make(chan struct{})}
+	body, err := c.watchExports(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	go func() {
+		// The API server ends the watch of whoever reads too slowly. A new one begins with all that there is.
+		for err == nil && ctx.Err() == nil {
+			o.follow(body)
+			body, err = c.watchExports(ctx)
+		}
+		o.see(nil, err)
+	}()
+	return o, nil
+}
+
+func (c *cluster) watchExports(ctx context.Context) (io.ReadCloser, error) {
+	return httpGet(ctx, c.http, c.cfg.Host+"/apis/keyconvoy.io/v1alpha1/exporteddatakeys?watch=1", "")
+}
+
+// follow reads events until there are no more.
+func (o *observer) follow(body io.ReadCloser) {
+	defer body.Close()
+	in := json.NewDecoder(bufio.NewReaderSize(body, 1<<16))
+	for {
+		var e watchEvent
+		if in.Decode(&e) != nil || e.Type == "ERROR" {
+			return
+		}
+		o.see(&e, nil)
+	}
+}
+
+func (o *observer) see(e *watchEvent, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.changed)
+	o.changed = make(chan struct{})
+	if e == nil {
+		o.err = fmt.Errorf("the watch has ended: %w", err)
+		return
+	}
+	name := e.Object.Metadata.Namespace + "/" + e.Object.Metadata.Name
+	if o.objects[name] {
+		o.ready--
+	}
+	delete(o.objects, name)
+	if e.Type != "DELETED" {
+		o.objects[name] = e.isReady()
+		if o.objects[name] {
+			o.ready++
+		}
+	}
+}
+
+func (e *watchEvent) isReady() bool {
+	for _, c := range e.Object.Status.Conditions {
+		if c.Type == v1alpha1.ConditionReady {
+			return c.Status == "True" && e.Object.Status.ObservedGeneration == e.Object.Metadata.Generation
+		}
+	}
+	return false
+}
+
+// wait waits until what is seen is as wanted.
+func (o *observer) wait(ctx context.Context, wanted func(ready int, objects map[string]bool) bool) (time.Time, error) {
+	for {
+		o.mu.Lock()
+		done, changed, ready, all, err := wanted(o.ready, o.objects), o.changed, o.ready, len(o.objects), o.err
+		o.mu.Unlock()
+		switch {
+		case done:
+			return time.Now(), nil
+		case err != nil:
+			return time.Time{}, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("%d of %d exports are Ready: %w", ready, all, ctx.Err())
+		}
+	}
+}
+
+// waitReady waits until n exports are Ready.
+func (o *observer) waitReady(ctx context.Context, n int) (time.Time, error) {
+	return o.wait(ctx, func(ready int, _ map[string]bool) bool { return ready >= n })
+}
+
+// waitSeen waits until n exports have been seen, Ready or not.
+func (o *observer) waitSeen(ctx context.Context, n int) error {
+	_, err := o.wait(ctx, func(_ int, objects map[string]bool) bool { return len(objects) >= n })
+	return err
+}
+
+func (o *observer) readyNow() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.ready
+}
