@@ -65,6 +65,12 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 		}
 		s.blob, s.context = dataKey.Status.CiphertextBlob, encryptionContext(dataKey.Spec.EncryptionContext)
 		s.keyName = string(dataKey.Spec.KeyRef.Name)
+		// Before anything is read: a start may meet many exports that are new.
+		if !ready(s.object.Status.Conditions) {
+			if err := r.opening(ctx, inNamespace(dataKey, s.keyName)); err != nil {
+				return err
+			}
+		}
 	}
 	if s.blob, err = kms.Canonical(s.blob); err != nil {
 		return err

@@ -59,6 +59,23 @@ func (s *shared) operations(ctx context.Context, namespace string, ref v1alpha1.
 // start would write to every object that waits.
 var errOpening = reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady, "The key store is opened now.")
 
+// opening returns errOpening for an ImportedKey whose key store has not been looked at yet.
+func (s *shared) opening(ctx context.Context, key types.NamespacedName) error {
+	imported := &v1alpha1.ImportedKey{}
+	err := s.client.Get(ctx, key, imported, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+	if err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	id := idOf(imported.Namespace, imported.Spec.KeyStoreRef)
+	if s.modules.wasTried(id) {
+		return nil
+	}
+	if _, err := getStore(ctx, s.client, id); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	return errOpening
+}
+
 func (s *shared) borrow(id storeID) (ops kms.Operations, giveBack func(), err error) {
 	module, giveBack, ok := s.modules.serving(id)
 	if !ok && !s.modules.wasTried(id) {

@@ -19,6 +19,7 @@ type convergeRun struct {
 	PerSecond float64        `json:"perSecond"`
 	Limit     float64        `json:"limitPerSecond"` // of the bare client at its best concurrency, just before and after
 	Ratio     float64        `json:"ratioToLimit"`
+	Ratios    []float64      `json:"ratios"` // of all the runs of which this is the median
 	Writes    float64        `json:"writesPerObject"`
 	Reads     float64        `json:"readsPerObject"`
 	Requests  map[string]int `json:"requests"`
@@ -34,9 +35,7 @@ type restartRun struct {
 	Start    float64        `json:"startSeconds"`     // from the start of the process until its caches are filled
 	New      float64        `json:"newObjectSeconds"` // from then until the new export is Ready
 	Settled  float64        `json:"settledSeconds"`   // from then until every old export was looked at
-	Requests map[string]int `json:"requests"`         // of all of it, the new export's two writes among them
-	Writes   int            `json:"writesForOld"`     // without those of the new export
-	Reads    int            `json:"readsForOld"`      // single objects
+	Requests map[string]int `json:"requests"`         // all; the new export costs two writes
 	Calls    map[string]int `json:"moduleCalls"`      // the new export's one among them
 	CPU      float64        `json:"cpuSeconds"`
 	PeakMiB  float64        `json:"peakMiB"`
@@ -192,9 +191,7 @@ func (s *scene) restart(ctx context.Context, o *operator) (*operator, restartRun
 	spent := after.since(counts{requests: before})
 	run.Start, run.New, run.Settled = start.Seconds(), served.Sub(o.sync()).Seconds(), settled.Sub(o.sync()).Seconds()
 	run.Requests, run.Calls = spent.requests, spent.calls
-	// Not counted as the operator's: the benchmark's own POST. Not for old objects: the new one's two writes.
-	delete(spent.requests, "POST exporteddatakeys")
-	run.Writes, run.Reads = int(spent.perObject(writeVerbs, 1))-2, int(spent.perObject(readVerbs, 1))
+	delete(run.Requests, "POST exporteddatakeys") // the benchmark's own
 	run.CPU, run.PeakMiB = spent.usage.cpu.Seconds(), mib(spent.usage.peak)
 	return o, run, s.verify(ctx, s.recipient, s.n)
 }

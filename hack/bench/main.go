@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,6 +51,7 @@ type options struct {
 	bare       list
 	algorithms list
 	publicKeys list
+	repeat     int
 	steady     time.Duration
 	trouble    time.Duration
 	out        string
@@ -145,6 +147,7 @@ func parse(args []string) (options, error) {
 	flags.Var(&o.bare, "concurrency", "of the bare client")
 	flags.Var(&o.algorithms, "algorithms", "converge with these; everything else with the first")
 	flags.Var(&o.publicKeys, "public-keys", "where the exports of converge find their public key")
+	flags.IntVar(&o.repeat, "repeat", 1, "how often each converge is measured; the one with the median ratio counts")
 	flags.DurationVar(&o.steady, "steady", time.Minute, "how long the operator is watched doing nothing")
 	flags.DurationVar(&o.trouble, "trouble", 30*time.Second, "how long the module answers errors")
 	flags.StringVar(&o.out, "out", "bin/bench.json", "where the JSON goes")
@@ -155,8 +158,8 @@ func parse(args []string) (options, error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if o.n < 1 || o.namespaces < 1 {
-		return o, errors.New("measure one object at least")
+	if o.n < 1 || o.namespaces < 1 || o.repeat < 1 {
+		return o, errors.New("measure one object at least, and once")
 	}
 	return o, nil
 }
@@ -275,30 +278,43 @@ func measureConverge(ctx context.Context, t *tools, name, algorithm, from string
 	if err != nil {
 		return err
 	}
-	progress("converge: %s, %s, public key %s", name, algorithm, from)
+	var runs []convergeRun
+	for i := range o.repeat {
+		run, err := convergeOnce(ctx, t, name, r, o, goOn && i == 0, report)
+		if err != nil {
+			return err
+		}
+		if err := l.compare(ctx, &run); err != nil {
+			return err
+		}
+		runs = append(runs, run)
+	}
+	slices.SortFunc(runs, func(a, b convergeRun) int { return cmp.Compare(a.Ratio, b.Ratio) })
+	median := runs[len(runs)/2]
+	for _, run := range runs {
+		median.Ratios = append(median.Ratios, run.Ratio)
+	}
+	report.Converge = append(report.Converge, median)
+	return nil
+}
+
+func convergeOnce(ctx context.Context, t *tools, name string, r *recipient, o options, goOn bool, report *report) (convergeRun, error) {
+	progress("converge: %s, %s, public key %s", name, r.Algorithm, r.From)
 	s, err := newScene(ctx, t, storeNamed(name), r, o.n)
 	defer s.stop()
 	if err != nil {
-		return err
+		return convergeRun{}, err
 	}
 	operator, run, err := s.converge(ctx, o.profiles)
 	if err != nil {
-		return err
+		return run, err
 	}
 	if goOn {
 		if operator, err = s.goOn(ctx, operator, o, report); err != nil {
-			return err
+			return run, err
 		}
 	}
-	if err := operator.stop(); err != nil {
-		return err
-	}
-	s.stop()
-	if err := l.compare(ctx, &run); err != nil {
-		return err
-	}
-	report.Converge = append(report.Converge, run)
-	return nil
+	return run, operator.stop()
 }
 
 // goOn measures restart and steady with the exports of converge.

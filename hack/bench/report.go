@@ -137,11 +137,11 @@ func (r *report) print(out io.Writer) {
 			figure("%.0f", c.Limit), figure("%.2f", c.Ratio), c.Writes, c.Reads, float64(total(c.Calls))/float64(c.Objects), c.CPU, c.PeakMiB)
 	}
 	if len(r.Restart) > 0 {
-		row("\nrestart\tobjects\tcaches s\tnew object s\tsettled s\twrites for old\treads for old\tmodule calls\tCPU s\tpeak MiB")
+		row("\nrestart\tobjects\tcaches s\tnew object s\tsettled s\tmodule calls\tCPU s\tpeak MiB\trequests")
 	}
 	for _, s := range r.Restart {
-		row("%s\t%d\t%.2f\t%.2f\t%.2f\t%d\t%d\t%s\t%.1f\t%.0f", s.Store, s.Objects, s.Start, s.New, s.Settled, s.Writes, s.Reads,
-			inWords(s.Calls), s.CPU, s.PeakMiB)
+		row("%s\t%d\t%.2f\t%.2f\t%.2f\t%s\t%.1f\t%.0f\t%s", s.Store, s.Objects, s.Start, s.New, s.Settled,
+			inWords(s.Calls), s.CPU, s.PeakMiB, inWords(s.Requests))
 	}
 	if len(r.Steady) > 0 {
 		row("\nsteady\tobjects\tseconds\trequests/s\tCPU s\tpeak MiB\trequests")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
@@ -94,6 +95,7 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	}
 	ctrl.SetLogger(zap.New(zap.UseFlagOptions(&o.log)))
 
+	spareMemory()
 	ctx := cmd.Context()
 	mgr, err := o.manager(cfg, namespace)
 	if err != nil {
@@ -111,6 +113,14 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	}
 	ctrl.Log.Info("Starting", "version", version)
 	return mgr.Start(ctx)
+}
+
+// spareMemory collects garbage when the heap has grown by half, not by all of its size: that costs a few percent of
+// the little time that the operator works, and saves a quarter of its memory. GOGC says otherwise.
+func spareMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 // onLoopback says whether only processes of this machine, or pod, can reach an address. A name is not asked for:
