@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -79,7 +80,7 @@ func (g gathered) wake(ctx context.Context, o client.Object, q requests) {
 	// One that stands in the way of another object's, or did. Most exports stand in nobody's way.
 	key := client.ObjectKey{Name: o.GetName()}
 	err := g.client.Get(ctx, key, &v1alpha1.ClusterExportedDataKey{}, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
-	if err == nil {
+	if !apierrors.IsNotFound(err) {
 		q.AddAfter(reconcile.Request{NamespacedName: key}, countInterval)
 	}
 }

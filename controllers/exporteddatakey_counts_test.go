@@ -166,3 +166,35 @@ func TestExportedDataKey_moduleThatFailsForAWhile_isAskedAgain(t *testing.T) {
 		t.Errorf("what passes by itself is no event: %q", all)
 	}
 }
+
+func TestExportedDataKey_itsOwnSecret_isNoReasonToLookAgain(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	o.dataKey(t, "dek")
+	const n = 40
+	exports := make([]client.Object, n)
+	for i := range exports {
+		exports[i] = newExport(fmt.Sprintf("e-%d", i), toBlob(rsaRecipient().public.Base64()))
+	}
+	o.create(t, exports...)
+	o.ready(t, exports...)
+	o.settled(t, exports...)
+	all := 0
+	for _, e := range exports {
+		begun, _ := o.reconciles(t, e)
+		all += begun
+	}
+	// Once each; an event that overtakes the answer to the write makes it twice.
+	if all > n+n/2 {
+		t.Errorf("%d exports took %d reconciles", n, all)
+	}
+
+	// Somebody else's deletion is one.
+	o.remove(t, o.secretOf(t, "e-0"))
+	eventually(t, func() string {
+		if o.writes()["apply secrets"] <= n {
+			return "the Secret is not made again"
+		}
+		return ""
+	})
+}

@@ -29,7 +29,7 @@ func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.O
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsThatWaitForKey), builder.WithPredicates(keyStateChanged)).
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsToKey), builder.WithPredicates(parametersChanged)).
 		WatchesRawSource(source.Channel(r.modules.subscribe(), mapped(r.exportsThatWaitForStore))).
-		WatchesMetadata(secrets.Secret.Metadata(), mapped(r.exportsOfContent(secrets.Secret))).
+		WatchesMetadata(secrets.Secret.Metadata(), r.secretEvents()).
 		WatchesMetadata(secrets.ConfigMap.Metadata(), mapped(r.exportsOfContent(secrets.ConfigMap))).
 		// Who may consent, or withdraw: the key's owner, the key store's, and whoever labels namespaces.
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -124,19 +124,46 @@ func (r *exportedDataKeyReconciler) exportsOfNamespace(ctx context.Context, name
 	return requests
 }
 
-// exportsOfContent finds the exports that read or write a Secret or ConfigMap, but for the one that wrote it just
-// as it is: it puts that into its status now.
 func (r *exportedDataKeyReconciler) exportsOfContent(kind secrets.Kind) handler.MapFunc {
 	return func(ctx context.Context, o client.Object) []reconcile.Request {
-		var want func(*v1alpha1.ExportedDataKey) bool
-		if kind == secrets.Secret && r.secrets.Wrote(o) {
-			want = func(e *v1alpha1.ExportedDataKey) bool {
-				t, err := exportTargetOf(e)
-				return err != nil || t.key.Name != o.GetName()
-			}
-		}
-		return r.findExports(ctx, want, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(kind, o.GetName())})
+		return r.findExports(ctx, nil, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(kind, o.GetName())})
 	}
+}
+
+// secretEvents wakes the exports that read or write a Secret, but for the one that has just made it: that one puts
+// it into its status now.
+type secretEvents struct {
+	handler.EventHandler // wakes them all
+
+	secrets *secrets.Client
+	others  handler.EventHandler
+}
+
+func (r *exportedDataKeyReconciler) secretEvents() secretEvents {
+	all := handler.EnqueueRequestsFromMapFunc(r.exportsOfContent(secrets.Secret))
+	others := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		isOther := func(e *v1alpha1.ExportedDataKey) bool {
+			t, err := exportTargetOf(e)
+			return err != nil || t.key.Name != o.GetName()
+		}
+		return r.findExports(ctx, isOther, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(secrets.Secret, o.GetName())})
+	})
+	return secretEvents{all, r.secrets, others}
+}
+
+// Create implements handler.EventHandler.
+func (h secretEvents) Create(ctx context.Context, e event.CreateEvent, q requests) {
+	if h.secrets.Made(e.Object) {
+		h.others.Create(ctx, e, q)
+		return
+	}
+	h.EventHandler.Create(ctx, e, q)
+}
+
+// Delete implements handler.EventHandler.
+func (h secretEvents) Delete(ctx context.Context, e event.DeleteEvent, q requests) {
+	h.secrets.Made(e.Object) // never mind: nobody needs to remember it
+	h.EventHandler.Delete(ctx, e, q)
 }
 
 func (s *shared) findExports(ctx context.Context, want func(*v1alpha1.ExportedDataKey) bool, options ...client.ListOption) []reconcile.Request {

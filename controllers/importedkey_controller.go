@@ -62,7 +62,8 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	}
 	scope.nextDeadline()
 
-	if errors.Is(err, errOpening) {
+	// A state that has changed is news all the same.
+	if was := before.Status.KeyState; errors.Is(err, errOpening) && (was == "" || was == object.Status.KeyState) {
 		return r.result(err, scope.after, before.Status.Conditions)
 	}
 	r.summarize(object, err)

@@ -56,7 +56,7 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 	} else if err != nil {
 		return err
 	}
-	ops, giveBack, err := r.borrow(id)
+	ops, giveBack, err := r.borrow(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -193,7 +193,7 @@ func (r *importedKeyReconciler) deleteMaterial(ctx context.Context, s *importSco
 
 // destroy destroys the material in the module.
 func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope) error {
-	ops, giveBack, err := r.borrow(idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
+	ops, giveBack, err := r.borrow(ctx, idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
 	if err != nil {
 		return err
 	}
@@ -210,7 +210,7 @@ func (r *importedKeyReconciler) destroyAll(ctx context.Context, s *importScope) 
 	if err := r.destroy(ctx, s); err != nil {
 		return err
 	}
-	ops, giveBack, err := r.borrow(idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
+	ops, giveBack, err := r.borrow(ctx, idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
 	if err != nil {
 		return err
 	}

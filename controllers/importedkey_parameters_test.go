@@ -315,6 +315,23 @@ func TestImportedKey_pairs_goWithTheirEnd_alsoWithoutConsent(t *testing.T) {
 	}
 }
 
+// Nor does it take consent that the key may still ask for new ones: it waits, and is refused them.
+func TestImportedKey_pairs_goWithTheirEnd_alsoWhenNewOnesAreRefused(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
+	store := o.clusterStore(t, onSoftware)
+	key := o.pendingKey(t, "key", inClusterStore(store.Name))
+	o.change(t, store, func() {
+		store.Spec.AllowedNamespaces = &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: "another"}}
+	})
+	o.ready(t, store)
+	clock.SetTime(key.Status.ImportParameters.TokenExpireTime.Time)
+	o.touch(t, key)
+	o.stalls(t, key, "ForbiddenNoPermission")
+	o.pairsAre(t, key, 0)
+}
+
 // A status of an older version does not say when former pairs end: they go with the published one, as they did.
 func TestImportedKey_formerPairs_ofAnOlderVersion_goWithThePublishedOne(t *testing.T) {
 	t.Parallel()

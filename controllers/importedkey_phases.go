@@ -44,7 +44,9 @@ func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *import
 	var err error
 	switch decideParameters(s.object, s.now) {
 	case renewParameters:
-		err = r.newParameters(ctx, s)
+		if err = r.newParameters(ctx, s); err != nil {
+			return r.endRefused(ctx, s, err)
+		}
 	case endParameters:
 		err = r.destroyEnded(ctx, s)
 	}
@@ -100,7 +102,7 @@ func (r *importedKeyReconciler) newParameters(ctx context.Context, s *importScop
 // destroyEnded destroys the pairs that have ended, and takes what ended of them out of the status. It asks
 // nobody's consent: see cleanUp.
 func (r *importedKeyReconciler) destroyEnded(ctx context.Context, s *importScope) error {
-	ops, giveBack, err := r.borrow(idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
+	ops, giveBack, err := r.borrow(ctx, idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
 	if err != nil {
 		return err
 	}
@@ -114,6 +116,22 @@ func (r *importedKeyReconciler) destroyEnded(ctx context.Context, s *importScope
 	}
 	s.setFormerEnd(next)
 	return nil
+}
+
+// endRefused destroys what has ended of a key that may have no new parameters: they are refused, and it is not asked
+// again before something changes.
+func (r *importedKeyReconciler) endRefused(ctx context.Context, s *importScope, refused error) error {
+	status := &s.object.Status
+	p := status.ImportParameters
+	if ended(status.FormerParametersExpireTime, s.now) || p != nil && ended(&p.TokenExpireTime, s.now) {
+		if r.destroyEnded(ctx, s) != nil {
+			return refused // which is tried again, or waits for the same module
+		}
+	}
+	if p := status.ImportParameters; p != nil {
+		s.lookAgain(p.TokenExpireTime.Time)
+	}
+	return refused
 }
 
 // setFormerEnd says when the pairs are looked at again before those end that are published.

@@ -47,6 +47,9 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	store, err := getStore(ctx, r.client, id)
 	if apierrors.IsNotFound(err) || (err == nil && !store.GetDeletionTimestamp().IsZero()) {
 		r.modules.drop(id)
+		if r.modules.try(id) {
+			r.modules.announce(ctx, id.object())
+		}
 		return ctrl.Result{}, nil
 	}
 	if err != nil {
@@ -56,13 +59,7 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	before := store.DeepCopyObject().(client.Object)
 	was := store.status.DeepCopy()
 	scope := &keyStoreScope{storeObject: store}
-	err = r.findPIN(ctx, scope)
-	if err == nil {
-		err = r.openModule(ctx, scope)
-	}
-	if err == nil {
-		err = r.checkModule(ctx, scope)
-	}
+	err = r.serve(ctx, scope)
 
 	// Whoever waits for the store must hear of it when it begins to serve, and when it does again: before
 	// the patch, which may fail. Who came before the first look at it has not said yet that it waits.
@@ -83,6 +80,21 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 			"A new root key is in Secret %s/%s: back it up. Without it every key of this store is lost.", r.operatorNamespace, scope.rootKey)
 	}
 	return reconciler.Result(err, r.healthInterval)
+}
+
+// saveTime is what is left of a reconcile when a module hangs: to say so.
+const saveTime = 30 * time.Second
+
+// serve runs the phases.
+func (r *keyStoreReconciler) serve(ctx context.Context, s *keyStoreScope) error {
+	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout-saveTime)
+	defer cancel()
+	for _, phase := range []func(context.Context, *keyStoreScope) error{r.findPIN, r.openModule, r.checkModule} {
+		if err := phase(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // noteService tells when a key store stops serving, and when it serves again. Its first success is no

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -43,6 +44,9 @@ func (r *keyStoreReconciler) findPIN(ctx context.Context, s *keyStoreScope) erro
 	return nil
 }
 
+// openAgainAfter is when an opening that hung is tried again.
+const openAgainAfter = 5 * time.Minute
+
 // openModule opens the module, or opens it again when its configuration or PIN is another. It sets
 // rootKey and opened. Reasons: SourceNotFound, PINRefused, ModuleMisconfigured,
 // ServiceUnavailableTemporary.
@@ -67,6 +71,11 @@ func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) e
 		}),
 		unavailable: func() { r.modules.suspect(s.id) },
 	})
+	if err != nil && ctx.Err() != nil {
+		// What hangs in a library stays there: it is not tried often.
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: kms.ServiceUnavailableTemporary.Reason(), After: openAgainAfter, Err: err,
+			Message: string(kms.ServiceUnavailableTemporary) + ": The module did not answer in time when it was opened. It is tried again in some minutes."}
+	}
 	if err != nil {
 		return s.openError(err)
 	}

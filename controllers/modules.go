@@ -74,15 +74,15 @@ func newModules() *modules {
 // with keys need not find out one by one.
 func (m *modules) serving(id storeID) (module hsm.Module, giveBack func(), ok bool) {
 	m.mu.RLock()
-	failing := m.open[id] != nil && m.open[id].failing
-	m.mu.RUnlock()
-	if failing {
-		return nil, nil, false
+	defer m.mu.RUnlock()
+	if o, ok := m.open[id]; ok && !o.failing {
+		o.users.Add(1)
+		return o.module, o.users.Done, true
 	}
-	return m.borrow(id)
+	return nil, nil, false
 }
 
-// borrow returns an open module and what gives it back.
+// borrow returns an open module and what gives it back, also one that fails: to check it.
 func (m *modules) borrow(id storeID) (module hsm.Module, giveBack func(), ok bool) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -11,6 +12,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
 // gate holds up the opening of modules once it is closed, until it is opened again with how they shall end.
@@ -102,4 +104,41 @@ func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
 	for _, object := range waiting {
 		o.waits(t, object, v1alpha1.ReasonKeyStoreNotReady, "its conditions say why")
 	}
+}
+
+// A key store that is not there is opened by nobody: a key that ends all the same says so.
+func TestExpiry_ofAKeyWhoseStoreIsGone_isSaidAfterARestart(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
+	store := o.store(t, onSoftware)
+	end := clock.Now().Add(time.Hour)
+	key := o.keyUntil(t, "key", o.material(32), end)
+	o.remove(t, store)
+	o.gone(t, store)
+	o.stop(t)
+	clock.SetTime(end)
+	o.start(t)
+
+	o.waits(t, key, v1alpha1.ReasonKeyStoreNotFound, "does not exist")
+	if key.Status.KeyState != v1alpha1.KeyState(kms.StatePendingImport) {
+		t.Errorf("it says that the key is %s", key.Status.KeyState)
+	}
+}
+
+// While it goes it is opened by nobody, either.
+func TestOperator_withAStoreThatIsBeingDeleted_saysThatItWaits(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.store(t, onSoftware)
+	o.change(t, store, func() { store.Finalizers = []string{"test.keyconvoy.io/held"} })
+	o.remove(t, store)
+	o.stop(t)
+	key := importedKey("key")
+	o.create(t, key)
+	o.start(t)
+
+	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.change(t, store, func() { store.Finalizers = nil })
+	o.gone(t, store)
 }

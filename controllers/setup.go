@@ -70,7 +70,7 @@ func stripBookkeeping(in any) (any, error) {
 	if m.GetManagedFields() != nil {
 		m.SetManagedFields(nil)
 	}
-	if _, ok := m.GetAnnotations()[corev1.LastAppliedConfigAnnotation]; ok {
+	if m.GetAnnotations()[corev1.LastAppliedConfigAnnotation] != "" {
 		delete(m.GetAnnotations(), corev1.LastAppliedConfigAnnotation)
 	}
 	return in, nil
@@ -149,7 +149,7 @@ func controllerOptions(perCore int) controller.Options {
 // keyStoreOptions has a module that fails asked again within seconds: everybody else waits for it and asks
 // nothing meanwhile.
 func keyStoreOptions() controller.Options {
-	options := controllerOptions(1)
+	options := controllerOptions(8) // one that hangs holds a worker, and nobody else up
 	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 10*time.Second)
 	return options
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -42,8 +43,7 @@ func (s *shared) operations(ctx context.Context, namespace string, ref v1alpha1.
 	id := idOf(namespace, ref)
 	store, err := getStore(ctx, s.client, id)
 	if apierrors.IsNotFound(err) {
-		return ops, nil, reconciler.Wait(v1alpha1.ReasonKeyStoreNotFound,
-			fmt.Sprintf("The %s %s does not exist. It is looked for again when it is created.", ref.Kind, ref.Name))
+		return ops, nil, noStore(id)
 	}
 	if err != nil {
 		return ops, nil, err
@@ -51,7 +51,7 @@ func (s *shared) operations(ctx context.Context, namespace string, ref v1alpha1.
 	if err := s.allowed(ctx, store, namespace); err != nil {
 		return ops, nil, err
 	}
-	return s.borrow(id)
+	return s.borrow(ctx, id)
 }
 
 // errOpening ends a reconcile whose key store has not been looked at since the operator's start. It is no news
@@ -66,26 +66,37 @@ func (s *shared) opening(ctx context.Context, key types.NamespacedName) error {
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	id := idOf(imported.Namespace, imported.Spec.KeyStoreRef)
-	if s.modules.wasTried(id) {
-		return nil
+	_, giveBack, err := s.borrow(ctx, idOf(imported.Namespace, imported.Spec.KeyStoreRef))
+	switch {
+	case err == nil:
+		giveBack()
+	case errors.Is(err, errOpening):
+		return err
 	}
-	if _, err := getStore(ctx, s.client, id); err != nil {
-		return client.IgnoreNotFound(err)
-	}
-	return errOpening
+	return nil
 }
 
-func (s *shared) borrow(id storeID) (ops kms.Operations, giveBack func(), err error) {
-	module, giveBack, ok := s.modules.serving(id)
-	if !ok && !s.modules.wasTried(id) {
+// borrow borrows the module of a key store, whoever asks. Reasons: KeyStoreNotFound, KeyStoreNotReady.
+func (s *shared) borrow(ctx context.Context, id storeID) (ops kms.Operations, giveBack func(), err error) {
+	if module, giveBack, ok := s.modules.serving(id); ok {
+		return kms.Operations{Module: module, Now: s.clock.Now}, giveBack, nil
+	}
+	store, err := getStore(ctx, s.client, id)
+	switch {
+	case apierrors.IsNotFound(err):
+		return ops, nil, noStore(id)
+	case err != nil:
+		return ops, nil, err
+	case store.GetDeletionTimestamp().IsZero() && !s.modules.wasTried(id):
 		return ops, nil, errOpening
 	}
-	if !ok {
-		return ops, nil, reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady,
-			fmt.Sprintf("The %s %s does not serve now: its conditions say why.", id.kind, id.name))
-	}
-	return kms.Operations{Module: module, Now: s.clock.Now}, giveBack, nil
+	return ops, nil, reconciler.Wait(v1alpha1.ReasonKeyStoreNotReady,
+		fmt.Sprintf("The %s %s does not serve now: its conditions say why.", id.kind, id.name))
+}
+
+func noStore(id storeID) error {
+	return reconciler.Wait(v1alpha1.ReasonKeyStoreNotFound,
+		fmt.Sprintf("The %s %s does not exist. It is looked for again when it is created.", id.kind, id.name))
 }
 
 // lookAgainAfter is how long after it lost its key store an object looks again by itself.

@@ -55,7 +55,7 @@ func TestBench_countsWhatEachScenarioCosts(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if len(r.Limit) != 4 || r.bestLimit().Objects != n { // applied, created, before and after converge
+	if len(r.Limit) != 4 || r.bestLimit().Objects != n { // applied, created, before converge and after it
 		t.Errorf("the limit was measured as %+v", r.Limit)
 	}
 	checkConverge(t, r.Converge, n)
@@ -138,6 +138,9 @@ func TestReadme_commandsAreTheBenchmarks(t *testing.T) {
 	text, err := os.ReadFile("hack/bench/README.md")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if strings.Contains(string(text), "@@") {
+		t.Error("the README has a gap")
 	}
 	commands := 0
 	for line := range strings.Lines(string(text)) {

@@ -95,7 +95,8 @@ func newCluster(ctx context.Context, t *tools) (*cluster, error) {
 	if c.Client, err = client.New(c.cfg, client.Options{Scheme: scheme}); err != nil {
 		return c, err
 	}
-	return c, c.install(ctx)
+	err = c.install(ctx)
+	return c, err
 }
 
 func (c *cluster) stop() {

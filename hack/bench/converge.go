@@ -199,7 +199,6 @@ func (s *scene) restart(ctx context.Context, o *operator) (*operator, restartRun
 // steady watches the operator do nothing.
 func (s *scene) steady(ctx context.Context, o *operator, during time.Duration) (steadyRun, error) {
 	run := steadyRun{Store: s.store.name, Objects: s.n}
-	// The first look costs the operator two requests, to ask who looks.
 	before, err := o.count(ctx)
 	if err != nil {
 		return run, err

@@ -23,8 +23,8 @@ type counts struct {
 	usage    usage
 }
 
-// count reads the counters of both. The reading itself costs the operator two requests, when it first asks the
-// API server who reads.
+// count reads the counters of both. The reading itself costs the operator two requests: it asks the API server who
+// reads.
 func (o *operator) count(ctx context.Context) (counts, error) {
 	var c counts
 	var err error

@@ -107,7 +107,8 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 	if err != nil {
 		return run, err
 	}
-	if err := c.createExports(ctx, r, n); err != nil {
+	// One more, which warms the API server: it has seen an operator before converge, too.
+	if err := c.createExports(ctx, r, n+1); err != nil {
 		return run, err
 	}
 	o, err := c.observe(ctx)
@@ -115,7 +116,7 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 		return run, err
 	}
 	defer o.stop()
-	if err := o.waitSeen(ctx, n); err != nil {
+	if err := o.waitSeen(ctx, n+1); err != nil {
 		return run, err
 	}
 	// Who may do everything is asked less by the API server than anybody that an operator could be.
@@ -123,11 +124,14 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 	if err != nil {
 		return run, err
 	}
+	if err := c.writeBoth(ctx, sender, b, write, n); err != nil {
+		return run, err
+	}
 	start := time.Now()
 	if err := forEach(ctx, n, concurrency, func(ctx context.Context, i int) error { return c.writeBoth(ctx, sender, b, write, i) }); err != nil {
 		return run, err
 	}
-	end, err := o.waitReady(ctx, n)
+	end, err := o.waitReady(ctx, n+1)
 	if err != nil {
 		return run, err
 	}

@@ -83,15 +83,15 @@ func (l *list) Set(text string) error {
 func (l *list) has(name string) bool { return slices.Contains(l.chosen, name) }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	log.SetLogger(logr.Discard()) // of controller-runtime's client
-	if err := run(ctx, os.Args[1:]); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-		}
-		os.Exit(1)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	os.Exit(1)
 }
 
 func run(ctx context.Context, args []string) error {
@@ -147,7 +147,7 @@ func parse(args []string) (options, error) {
 	flags.Var(&o.bare, "concurrency", "of the bare client")
 	flags.Var(&o.algorithms, "algorithms", "converge with these; everything else with the first")
 	flags.Var(&o.publicKeys, "public-keys", "where the exports of converge find their public key")
-	flags.IntVar(&o.repeat, "repeat", 1, "how often each converge is measured; the one with the median ratio counts")
+	flags.IntVar(&o.repeat, "repeat", 1, "how often each converge is measured: the one with the median ratio counts, and the highest peak of all")
 	flags.DurationVar(&o.steady, "steady", time.Minute, "how long the operator is watched doing nothing")
 	flags.DurationVar(&o.trouble, "trouble", 30*time.Second, "how long the module answers errors")
 	flags.StringVar(&o.out, "out", "bin/bench.json", "where the JSON goes")
@@ -238,8 +238,16 @@ func measureLimits(ctx context.Context, t *tools, r *recipient, o options, repor
 	if _, err := l.run(ctx, byCreate, best); err != nil {
 		return nil, err
 	}
-	l.last, err = l.run(ctx, byApply, best)
-	return l, err
+	l.last.Concurrency = best
+	return l, nil
+}
+
+// again measures the bare client just before something that is compared with it.
+func (l *limits) again(ctx context.Context) (err error) {
+	if l != nil {
+		l.last, err = l.run(ctx, byApply, l.last.Concurrency)
+	}
+	return err
 }
 
 // compare sets the ratio of a run that has just ended.
@@ -248,9 +256,11 @@ func (l *limits) compare(ctx context.Context, run *convergeRun) error {
 		return nil
 	}
 	before := l.last
-	var err error
-	if l.last, err = l.run(ctx, byApply, before.Concurrency); err != nil {
+	if err := l.again(ctx); err != nil {
 		return err
+	}
+	if before.PerSecond == 0 {
+		before = l.last
 	}
 	run.Limit = (before.PerSecond + l.last.PerSecond) / 2
 	run.Ratio = run.PerSecond / run.Limit
@@ -278,9 +288,23 @@ func measureConverge(ctx context.Context, t *tools, name, algorithm, from string
 	if err != nil {
 		return err
 	}
+	if goOn && (o.scenarios.has("restart") || o.scenarios.has("steady")) {
+		// Not one of those that are compared: a minute of steady lies between it and the next.
+		if _, err := convergeOnce(ctx, t, name, r, o, true, report); err != nil {
+			return err
+		}
+	}
+	if !o.scenarios.has("converge") {
+		return nil
+	}
+	if goOn {
+		if err := l.again(ctx); err != nil {
+			return err
+		}
+	}
 	var runs []convergeRun
-	for i := range o.repeat {
-		run, err := convergeOnce(ctx, t, name, r, o, goOn && i == 0, report)
+	for range o.repeat {
+		run, err := convergeOnce(ctx, t, name, r, o, false, report)
 		if err != nil {
 			return err
 		}
@@ -290,9 +314,10 @@ func measureConverge(ctx context.Context, t *tools, name, algorithm, from string
 		runs = append(runs, run)
 	}
 	slices.SortFunc(runs, func(a, b convergeRun) int { return cmp.Compare(a.Ratio, b.Ratio) })
-	median := runs[len(runs)/2]
+	median := runs[(len(runs)-1)/2]
 	for _, run := range runs {
 		median.Ratios = append(median.Ratios, run.Ratio)
+		median.PeakMiB = max(median.PeakMiB, run.PeakMiB)
 	}
 	report.Converge = append(report.Converge, median)
 	return nil

@@ -150,7 +150,7 @@ func (r *report) print(out io.Writer) {
 		row("%s\t%d\t%.0f\t%.2f\t%.2f\t%.0f\t%s", s.Store, s.Objects, s.Seconds, s.Rate, s.CPU, s.PeakMiB, inWords(s.Requests))
 	}
 	if len(r.Trouble) > 0 {
-		row("\ntrouble\tobjects\tready before\ttrouble s\trequests/s\tmodule calls\trecovery s\tobjects/s then\twrites\tpeak MiB")
+		row("\ntrouble\tobjects\tready during it\ttrouble s\trequests/s\tmodule calls\trecovery s\tobjects/s then\twrites\tpeak MiB")
 	}
 	for _, s := range r.Trouble {
 		row("%s\t%d\t%d\t%.0f\t%.1f\t%s\t%.1f\t%.0f\t%.2f\t%.0f", s.Store, s.Objects, s.Ready, s.Seconds, float64(s.Sent)/s.Seconds,

@@ -14,7 +14,7 @@ import (
 type troubleRun struct {
 	Store     string         `json:"store"`
 	Objects   int            `json:"objects"`
-	Ready     int            `json:"readyBefore"`    // exports that were Ready when it began
+	Ready     int            `json:"readyDuring"`    // exports that were Ready when it ended
 	Seconds   float64        `json:"troubleSeconds"` // how long it lasted
 	Requests  map[string]int `json:"requests"`       // during it
 	Sent      int            `json:"requestsSent"`
@@ -85,7 +85,9 @@ func (s *scene) trouble(ctx context.Context, during time.Duration) (troubleRun, 
 	if err := pause(ctx, during); err != nil {
 		return run, err
 	}
-	run.Ready = seen.readyNow()
+	if run.Ready = seen.readyNow(); run.Ready >= s.n {
+		return run, fmt.Errorf("all %d exports were Ready before the trouble began; measure more", s.n)
+	}
 	after, err := o.count(ctx)
 	if err != nil {
 		return run, err

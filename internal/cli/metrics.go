@@ -55,6 +55,7 @@ func (r *metricsReader) filter(log logr.Logger, next http.Handler) (http.Handler
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 		case errors.Is(err, errForbidden):
 			http.Error(w, err.Error(), http.StatusForbidden)
+		case req.Context().Err() != nil: // whoever asked has gone
 		default:
 			log.Error(err, "Asking the API server who reads the metrics")
 			http.Error(w, "the API server does not say whether you may", http.StatusInternalServerError)
@@ -64,8 +65,8 @@ func (r *metricsReader) filter(log logr.Logger, next http.Handler) (http.Handler
 
 // check returns errUnknown, errForbidden, or why the API server could not be asked.
 func (r *metricsReader) check(req *http.Request) error {
-	token, isBearer := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
-	if !isBearer || token == "" {
+	how, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(how, "Bearer") || token == "" {
 		return errUnknown
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), reviewTimeout)

@@ -33,7 +33,7 @@ type Client struct {
 	cache  client.Reader
 
 	mu sync.Mutex
-	// written are the versions that this process wrote, by UID, until a watch shows the Secret.
+	// written are the versions of the Secrets that this process made, by UID, until a watch shows them.
 	written map[types.UID]string
 }
 
@@ -159,17 +159,20 @@ func (c *Client) Apply(ctx context.Context, t Target) (v1alpha1.SecretReference,
 	if err != nil {
 		return v1alpha1.SecretReference{}, err
 	}
-	c.mu.Lock()
-	c.written[*s.UID] = *s.ResourceVersion
-	c.mu.Unlock()
+	if t.UID == "" && !t.Overwrite {
+		c.mu.Lock()
+		c.written[*s.UID] = *s.ResourceVersion
+		c.mu.Unlock()
+	}
 	return v1alpha1.SecretReference{
 		Name: t.Key.Name, UID: string(*s.UID), ResourceVersion: *s.ResourceVersion, Digest: Digest(t.Data),
 	}, nil
 }
 
-// Wrote says, once, whether a Secret as a watch shows it is as this process has just written it: whoever wrote it
-// need not be told. Shown before Apply has returned, it is taken for somebody else's.
-func (c *Client) Wrote(o client.Object) bool {
+// Made says, once, whether a Secret is as this process has just made it: whoever made it need not be told. It must be
+// asked for Secrets that a watch shows as new or as deleted. Shown before Apply has returned, one is taken for
+// somebody else's.
+func (c *Client) Made(o client.Object) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	version, ok := c.written[o.GetUID()]

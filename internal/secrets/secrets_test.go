@@ -91,6 +91,29 @@ func TestApply_makesASecretOnce(t *testing.T) {
 	f.Expect(f.read("s").Data).To(Equal(first.Data))
 }
 
+func TestMade_knowsOnceWhatWasMadeHere(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	target := f.target("s", "5e0a3b0e-3c0c-4a80-8a4a-7a1f3ff2b0aa")
+	ref, err := f.secrets.Apply(t.Context(), target)
+	f.Expect(err).NotTo(HaveOccurred())
+	made := f.read("s")
+	f.Expect(f.secrets.Made(made)).To(BeTrue())
+	f.Expect(f.secrets.Made(made)).To(BeFalse(), "asked again")
+
+	// What replaces another, or was changed by somebody else since, is none of it.
+	target.UID, target.Data = types.UID(ref.UID), map[string][]byte{"a": []byte("2")}
+	_, err = f.secrets.Apply(t.Context(), target)
+	f.Expect(err).NotTo(HaveOccurred())
+	f.Expect(f.secrets.Made(f.read("s"))).To(BeFalse())
+	other := f.target("other", "5e0a3b0e-3c0c-4a80-8a4a-7a1f3ff2b0aa")
+	_, err = f.secrets.Apply(t.Context(), other)
+	f.Expect(err).NotTo(HaveOccurred())
+	changed := f.read("other")
+	changed.ResourceVersion = "1"
+	f.Expect(f.secrets.Made(changed)).To(BeFalse())
+}
+
 func TestApply_writesTheWholeSecretAndSaysHowItIs(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
