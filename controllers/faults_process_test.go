@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -333,6 +334,9 @@ func TestOperatorProcess(t *testing.T) {
 	cfg.QPS = -1
 	scheme, err := controllers.Scheme()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := eventsv1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
 	administrator, err := client.New(cfg, client.Options{Scheme: scheme})

@@ -24,6 +24,9 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 		return ctrl.Result{}, nil
 	}
 	err := r.cleanUp(ctx, object)
+	if errors.Is(err, errOpening) {
+		return r.result(err, healthInterval, object.Status.Conditions)
+	}
 	if err != nil && !errors.Is(err, errStoreGone) {
 		before := object.DeepCopy()
 		blocked := *reconciler.From(err)

@@ -29,7 +29,8 @@ type backup []client.Object
 func (o *operator) backUp(t testing.TB) backup {
 	t.Helper()
 	var all backup
-	for _, namespace := range []string{o.namespace, o.ownNamespace} {
+	// A software store must not open before what it kept is there: its keys come first.
+	for _, namespace := range []string{o.ownNamespace, o.namespace} {
 		for _, list := range []client.ObjectList{
 			&corev1.SecretList{}, &corev1.ConfigMapList{}, &v1alpha1.KeyStoreList{},
 			&v1alpha1.ImportedKeyList{}, &v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 
@@ -49,8 +50,8 @@ func chart(args []string) error {
 		lines := linesOf(reports, c.of)
 		if c.limit {
 			for _, r := range reports {
-				if best := r.bestLimit(); best.Objects > 0 {
-					lines["bare client"] = append(lines["bare client"], plotter.XY{X: float64(best.Objects), Y: best.PerSecond})
+				if objects, mean := r.meanLimit(); objects > 0 {
+					lines["bare client"] = append(lines["bare client"], plotter.XY{X: float64(objects), Y: mean})
 				}
 			}
 		}
@@ -74,6 +75,18 @@ func linesOf(reports []report, of func(convergeRun) float64) map[string]plotter.
 	return lines
 }
 
+// meanLimit is the mean of all runs of the bare client at the best concurrency, and of how many objects.
+func (r *report) meanLimit() (objects int, perSecond float64) {
+	best, runs := r.bestLimit(), 0.0
+	for _, run := range r.Limit {
+		if run.Write == best.Write && run.Concurrency == best.Concurrency {
+			perSecond += run.PerSecond
+			runs++
+		}
+	}
+	return best.Objects, perSecond / max(runs, 1)
+}
+
 func draw(title, y string, lines map[string]plotter.XYs, path string) error {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, "ExportedDataKeys", y
@@ -93,6 +106,7 @@ func draw(title, y string, lines map[string]plotter.XYs, path string) error {
 	if err := plotutil.AddLinePoints(p, named...); err != nil {
 		return err
 	}
-	p.Y.Min, p.Y.Max = 0, top*1.3
+	p.Y.Min, p.Y.Max, p.X.Max = 0, math.Ceil(top*1.5/100)*100, p.X.Max*1.5 // room for the legend, and for the last number
+	p.Legend.XOffs = -vg.Centimeter
 	return p.Save(16*vg.Centimeter, 10*vg.Centimeter, path)
 }
