@@ -10,12 +10,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // The benchmark is run on a handful of objects, with a product and a launcher built from this tree: what it counts
 // must be right, how fast it was is nobody's business here.
 
 func TestMain(m *testing.M) {
+	log.SetLogger(logr.Discard())             // as main does
 	if err := os.Chdir("../.."); err != nil { // it is run in the root of the repository
 		panic(err)
 	}

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -144,11 +147,16 @@ func sum(family *dto.MetricFamily, name func(labels map[string]string) string) m
 	return out
 }
 
-// scrape reads the operator's metrics. Their certificate is one that it has made for itself.
-func (o *operator) scrape(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+// scrape reads the operator's metrics. Their certificate is one that it has made for itself: until it has, nobody
+// listens.
+func (o *operator) scrape(ctx context.Context) (families map[string]*dto.MetricFamily, err error) {
 	insecure := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // on the loopback interface
 	defer insecure.CloseIdleConnections()
-	return scrape(ctx, insecure, o.metrics, o.bearer)
+	pollErr := wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, 20*time.Second, true, func(ctx context.Context) (bool, error) {
+		families, err = scrape(ctx, insecure, o.metrics, o.bearer)
+		return !errors.Is(err, syscall.ECONNREFUSED), nil
+	})
+	return families, cmp.Or(err, pollErr)
 }
 
 func scrape(ctx context.Context, c *http.Client, url, bearer string) (map[string]*dto.MetricFamily, error) {
