@@ -226,16 +226,24 @@ func TestImportedKey_formerPairs_goWithTheirOwnEnd(t *testing.T) {
 	}
 }
 
+// startWithFormerPair starts an operator with a key that has a pair, and another that superseded it an hour later;
+// end is that of the first.
+func startWithFormerPair(t *testing.T) (o *operator, clock *clocktesting.FakePassiveClock, key *v1alpha1.ImportedKey, end time.Time) {
+	t.Helper()
+	clock = testClock()
+	o = startOperator(t, withClock(clock))
+	o.store(t, onSoftware)
+	key = o.enabledKey(t, "key", nil)
+	end = key.Status.ImportParameters.TokenExpireTime.Time
+	clock.SetTime(clock.Now().Add(time.Hour))
+	o.renew(t, key, "1")
+	return o, clock, key, end
+}
+
 // Nobody touches the key: it looks again by itself.
 func TestImportedKey_formerPair_isLookedAtWhenItEnds(t *testing.T) {
 	t.Parallel()
-	clock := testClock()
-	o := startOperator(t, withClock(clock))
-	o.store(t, onSoftware)
-	key := o.enabledKey(t, "key", nil)
-	end := key.Status.ImportParameters.TokenExpireTime.Time
-	clock.SetTime(clock.Now().Add(time.Hour))
-	o.renew(t, key, "1")
+	o, clock, key, end := startWithFormerPair(t)
 	clock.SetTime(end.Add(-time.Second))
 	o.touch(t, key)
 	o.pairsAre(t, key, 2)
@@ -278,13 +286,7 @@ func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.
 // The module fails at that very moment: it is tried until it is done, and the key comes back.
 func TestImportedKey_formerPair_thatCannotBeDestroyed_isTriedAgain(t *testing.T) {
 	t.Parallel()
-	clock := testClock()
-	o := startOperator(t, withClock(clock))
-	o.store(t, onSoftware)
-	key := o.enabledKey(t, "key", nil)
-	end := key.Status.ImportParameters.TokenExpireTime.Time
-	clock.SetTime(clock.Now().Add(time.Hour))
-	o.renew(t, key, "1")
+	o, clock, key, end := startWithFormerPair(t)
 	o.module(t).FailNext("DestroyWrappingKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	clock.SetTime(end)
 	o.annotate(t, key, "test.keyconvoy.io/touched", "yes")

@@ -9,17 +9,24 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 )
 
 var errCable = hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 
-func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
-	t.Parallel()
+// startWithDataKey starts an operator whose software store holds the key of a data key.
+func startWithDataKey(t *testing.T) (*operator, *v1alpha1.KeyStore, *hsmtest.Recorder) {
+	t.Helper()
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
 	o.enabledKey(t, "key", nil)
 	o.dataKey(t, "dek")
-	m := o.module(t)
+	return o, store, o.module(t)
+}
+
+func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
+	t.Parallel()
+	o, store, m := startWithDataKey(t)
 	m.FailAll("Check", errCable)
 	m.FailAll("ExportDataKey", errCable)
 
@@ -51,11 +58,7 @@ func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
 
 func TestOperator_aModuleThatFailsOneCallOnly_keepsServing(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
-	store := o.store(t, onSoftware)
-	o.enabledKey(t, "key", nil)
-	o.dataKey(t, "dek")
-	m := o.module(t)
+	o, store, m := startWithDataKey(t)
 	m.FailAll("ExportDataKey", errCable)
 	m.Reset()
 
