@@ -74,12 +74,16 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 	}
 }
 
-// The clock is asked when the operator wakes by itself, too: nobody has to touch the key.
+// The operator comes back by itself when the time is over: nobody has to touch the key. It finds its clock set on,
+// or comes again.
 func TestExpiry_wakesTheKeyByItself(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	clock := testClock()
+	o := startOperator(t, withClock(clock))
 	o.store(t, onSoftware)
-	key := o.keyUntil(t, "key", o.material(32), time.Now().Add(3*time.Second).Truncate(time.Second))
+	end := clock.Now().Add(2 * time.Second)
+	key := o.keyUntil(t, "key", o.material(32), end)
+	clock.SetTime(end)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
 	if o.inModule(t, key) {
 		t.Error("the material is in the module still")

@@ -58,7 +58,7 @@ const (
 	// watched whole, as in the product: those of other tests lead to no object here.
 	labelOperator = "test.keyconvoy.io/operator"
 
-	patience = 20 * time.Second
+	patience = time.Minute
 	interval = 20 * time.Millisecond
 )
 

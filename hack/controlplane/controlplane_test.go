@@ -76,7 +76,7 @@ func TestControlPlane_token_mayDoWhatRBACSaysOnly(t *testing.T) {
 	}
 
 	// The API server takes a moment to see a new role.
-	for deadline := time.Now().Add(10 * time.Second); mayList("configmaps") != "yes"; {
+	for deadline := time.Now().Add(time.Minute); mayList("configmaps") != "yes"; {
 		if time.Now().After(deadline) {
 			t.Fatal("the reader may not list what its role says")
 		}

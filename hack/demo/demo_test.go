@@ -103,7 +103,7 @@ func lastingProcesses(t *testing.T, path string) []string {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		found := processesWith(t, path)
 		if len(found) == 0 {

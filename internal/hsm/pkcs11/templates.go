@@ -74,10 +74,10 @@ func may(usage bool, types ...uint) []*p11.Attribute {
 
 // readableTemplate is a derived session object whose value may be read.
 func readableTemplate(length int) []*p11.Attribute {
-	return append(secret(p11.CKK_GENERIC_SECRET, false),
+	return slices.Clip(append(secret(p11.CKK_GENERIC_SECRET, false),
 		p11.NewAttribute(p11.CKA_VALUE_LEN, length),
 		p11.NewAttribute(p11.CKA_SENSITIVE, false),
-		p11.NewAttribute(p11.CKA_EXTRACTABLE, true))
+		p11.NewAttribute(p11.CKA_EXTRACTABLE, true)))
 }
 
 // readableUnwrapped is an unwrapped session object whose value may be read.
