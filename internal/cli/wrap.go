@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,6 +26,10 @@ kubectl apply --server-side, and the patches of a kustomization.
 A key takes the material of its first import again, and no other: to renew material that expires, wrap
 the same with a new --expire-time.
 
+Whoever may write the status could have put a public key of their own there: for material that matters,
+let somebody else read out the key's SHA-256 fingerprint (status.importParameters.publicKeyFingerprint),
+and name it with --fingerprint.
+
 Material is read as raw bytes unless --hex or --base64 says otherwise. Its length must be right for the
 key (AES_256: 32 bytes, AES_192: 24, AES_128 and SM4: 16); nothing is sent before that is certain.`
 
@@ -39,17 +45,20 @@ const wrapExample = `  # Make material, wrap it, and put it into the cluster
   keyconvoy wrap --parameters payments.yaml --in material.bin --out patch.yaml
   kubectl patch importedkey payments -n team-a --type merge --patch-file patch.yaml`
 
+var fingerprintText = regexp.MustCompile(`^(SHA256:)?[0-9a-fA-F]{64}$`)
+
 type wrapOptions struct {
-	cluster    clusterFlags
-	key        string
-	parameters string
-	in         string
-	hex        bool
-	base64     bool
-	expireTime string
-	apply      bool
-	out        string
-	format     string
+	cluster     clusterFlags
+	key         string
+	parameters  string
+	fingerprint string
+	in          string
+	hex         bool
+	base64      bool
+	expireTime  string
+	apply       bool
+	out         string
+	format      string
 }
 
 func newWrapCommand() *cobra.Command {
@@ -68,6 +77,7 @@ func newWrapCommand() *cobra.Command {
 	flags.StringVar(&o.key, "key", "", "`NAME` of the ImportedKey in the cluster")
 	o.cluster.add(cmd)
 	flags.StringVar(&o.parameters, "parameters", "", "`FILE` with the ImportedKey as kubectl get -o yaml printed it; - is standard input")
+	flags.StringVar(&o.fingerprint, "fingerprint", "", "`SHA256` of the public key to wrap under; any other key is refused")
 	flags.StringVar(&o.in, "in", standardStream, "`FILE` with the material; - is standard input")
 	flags.BoolVar(&o.hex, "hex", false, "the material is hexadecimal text")
 	flags.BoolVar(&o.base64, "base64", false, "the material is Base64 text")
@@ -111,6 +121,9 @@ func (o *wrapOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := o.checkFingerprint(target.publicKey); err != nil {
+		return err
+	}
 	if err := checkExpiry(key, expires, now); err != nil {
 		return err
 	}
@@ -130,6 +143,8 @@ func (o *wrapOptions) check(cmd *cobra.Command) error {
 	switch {
 	case o.key == "" && o.parameters == "":
 		return usagef("which key? Name it with --key, or give its object in a file with --parameters")
+	case o.fingerprint != "" && !fingerprintText.MatchString(o.fingerprint):
+		return usagef("--fingerprint is 64 hexadecimal digits, or SHA256: and these, as in status.importParameters.publicKeyFingerprint")
 	case o.format != "yaml" && o.format != "json":
 		return usagef("--format is yaml or json")
 	case o.parameters == standardStream && o.in == standardStream:
@@ -145,6 +160,16 @@ func (o *wrapOptions) importedKey(cmd *cobra.Command, c cluster) (*keyconvoy.Imp
 		return readImportedKey(cmd.Context(), o.parameters, cmd.InOrStdin())
 	}
 	return c.importedKey(cmd.Context(), o.key)
+}
+
+// checkFingerprint refuses a public key that is not the one that the user heard of.
+func (o *wrapOptions) checkFingerprint(key *wrapping.PublicKey) error {
+	got := key.Fingerprint()
+	want := "SHA256:" + strings.ToLower(strings.TrimPrefix(o.fingerprint, "SHA256:"))
+	if o.fingerprint == "" || want == got {
+		return nil
+	}
+	return fmt.Errorf("the public key has fingerprint %s and not %s: find out whose it is before you wrap anything under it", got, want)
 }
 
 func (o *wrapOptions) encoding() encoding {

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"os"
@@ -361,6 +362,39 @@ func TestWrap_takesMaterialInTheEncodingThatIsNamed(t *testing.T) {
 			opened := rsaPair(t).decrypt(t, "RSAES_OAEP_SHA_256", readPatch(t, got.out).ciphertext(t))
 			if !bytes.Equal(opened, canary) {
 				t.Error("it wrapped something else")
+			}
+		})
+	}
+}
+
+func TestWrap_takesOnlyThePublicKeyOfTheWantedFingerprint(t *testing.T) {
+	t.Parallel()
+	parameters, material := importedKeyFile(t, nil), file(t, "m", canary)
+	sum := sha256.Sum256(rsaPair(t).spki(t))
+	right := hex.EncodeToString(sum[:])
+	other := strings.Repeat("0", 63) + "1"
+	for name, test := range map[string]struct {
+		fingerprint string
+		code        int
+		says        string
+	}{
+		"as sha256sum prints it": {right, 0, ""},
+		"in capitals":            {strings.ToUpper(right), 0, ""},
+		"as the status has it":   {"SHA256:" + right, 0, ""},
+		"another":                {other, 1, "has fingerprint SHA256:" + right + " and not SHA256:" + other},
+		"half of it":             {right[:32], 2, "--fingerprint is 64 hexadecimal digits"},
+		"of another digest":      {"MD5:" + right, 2, "--fingerprint is 64 hexadecimal digits"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := keyconvoy(t, "wrap", "--parameters", parameters, "--in", material, "--fingerprint", test.fingerprint)
+			if test.code == 0 {
+				got.succeeds(t)
+				return
+			}
+			got.fails(t, test.code, test.says)
+			if got.out != "" {
+				t.Errorf("it prints %q", got.out)
 			}
 		})
 	}
