@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -41,10 +42,14 @@ type Error struct {
 
 // Error implements error: it is for logs.
 func (e *Error) Error() string {
-	if e.Err != nil {
-		return e.Reason + ": " + e.Message + ": " + e.Err.Error()
+	if e.Err == nil {
+		return e.Reason + ": " + e.Message
 	}
-	return e.Reason + ": " + e.Message
+	cause := e.Err.Error()
+	if strings.Contains(cause, e.Message) { // an operation's error, which names its code, too
+		return cause
+	}
+	return e.Reason + ": " + e.Message + ": " + cause
 }
 
 // Unwrap returns the private cause.
@@ -108,7 +113,8 @@ func From(err error) *Error {
 // not zero: a deadline comes, whatever else is wrong.
 func Result(err error, after time.Duration) (ctrl.Result, error) {
 	e := From(err)
-	if e == nil {
+	// A dry run that ends as it should is an error by name only: nothing for the log.
+	if e == nil || e.Reason == kms.DryRunOperationError.Reason() {
 		return ctrl.Result{RequeueAfter: jitter(after)}, nil
 	}
 	if e.Class == Transient {

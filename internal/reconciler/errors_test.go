@@ -101,6 +101,13 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 	}
 }
 
+func TestError_saysAnOperationsWordsOnce(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	op := &kms.Error{Code: kms.ForbiddenNoPermission, Detail: "Ask the owner.", Err: errSecret}
+	g.Expect(reconciler.From(op).Error()).To(Equal(op.Public() + ": " + errSecret.Error()))
+}
+
 func TestFrom_keepsOurOwn(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -143,6 +150,8 @@ func TestResult(t *testing.T) {
 		"stalled and a deadline":                        {stalled(0), hour, hour, false, false},
 		"stalled until a time":                          {stalled(minute), 0, minute, false, false},
 		"an operation's error that the user can repair": {&kms.Error{Code: kms.InvalidKeyMaterial}, 0, 0, false, true},
+		"a dry run that would have succeeded":           {&kms.Error{Code: kms.DryRunOperationError}, 0, 0, false, false},
+		"a dry run that would have failed":              {&kms.Error{Code: kms.ValidationError}, 0, 0, false, true},
 		"an operation's error that passes":              {&kms.Error{Code: kms.ServiceUnavailableTemporary}, 0, 0, true, false},
 		"an unknown error":                              {errSecret, 0, 0, true, false},
 		"an unknown error and a deadline":               {errSecret, hour, 0, true, false},
