@@ -40,10 +40,10 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 	if patchErr := r.removeFinalizer(ctx, object); patchErr != nil {
 		return ctrl.Result{}, patchErr
 	}
-	if err != nil {
+	if err != nil && hasInModule(object) {
 		r.recorder.Eventf(object, nil, corev1.EventTypeWarning, "LeftInModule", "Delete",
 			"%s is gone: what the key %s had in its module was left there.", storeName(object), object.Status.KeyVersionID)
-	} else if destroysKey(object) {
+	} else if err == nil && destroysKey(object) {
 		r.recorder.Eventf(object, nil, corev1.EventTypeNormal, "KeyDestroyed", "Delete",
 			"The key %s was destroyed in its module.", object.Status.KeyVersionID)
 	}
@@ -80,6 +80,12 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 
 // destroysKey says whether the key goes with the object. A key that the object asked to adopt in vain is
 // somebody else's, whatever its policy says.
+// hasInModule says whether something of an object's is or may be in its module: a key or pairs.
+func hasInModule(object *v1alpha1.ImportedKey) bool {
+	s := object.Status
+	return s.MaterialFingerprint != "" || s.ImportParameters != nil || s.FormerParametersExpireTime != nil
+}
+
 func destroysKey(object *v1alpha1.ImportedKey) bool {
 	return object.Spec.DeletionPolicy == v1alpha1.DeletionDelete && holdsKey(object)
 }

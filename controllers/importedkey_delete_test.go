@@ -71,9 +71,17 @@ func TestImportedKey_deletion_withoutKeyStore_finishesAndSaysWhatIsLeft(t *testi
 	o.remove(t, store)
 	o.closed(t, module)
 	o.gone(t, store)
-	o.remove(t, key)
-	o.gone(t, key)
+	bare := importedKey("bare")
+	o.create(t, bare)
+	o.waits(t, bare, v1alpha1.ReasonKeyStoreNotFound)
+	for _, k := range []*v1alpha1.ImportedKey{bare, key} {
+		o.remove(t, k)
+		o.gone(t, k)
+	}
 	wantWords(t, o.event(t, key, "LeftInModule"), []string{"KeyStore store", key.Status.KeyVersionID})
+	if all := o.events(t, bare); len(all) != 0 {
+		t.Errorf("of the key that had nothing in a module it is said: %q", all)
+	}
 }
 
 // A deletion that began while the key store was not ready, and then loses it, finishes too.

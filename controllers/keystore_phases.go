@@ -184,8 +184,7 @@ func missingPIN(key types.NamespacedName, ref *v1alpha1.EntryReference) error {
 }
 
 func refusedPIN(detail string) error {
-	return reconciler.Stall(v1alpha1.ReasonPINRefused, withDetail(
-		"The module refused the PIN. It is not tried again, because tries lock the token: put the right PIN into the Secret.", detail))
+	return reconciler.Stall(v1alpha1.ReasonPINRefused, withDetail("The PIN is not accepted.", detail))
 }
 
 // stillRefused says again what was said when the PIN was refused: how the module did that nobody knows

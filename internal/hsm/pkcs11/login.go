@@ -126,7 +126,7 @@ func (l *logins) leave(m *Module) bool {
 
 var (
 	errPINRefused = hsm.Errorf(hsm.Locked,
-		"the token refused this PIN, and it is not tried again: correct the PIN; if it was the token's PIN that was changed, touch the Secret (an annotation will do) and restart Keyconvoy")
+		"the token refused this PIN, and it is not tried again, because tries lock the token: put the right PIN into the Secret; if it was the token's PIN that was changed, touch the Secret (an annotation will do) and restart Keyconvoy")
 	errPINLocked = hsm.Errorf(hsm.PINUntried,
 		"the token's PIN is locked: unlock it with the token's own tools")
 	errPINFinalTry = hsm.Errorf(hsm.PINUntried,
