@@ -165,7 +165,7 @@ deploy: $(KUSTOMIZE) ## Apply CRDs, RBAC and the manager (IMG=…)
 
 # The kinds first and alone: their objects can go only while the manager is there to clean up.
 .PHONY: undeploy
-undeploy: $(KUSTOMIZE) ## Delete what deploy applied, every key object included
+undeploy: $(KUSTOMIZE) ## Delete what deploy applied, and for ever: all key objects, software keys and PINs
 	$(KUSTOMIZE) build config/crd | kubectl delete --ignore-not-found -f -
 	$(KUSTOMIZE) build config/default | kubectl delete --ignore-not-found -f -
 
