@@ -32,17 +32,70 @@ import (
 
 // docsPage is how a page is run. Pages without commands need none.
 type docsPage struct {
-	file  string
-	other string // the second cluster's context; the first's is then called first
-	first string
-	stop  bool // the first operator ends before the second begins
-	pins  int  // how many PINs are typed
-	then  string
-	check func(*testing.T, workplace)
+	file    string
+	without string   // the heading of a section that is left out
+	replace []string // what is not as on the page, in pairs
+	other   string   // the second cluster's context; the first's is then called first
+	first   string
+	stop    bool // the first operator ends before the second begins
+	pins    int  // how many PINs are typed
+	then    string
+	check   func(*testing.T, workplace)
+}
+
+// A new installation, an upgrade of it, and the end of it, with what is not as for a person: there is
+// another control plane and operator already; no controller completes the end of a namespace, or collects
+// what an object owned.
+var installPage = docsPage{
+	file: "install.md",
+	replace: []string{
+		"make build\neval", `
+			kubectl apply -k .
+			kubectl get deployment keyconvoy-controller-manager -n keyconvoy-system -o yaml > deployment.yaml
+			test 1 = $(grep -c -- '- --pkcs11-module=softhsm=/opt/softhsm/lib/libsofthsm2.so' deployment.yaml)
+			test 1 = $(grep -c 'reference: registry.example.com/softhsm:v1' deployment.yaml)
+			grep -q 'image: registry.example.com/keyconvoy:v2' deployment.yaml
+			cd ..
+			make build
+			eval`,
+		"keyconvoy manager >", "keyconvoy manager --help >",
+		"kill %1", "wait",
+		"kubectl delete -k ../config/crd", `
+			(
+			  until kubectl get namespace keyconvoy-system -o jsonpath='{.status.phase}' | grep Terminating; do sleep 1; done
+			  kubectl get namespace keyconvoy-system -o json | sed 's/"kubernetes"//' |
+			    kubectl replace --raw /api/v1/namespaces/keyconvoy-system/finalize -f -
+			) &
+			kubectl delete -k ../config/crd`,
+	},
+	then: `
+		wait
+		! kubectl get crds,clusterroles,validatingadmissionpolicies -o name | grep keyconvoy || false
+		! kubectl get namespace keyconvoy-system || false
+		kubectl get secret ledger -n team-a
+		test ExportedDataKey = $(kubectl get secret ledger-rsa -n team-a -o jsonpath='{.metadata.ownerReferences[0].kind}')`,
+}
+
+// bringYourOwnKey is that page, but for one of its two sorts of key stores.
+func bringYourOwnKey(without string, pins int, replace ...string) docsPage {
+	return docsPage{
+		file: "bring-your-own-key.md", without: without, pins: pins,
+		replace: append(replace,
+			"tr A-F a-f", "tr A-F a-f > material.fingerprint",
+			"sha256sum", "sha256sum > public.sum",
+			"keyconvoy wrap --parameters", `FINGERPRINT="SHA256:$(cut -d' ' -f1 public.sum)"
+			test "$FINGERPRINT" = "$(kubectl get importedkey orders -n team-a -o jsonpath='{.status.importParameters.publicKeyFingerprint}')"
+			! keyconvoy wrap --parameters orders-object.yaml --fingerprint "$(printf %064d 0)" --in material.bin || false
+			keyconvoy wrap --parameters`),
+		then: `
+			test "$(cat material.fingerprint)" = "$(kubectl get importedkey orders -n team-a -o jsonpath='{.status.materialFingerprint}')"`,
+	}
 }
 
 var docsPages = []docsPage{
-	{file: "bring-your-own-key.md", pins: 1},
+	installPage,
+	bringYourOwnKey("Without an HSM", 1),
+	bringYourOwnKey("With an HSM", 0, "name: hsm}", "name: main}"),
 	{file: "export-to-a-pod.md", check: checkLedgerPod},
 	{file: "distribute.md", then: "cmp shop-one-ledger.key ledger.key"},
 	{file: "roles-and-consent.md", then: `
@@ -65,32 +118,64 @@ var docsPages = []docsPage{
 func TestDocs_commandsWork(t *testing.T) {
 	softhsm, nss := tokens.SoftHSMLabelled(t, "keyconvoy"), tokens.FreshNSS(t)
 	for _, page := range docsPages {
-		t.Run(page.file, func(t *testing.T) {
+		t.Run(strings.TrimSpace(page.file+" "+page.without), func(t *testing.T) {
 			w := newWorkplace(t, testenv.Another(t))
 			stop := w.startOperatorUntil(softhsm, nss)
 			w.followREADME()
-			s := &readmeScript{t: t, file: "docs/" + page.file, blocks: readBlocks(t, filepath.Join("docs", page.file))}
-			for _, b := range s.blocks {
-				switch b.language {
-				case "yaml":
-					w.save(b)
-				case "sh":
-					s.add(b)
-				}
-				if !b.used {
-					t.Errorf("the block of line %d (%s) is not run", b.line, b.language)
-				}
-			}
+			script := w.script(page)
 			kubeconfig := ""
 			if page.other != "" {
 				kubeconfig = w.addCluster(page, stop, softhsm, nss)
 			}
-			w.typing(kubeconfig, strings.Repeat(softhsm.PIN+"\n", page.pins), s.text.String()+page.then)
+			w.typing(kubeconfig, strings.Repeat(softhsm.PIN+"\n", page.pins), script+page.then)
 			if page.check != nil {
 				page.check(t, w)
 			}
 		})
 	}
+}
+
+// script saves a page's yaml blocks and puts its sh blocks together.
+func (w workplace) script(page docsPage) string {
+	w.t.Helper()
+	s := &readmeScript{t: w.t, file: "docs/" + page.file, blocks: readBlocks(w.t, filepath.Join("docs", page.file))}
+	for _, b := range s.blocks {
+		switch {
+		case page.without != "" && b.section == page.without:
+			b.used = true
+		case b.language == "yaml":
+			b.text = strings.NewReplacer(page.replace...).Replace(b.text)
+			w.save(b)
+		case b.language == "sh":
+			s.add(b, page.replace...)
+		}
+		if !b.used {
+			w.t.Errorf("the block of line %d (%s) is not run", b.line, b.language)
+		}
+	}
+	return s.text.String()
+}
+
+// The pages share the namespace team-a. After all of them, each export is still there, and the README's pod is
+// still taken.
+func TestDocs_pagesDoNotBreakOneAnother(t *testing.T) {
+	softhsm, nss := tokens.SoftHSMLabelled(t, "keyconvoy"), tokens.FreshNSS(t)
+	w := newWorkplace(t, testenv.Another(t))
+	w.startOperator(softhsm, nss)
+	w.followREADME()
+	for _, page := range []docsPage{
+		{file: "export-to-a-pod.md"},
+		{file: "distribute.md"},
+		{file: "roles-and-consent.md"},
+		bringYourOwnKey("Without an HSM", 1),
+	} {
+		w.typing("", strings.Repeat(softhsm.PIN+"\n", page.pins), w.script(page))
+	}
+	w.bash(`
+		kubectl delete pod reader -n team-a --force
+		kubectl apply -f reader.yaml
+		kubectl wait exporteddatakey --all -n team-a --for=condition=Ready --timeout=60s
+		kubectl get secrets ledger-rsa ledger-app-key -n team-a`)
 }
 
 func TestDocs_everyPageWithCommandsIsRun(t *testing.T) {
@@ -130,6 +215,7 @@ func TestDocs_linksLeadSomewhere(t *testing.T) {
 func (w workplace) followREADME() {
 	w.t.Helper()
 	s := &readmeScript{t: w.t, file: "README.md", blocks: readBlocks(w.t, "README.md")}
+	s.text.WriteString("cd ..\n")
 	end := s.find("KEY=payments\n").line
 	for _, b := range s.blocks {
 		switch {
@@ -149,7 +235,7 @@ func (w workplace) addCluster(page docsPage, stop func(), softhsm, nss tokens.To
 		stop()
 	}
 	other := workplace{w.t, testenv.Another(w.t), w.dir, w.bin}
-	other.bash("kubectl apply -k config/default")
+	other.bash("kubectl apply -k ../config/default")
 	other.startOperatorUntil(softhsm, nss)
 	both := clientcmdapi.NewConfig()
 	for name, env := range map[string]*testenv.Env{page.first: w.env, page.other: other.env} {
