@@ -81,7 +81,7 @@ func newScene(ctx context.Context, t *tools, newStore storeMaker, r *recipient, 
 	if err := o.stop(); err != nil {
 		return s, err
 	}
-	return s, c.createExports(ctx, r, n)
+	return s, c.createExports(ctx, r, 0, n)
 }
 
 // storeMaker makes a store in a directory.

@@ -108,7 +108,7 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 		return run, err
 	}
 	// One more, which warms the API server: it has seen an operator before converge, too.
-	if err := c.createExports(ctx, r, n+1); err != nil {
+	if err := c.createExports(ctx, r, 0, n+1); err != nil {
 		return run, err
 	}
 	o, err := c.observe(ctx)

@@ -366,12 +366,12 @@ func (s *scene) goOn(ctx context.Context, operator *operator, o options, report 
 
 func measureTrouble(ctx context.Context, t *tools, r *recipient, o options, report *report) error {
 	progress("trouble: %s", o.trouble)
-	s, err := newScene(ctx, t, newFaulty, r, o.n)
+	s, err := newScene(ctx, t, newFaulty, r, 1)
 	defer s.stop()
 	if err != nil {
 		return err
 	}
-	run, err := s.trouble(ctx, o.trouble)
+	run, err := s.trouble(ctx, o.n, o.trouble)
 	if err != nil {
 		return fmt.Errorf("trouble: %w", err)
 	}

@@ -75,8 +75,8 @@ func (r *recipient) export(i int) *v1alpha1.ExportedDataKey {
 	}
 }
 
-// createExports creates n ExportedDataKeys, of which none is served yet when no operator runs.
-func (c *cluster) createExports(ctx context.Context, r *recipient, n int) error {
+// createExports creates the ExportedDataKeys from one number to before another. None is served while no operator runs.
+func (c *cluster) createExports(ctx context.Context, r *recipient, from, to int) error {
 	if r.From == fromConfigMap {
 		m := &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: recipients},
@@ -86,7 +86,7 @@ func (c *cluster) createExports(ctx context.Context, r *recipient, n int) error 
 			return err
 		}
 	}
-	return forEach(ctx, n, setUpConcurrency, func(ctx context.Context, i int) error { return c.Create(ctx, r.export(i)) })
+	return forEach(ctx, to-from, setUpConcurrency, func(ctx context.Context, i int) error { return c.Create(ctx, r.export(from+i)) })
 }
 
 // bringKey applies a key store, brings a key of its own into it with the command line, and makes a data key.

@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
 )
 
 // troubleRun is a module that answers every call with an error for a while, in the middle of its work.
@@ -30,7 +34,7 @@ type troubleRun struct {
 //go:embed faulty/faulty.c
 var faultyModule string
 
-// newFaulty is SoftHSM behind a library that refuses everything while the file trouble is there.
+// newFaulty is SoftHSM behind a library that fails as breakAfter says.
 func newFaulty(ctx context.Context, dir string) (*store, error) {
 	s, err := newSoftHSM(ctx, dir)
 	if err != nil {
@@ -55,9 +59,22 @@ func newFaulty(ctx context.Context, dir string) (*store, error) {
 
 func troubleFile(dir string) string { return filepath.Join(dir, "trouble") }
 
-// trouble lets the operator serve a quarter of the exports, breaks the module, and repairs it after a while.
-func (s *scene) trouble(ctx context.Context, during time.Duration) (troubleRun, error) {
-	run := troubleRun{Store: s.store.name, Objects: s.n}
+// breakAfter lets the module fail once it has unwrapped that many keys more. The file is there at once and whole.
+func (s *scene) breakAfter(unwrapped int) error {
+	whole := troubleFile(s.dir) + ".new"
+	if err := os.WriteFile(whole, []byte(strconv.Itoa(unwrapped)), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(whole, troubleFile(s.dir))
+}
+
+// trouble breaks the module after a quarter of the exports, which are created meanwhile, and repairs it after a
+// while. Of its own n exports the scene has one: when that is Ready, the module was opened.
+func (s *scene) trouble(ctx context.Context, n int, during time.Duration) (troubleRun, error) {
+	run := troubleRun{Store: s.store.name, Objects: n}
+	if n <= s.n {
+		return run, errors.New("there must be more exports than one")
+	}
 	seen, err := s.observe(ctx)
 	if err != nil {
 		return run, err
@@ -71,23 +88,23 @@ func (s *scene) trouble(ctx context.Context, during time.Duration) (troubleRun, 
 	if err != nil {
 		return run, err
 	}
-	if _, err := seen.waitReady(ctx, s.n/4); err != nil {
+	if _, err := seen.waitReady(ctx, s.n); err != nil {
+		return run, fmt.Errorf("%w\n%s", err, o.lastWords())
+	}
+	if err := s.breakAfter(n / 4); err != nil {
 		return run, err
 	}
-	if err := os.WriteFile(troubleFile(s.dir), nil, 0o600); err != nil {
-		return run, err
-	}
-	begun := time.Now()
-	before, err := o.count(ctx)
+	created := make(chan error, 1)
+	go func() { created <- s.createExports(ctx, s.recipient, s.n, n) }()
+	before, err := o.waitBroken(ctx)
 	if err != nil {
 		return run, err
 	}
-	if err := pause(ctx, during); err != nil {
+	begun := time.Now()
+	if err := errors.Join(<-created, pause(ctx, during-time.Since(begun))); err != nil {
 		return run, err
 	}
-	if run.Ready = seen.readyNow(); run.Ready >= s.n {
-		return run, fmt.Errorf("all %d exports were Ready before the trouble began; measure more", s.n)
-	}
+	run.Ready = seen.readyNow()
 	after, err := o.count(ctx)
 	if err != nil {
 		return run, err
@@ -96,7 +113,7 @@ func (s *scene) trouble(ctx context.Context, during time.Duration) (troubleRun, 
 		return run, err
 	}
 	repaired := time.Now()
-	end, err := seen.waitReady(ctx, s.n)
+	end, err := seen.waitReady(ctx, n)
 	if err != nil {
 		return run, fmt.Errorf("%w\n%s", err, o.lastWords())
 	}
@@ -104,13 +121,30 @@ func (s *scene) trouble(ctx context.Context, during time.Duration) (troubleRun, 
 	if err != nil {
 		return run, err
 	}
-	spent := after.since(before)
+	spent, all := after.since(before), whole.since(counts{requests: start})
+	for _, c := range []counts{spent, all} {
+		delete(c.requests, "POST exporteddatakeys") // the benchmark's own
+	}
 	run.Seconds, run.Recovery = repaired.Sub(begun).Seconds(), end.Sub(repaired).Seconds()
 	run.Requests, run.Sent, run.Calls = spent.requests, spent.sent, spent.calls
-	run.PerSecond = float64(s.n-run.Ready) / run.Recovery
-	run.Writes, run.PeakMiB = whole.since(counts{requests: start}).perObject(writeVerbs, s.n), mib(whole.usage.peak)
-	if err := s.verify(ctx, s.recipient, s.n); err != nil {
+	run.PerSecond = float64(n-run.Ready) / run.Recovery
+	run.Writes, run.PeakMiB = all.perObject(writeVerbs, n), mib(all.usage.peak)
+	if err := s.verify(ctx, s.recipient, n); err != nil {
 		return run, err
 	}
 	return run, o.stop()
+}
+
+// waitBroken waits until an export has failed in the module, and returns what was counted by then.
+func (o *operator) waitBroken(ctx context.Context) (c counts, err error) {
+	err = wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
+		c, err = o.count(ctx)
+		for call := range c.calls {
+			if operation, result, _ := strings.Cut(call, " "); operation == "ExportDataKey" && result != "OK" {
+				return true, nil
+			}
+		}
+		return false, err
+	})
+	return c, err
 }

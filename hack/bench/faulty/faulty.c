@@ -1,9 +1,11 @@
-// A PKCS#11 library that passes every call on to the one that FAULTY_LIBRARY names, and answers
-// CKR_DEVICE_ERROR instead while the file that FAULTY_WHILE names is there.
+// A PKCS#11 library that passes every call on to the one that FAULTY_LIBRARY names. While the file that
+// FAULTY_WHILE names is there, it lets as many keys be unwrapped as the file says, and then answers
+// CKR_DEVICE_ERROR to everything.
 
 #include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 // What the standard leaves to the platform.
 #define CK_PTR *
@@ -18,7 +20,19 @@
 static CK_FUNCTION_LIST *real;
 static CK_FUNCTION_LIST ours;
 
-static int broken(void) { return access(getenv("FAULTY_WHILE"), F_OK) == 0; }
+static atomic_int unwrapped; // since the file is there
+
+static int broken(void) {
+	int most = 0;
+	FILE *file = fopen(getenv("FAULTY_WHILE"), "r");
+	if (file == NULL) {
+		unwrapped = 0;
+		return 0;
+	}
+	int read = fscanf(file, "%d", &most);
+	fclose(file);
+	return read != 1 || unwrapped >= most;
+}
 
 #define MAY_FAIL(function, parameters, arguments) \
 	static CK_RV function##_ours parameters { return broken() ? CKR_DEVICE_ERROR : real->function arguments; }
@@ -38,8 +52,14 @@ MAY_FAIL(C_SignInit, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_
 MAY_FAIL(C_GenerateKey, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_ATTRIBUTE_PTR template, CK_ULONG n, CK_OBJECT_HANDLE_PTR key), (session, mechanism, template, n, key))
 MAY_FAIL(C_DeriveKey, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE base, CK_ATTRIBUTE_PTR template, CK_ULONG n, CK_OBJECT_HANDLE_PTR key), (session, mechanism, base, template, n, key))
 MAY_FAIL(C_WrapKey, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE wrapping, CK_OBJECT_HANDLE key, CK_BYTE_PTR wrapped, CK_ULONG_PTR length), (session, mechanism, wrapping, key, wrapped, length))
-MAY_FAIL(C_UnwrapKey, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE unwrapping, CK_BYTE_PTR wrapped, CK_ULONG length, CK_ATTRIBUTE_PTR template, CK_ULONG n, CK_OBJECT_HANDLE_PTR key), (session, mechanism, unwrapping, wrapped, length, template, n, key))
 MAY_FAIL(C_GenerateRandom, (CK_SESSION_HANDLE session, CK_BYTE_PTR random, CK_ULONG length), (session, random, length))
+
+static CK_RV C_UnwrapKey_ours(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE unwrapping, CK_BYTE_PTR wrapped, CK_ULONG length, CK_ATTRIBUTE_PTR template, CK_ULONG n, CK_OBJECT_HANDLE_PTR key) {
+	if (broken())
+		return CKR_DEVICE_ERROR;
+	unwrapped++;
+	return real->C_UnwrapKey(session, mechanism, unwrapping, wrapped, length, template, n, key);
+}
 
 #define REPLACE(function) ours.function = function##_ours
 
