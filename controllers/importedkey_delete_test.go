@@ -128,9 +128,10 @@ func TestImportedKey_deletion_isTriedAgainWhenTheModuleFails(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
-	o.module(t).FailNext("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	o.remove(t, key)
 	o.waits(t, key, "ServiceUnavailableTemporary", "deletion", "The device does not answer.")
+	o.module(t).FailAll("DestroyKey", nil)
 	o.gone(t, key)
 	if o.inModule(t, key) {
 		t.Error("the key is in the module still")

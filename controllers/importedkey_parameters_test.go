@@ -287,10 +287,11 @@ func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.
 func TestImportedKey_formerPair_thatCannotBeDestroyed_isTriedAgain(t *testing.T) {
 	t.Parallel()
 	o, clock, key, end := startWithFormerPair(t)
-	o.module(t).FailNext("DestroyWrappingKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.module(t).FailAll("DestroyWrappingKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	clock.SetTime(end)
 	o.annotate(t, key, "test.keyconvoy.io/touched", "yes")
 	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.module(t).FailAll("DestroyWrappingKey", nil)
 	o.enabled(t, key)
 	o.pairsAre(t, key, 1)
 }

@@ -250,14 +250,13 @@ func TestKeyStore_restart_writesNothing(t *testing.T) {
 func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 	t.Parallel()
 	away := hsm.Errorf(hsm.Unavailable, "The device does not answer.")
-	o := startOperator(t, withModules(func(m *hsmtest.Recorder) {
-		m.FailNext("Check", away)
-		m.FailNext("Check", away)
-	}))
+	o := startOperator(t, withModules(func(m *hsmtest.Recorder) { m.FailAll("Check", away) }))
 	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftware)}
 	key := importedKey("key")
 	o.create(t, store, key)
 	o.waits(t, store, "ServiceUnavailableTemporary", "The device does not answer.")
+	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.module(t).FailAll("Check", nil)
 	o.ready(t, store)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
 	o.outages(t, store, 0, 0) // it had not served before

@@ -282,9 +282,10 @@ func TestDeleteKeyMaterial_whileTheModuleIsDown_isTriedUntilItIsDone(t *testing.
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.module(t).FailNext("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
 	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.module(t).FailAll("DestroyKey", nil)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
 	if o.inModule(t, key) {
 		t.Error("the material is in the module still")
