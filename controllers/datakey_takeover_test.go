@@ -231,9 +231,7 @@ func TestDataKey_restoredBeforeItsSecret_isNotMadeAnew(t *testing.T) {
 		return ""
 	})
 	blob, secret := k.Status.CiphertextBlob, o.secretOf(t, "dek")
-	o.remove(t, k)
-	o.gone(t, k)
-	o.remove(t, secret.DeepCopy())
+	o.removeUnseen(t, k, secret)
 
 	restored := newDataKey("dek")
 	restored.Annotations = map[string]string{v1alpha1.AnnotationDataKeyMade: k.Annotations[v1alpha1.AnnotationDataKeyMade]}

@@ -275,8 +275,7 @@ func TestExportedDataKey_anotherDataKeyOfTheSameNameIsExported(t *testing.T) {
 	k := o.dataKey(t, "dek")
 	e := o.export(t, "e")
 	former := o.openExport(t, e, rsaRecipient())
-	o.remove(t, k)
-	o.remove(t, o.secretOf(t, "dek"))
+	o.removeUnseen(t, k, o.secretOf(t, "dek"))
 	k = o.dataKey(t, "dek")
 	want := o.dataKeyBytes(t, k)
 	o.until(t, e, func() string {

@@ -430,9 +430,7 @@ func TestRestore_exportWithoutConsent_isTakenBack(t *testing.T) {
 	o.dataKey(t, "dek")
 	e := o.export(t, "export", toBlob(sm2Recipient().public.Base64()), withSM2)
 	s, again := bare(o.secretOf(t, "export")).(*corev1.Secret), bare(e).(*v1alpha1.ExportedDataKey)
-	o.remove(t, e)
-	o.gone(t, e)
-	o.remove(t, o.secretOf(t, "export")) // there is no garbage collector here
+	o.removeUnseen(t, e, o.secretOf(t, "export")) // there is no garbage collector here
 	key := importedKey("key")
 	key.Namespace = o.namespace
 	o.change(t, key, func() {

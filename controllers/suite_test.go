@@ -478,6 +478,17 @@ func (o *operator) remove(t testing.TB, object client.Object) {
 	}
 }
 
+// removeUnseen deletes objects while the operator does not run. It watches each kind for itself, so it may hear of
+// a Secret's end before that of the Secret's owner, and make the Secret again.
+func (o *operator) removeUnseen(t *testing.T, objects ...client.Object) {
+	t.Helper()
+	o.stop(t)
+	for _, object := range objects {
+		o.remove(t, object)
+	}
+	o.start(t)
+}
+
 func (o *operator) read(t testing.TB, object client.Object) {
 	t.Helper()
 	if err := o.Get(t.Context(), client.ObjectKeyFromObject(object), object); err != nil {
