@@ -25,6 +25,7 @@ func electing(options *ctrl.Options) {
 	options.LeaderElection = true
 	options.LeaderElectionID = "manager.keyconvoy.io"
 	options.LeaderElectionReleaseOnCancel = true
+	options.LeaseDuration, options.RenewDeadline = ptr.To(2*time.Minute), ptr.To(90*time.Second) // longer than any machine stalls
 	options.RetryPeriod = ptr.To(200 * time.Millisecond)
 }
 
