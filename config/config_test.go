@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 	appsv1 "k8s.io/api/apps/v1"
@@ -33,7 +34,11 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	// The API server looks for new policies and roles once in a while: often within a second, Gomega's own limit.
+	SetDefaultEventuallyTimeout(time.Minute)
+	testenv.Main(m)
+}
 
 const operatorNamespace = "keyconvoy-system"
 

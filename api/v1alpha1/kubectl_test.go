@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -99,5 +100,5 @@ func TestKubectlExplain_describesTheFields(t *testing.T) {
 	g.Eventually(func() (string, error) {
 		out, err := exec.CommandContext(t.Context(), env.Kubectl(), "--kubeconfig", kubeconfig, "explain", "exporteddatakey.spec.publicKey").CombinedOutput()
 		return string(out), err
-	}, "10s").Should(ContainSubstring("importedKeyRef"))
+	}, time.Minute).Should(ContainSubstring("importedKeyRef"))
 }
