@@ -58,22 +58,19 @@ func (p plane) lockCommands() (release func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// claim writes our process id for stop to find, and locks it until release: a process id alone
-// could be another process's by now.
-func (p plane) claim() (release func(), err error) {
-	file, err := os.OpenFile(p.pidFile(), os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
+// claim writes our process id for stop to find, and locks it for as long as we live: a process id alone
+// could be another process's by now. Only our end releases the lock, so that whoever waits for it finds
+// our last words in the log and no process. (An os.File would be closed when nobody refers to it.)
+func (p plane) claim() error {
+	file, err := syscall.Open(p.pidFile(), os.O_CREATE|os.O_RDWR|os.O_TRUNC|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("opening %s: %w", p.pidFile(), err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("locking %s: %w", file.Name(), err)
+	if err := syscall.Flock(file, syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("locking %s: %w", p.pidFile(), err)
 	}
-	if _, err := fmt.Fprint(file, os.Getpid()); err != nil {
-		file.Close()
-		return nil, err
-	}
-	return func() { file.Close() }, nil
+	_, err = syscall.Write(file, []byte(strconv.Itoa(os.Getpid())))
+	return err
 }
 
 // running tells whether a supervisor lives.
