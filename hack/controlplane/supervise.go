@@ -30,11 +30,9 @@ func supervise(p plane, fsync bool) (err error) {
 	signal.Ignore(syscall.SIGPIPE)
 	log.SetLogger(logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil)))
 
-	release, err := p.claim()
-	if err != nil {
+	if err := p.claim(); err != nil {
 		return err
 	}
-	defer release()
 	env, err := newEnvironment(p, fsync)
 	if err != nil {
 		return err
@@ -82,8 +80,9 @@ func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
 	useExisting := false
 	env := &envtest.Environment{
 		UseExistingCluster: &useExisting,
-		// On a busy machine the first start takes longer than envtest's 20 seconds.
-		ControlPlaneStartTimeout: time.Minute,
+		// On a busy machine both take longer than envtest's 20 seconds.
+		ControlPlaneStartTimeout: 2 * time.Minute,
+		ControlPlaneStopTimeout:  2 * time.Minute,
 	}
 	env.ControlPlane.Etcd = &envtest.Etcd{DataDir: p.etcdDir(), Out: etcdLog, Err: etcdLog}
 	env.ControlPlane.APIServer = &envtest.APIServer{CertDir: p.apiServerDir(), Out: apiServerLog, Err: apiServerLog}
