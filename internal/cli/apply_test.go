@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -154,6 +155,9 @@ func allow(t testing.TB, env *testenv.Env, namespace, user string, verbs ...stri
 			t.Fatal(err)
 		}
 	}
+	waitAllowed(t, env, authorizationv1.SubjectAccessReviewSpec{User: user, ResourceAttributes: &authorizationv1.ResourceAttributes{
+		Namespace: namespace, Group: "keyconvoy.io", Resource: "importedkeys", Verb: verbs[0],
+	}})
 }
 
 func TestWrapApply_putsTheMaterialIn(t *testing.T) {

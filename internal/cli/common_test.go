@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
+
 	"github.com/keyconvoy/keyconvoy/internal/cli"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
@@ -57,15 +59,21 @@ func selfEnv(home string, extra ...string) []string {
 	return append(append(env, beKeyconvoy+"=1", "HOME="+home), extra...)
 }
 
-// command prepares a call that a test wants to drive itself.
+// command prepares a call that a test wants to drive itself, and that comes to an end.
 func (c call) command(t testing.TB) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return c.commandContext(ctx, t)
+}
+
+// commandContext prepares a call that runs until the context ends it.
+func (c call) commandContext(ctx context.Context, t testing.TB) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, self, c.args...)
 	cmd.Args[0] = "keyconvoy"
 	if c.name != "" {
@@ -88,6 +96,32 @@ func (c call) run(t testing.TB) outcome {
 		checkNoSecrets(t, out.String()+errOut.String(), append(c.secrets, canary)...)
 	}
 	return outcome{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}
+}
+
+// waitFor polls until done.
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(2 * time.Minute); !done(); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// waitAllowed waits until a new role is in force: the API server takes a moment to see it.
+func waitAllowed(t testing.TB, env *testenv.Env, spec authorizationv1.SubjectAccessReviewSpec) {
+	t.Helper()
+	waitFor(t, "a permission of "+spec.User, func() bool {
+		review := &authorizationv1.SubjectAccessReview{Spec: spec}
+		if err := env.Client.Create(t.Context(), review); err != nil {
+			t.Fatal(err)
+		}
+		return review.Status.Allowed
+	})
 }
 
 func keyconvoy(t testing.TB, args ...string) outcome {
