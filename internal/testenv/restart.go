@@ -26,13 +26,40 @@ func (e *Env) Restart(t testing.TB, meanwhile func()) {
 	}
 	wait(t, "the API server to end", func() bool { return syscall.Kill(pid, 0) != nil })
 	meanwhile()
+	said, ended := e.startAgain(t, command)
+	client, err := rest.HTTPClientFor(e.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the API server to serve again", func() bool {
+		select {
+		case <-ended:
+			// While nobody listened, the port may have become that of somebody's connection.
+			if !strings.Contains(said.String(), syscall.EADDRINUSE.Error()) {
+				t.Fatalf("The API server ended when it was started again:\n%s", said)
+			}
+			e.again()
+			said, ended = e.startAgain(t, command)
+		default:
+		}
+		response, err := client.Get(e.server.ControlPlane.APIServer.SecureServing.URL("https", "/readyz").String())
+		if err != nil {
+			return false
+		}
+		_ = response.Body.Close()
+		return response.StatusCode == http.StatusOK
+	})
+}
+
+// startAgain starts the API server. What it says may be read when ended is closed.
+func (e *Env) startAgain(t testing.TB, command []string) (said *bytes.Buffer, ended chan struct{}) {
+	t.Helper()
 	again := exec.Command(command[0], command[1:]...)
-	var said bytes.Buffer
-	again.Stdout, again.Stderr = &said, &said
+	said, ended = &bytes.Buffer{}, make(chan struct{})
+	again.Stdout, again.Stderr = said, said
 	if err := again.Start(); err != nil {
 		t.Fatalf("Starting the API server again: %v", err)
 	}
-	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		_ = again.Wait() // whoever killed it knows why
@@ -43,23 +70,7 @@ func (e *Env) Restart(t testing.TB, meanwhile func()) {
 		<-ended
 		watch.dismiss()
 	}
-	client, err := rest.HTTPClientFor(e.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wait(t, "the API server to serve again", func() bool {
-		select {
-		case <-ended:
-			t.Fatalf("The API server ended when it was started again:\n%s", said.Bytes())
-		default:
-		}
-		response, err := client.Get(e.server.ControlPlane.APIServer.SecureServing.URL("https", "/readyz").String())
-		if err != nil {
-			return false
-		}
-		_ = response.Body.Close()
-		return response.StatusCode == http.StatusOK
-	})
+	return said, ended
 }
 
 // apiServer finds the server's process by its directory for certificates, which is nobody else's.

@@ -128,6 +128,7 @@ func start() (*Env, error) {
 		// unless something is wrong.
 		ControlPlaneStartTimeout: 2 * time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,
+		CRDInstallOptions:        envtest.CRDInstallOptions{MaxTime: 2 * time.Minute},
 	}
 	if env.Config, err = env.server.Start(); err != nil {
 		return nil, errors.Join(err, env.server.Stop())
