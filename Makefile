@@ -119,7 +119,7 @@ verify-format:
 .PHONY: verify-generated
 verify-generated: $(CONTROLLER_GEN)
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
-	tar -c --exclude=./bin --exclude=./.git . | tar -x -C "$$copy"; \
+	tar -c --exclude=./bin --exclude=./.git --exclude=./my . | tar -x -C "$$copy"; \
 	$(MAKE) --no-print-directory -C "$$copy" generate TOOLS=$(TOOLS); \
 	for dir in api config docs; do \
 		diff -ru "$$dir" "$$copy/$$dir" || { echo "Generated files are not current; run: make generate" >&2; exit 1; }; \
