@@ -22,15 +22,10 @@ func startWithKey(t *testing.T, options ...option) *operator {
 	return o
 }
 
-// uncounted waits until the events of making the key named key have been sent, and forgets the counts:
-// events are sent when there is time.
+// uncounted waits until all is said of the key named key and its store, and forgets the counts.
 func (o *operator) uncounted(t testing.TB) {
 	t.Helper()
-	key := importedKey("key")
-	key.Namespace = o.namespace
-	o.read(t, key)
-	o.event(t, key, "KeyState")
-	o.forgetCounts()
+	o.quiet(t, o.key(t))
 }
 
 // newDataKey is a data key under the key named key.

@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,17 +59,20 @@ func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
 	}
 	label("yes")
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) { s.AllowedNamespaces = allow("yes") })
-	o.enabledKey(t, "key", nil, inClusterStore(store.Name))
+	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))
+	o.settled(t, key)
+	// The same event wakes the key: so the operator knows the label before it sees a data key.
+	relabel := func(value string) { o.again(t, key, func() { label(value) }) }
 
-	label("no")
+	relabel("no")
 	first := newDataKey("first")
 	o.create(t, first)
 	o.stalls(t, first, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not serve this namespace: ask its administrator")
 	o.absent(t, "first")
-	label("yes")
+	relabel("yes")
 	o.ready(t, first)
 
-	label("no")
+	relabel("no")
 	second := newDataKey("second")
 	o.create(t, second)
 	o.stalls(t, second, "ForbiddenNoPermission")
@@ -211,7 +215,7 @@ func TestDataKey_refusesTargetMetadataThatIsNotTheUsers(t *testing.T) {
 
 func TestDataKey_secondReconcileAndRestartCostNothing(t *testing.T) {
 	t.Parallel()
-	o := startWithKey(t)
+	o := startWithKey(t, withHealth(time.Hour)) // a check reads, too
 	o.uncounted(t)
 	k := o.dataKey(t, "dek")
 	o.reconciledSince(t, k, 1) // the event of its own Secret is the second

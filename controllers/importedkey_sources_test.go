@@ -152,13 +152,25 @@ func TestImportedKey_sourceRemovedAfterImport_isNotMissed(t *testing.T) {
 	o.costsNothing(t)
 }
 
-// quiet waits until all is said of keys that were imported, and forgets what was counted.
-func (o *operator) quiet(t testing.TB, keys ...client.Object) {
+// quiet waits until all is said of keys that were imported and of the key store named store, and forgets what was
+// counted: events are sent when there is time.
+func (o *operator) quiet(t testing.TB, keys ...*v1alpha1.ImportedKey) {
 	t.Helper()
+	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "store"}}
+	if o.read(t, store); store.Spec.PKCS11 == nil {
+		o.event(t, store, "RootKeyCreated")
+	}
 	for _, key := range keys {
 		o.event(t, key, "KeyState")
+		// A source may be read before it is seen; it is then looked at once more.
+		o.until(t, key, func() string {
+			if key.Status.SourcesVersion == "" {
+				return "the key's sources have not been seen"
+			}
+			return ""
+		})
+		o.settled(t, key)
 	}
-	o.settled(t, keys...)
 	o.forgetCounts()
 }
 
