@@ -21,7 +21,8 @@ func startWithDataKey(t *testing.T) (*operator, *v1alpha1.KeyStore, *hsmtest.Rec
 	store := o.store(t, onSoftware)
 	o.enabledKey(t, "key", nil)
 	o.dataKey(t, "dek")
-	return o, store, o.module(t)
+	m := o.module(t) // which waits
+	return o, store, m
 }
 
 func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
