@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -50,9 +51,17 @@ type tools struct {
 }
 
 func findTools() (*tools, error) {
+	const assets = "KUBEBUILDER_ASSETS" // which the launcher reads, too
+	dir, err := filepath.Abs(cmp.Or(os.Getenv(assets), "bin/controlplane"))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Setenv(assets, dir); err != nil {
+		return nil, err
+	}
 	t := &tools{
 		launcher:  "bin/tools/controlplane",
-		kubectl:   filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"),
+		kubectl:   filepath.Join(dir, "kubectl"),
 		keyconvoy: "bin/keyconvoy",
 	}
 	for _, path := range []*string{&t.launcher, &t.kubectl, &t.keyconvoy} {
@@ -61,7 +70,7 @@ func findTools() (*tools, error) {
 			return nil, err
 		}
 		if _, err := os.Stat(absolute); err != nil {
-			return nil, fmt.Errorf("%w; make bench builds it and sets KUBEBUILDER_ASSETS", err)
+			return nil, fmt.Errorf("%w: run make bench in the root of the repository, which builds it", err)
 		}
 		*path = absolute
 	}
