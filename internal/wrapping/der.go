@@ -160,23 +160,11 @@ func marshal(build func(*cryptobyte.Builder)) []byte {
 	return b.BytesOrPanic()
 }
 
-// parsePKCS8 reads a PrivateKeyInfo (RFC 5958, section 2); attributes and public key, which may
-// follow, are passed over.
+// parsePKCS8 reads a PrivateKeyInfo.
 func parsePKCS8(der []byte) (*PrivateKey, error) {
-	in := cryptobyte.String(der)
-	var seq, key cryptobyte.String
-	var version int
-	if !in.ReadASN1(&seq, asn1.SEQUENCE) || !in.Empty() ||
-		!seq.ReadASN1Integer(&version) || version < 0 || version > 1 {
-		return nil, errPrivateDamaged
-	}
-	algorithm, err := readAlgorithm(&seq, errPrivateDamaged)
+	algorithm, key, err := readPKCS8(der)
 	if err != nil {
 		return nil, err
-	}
-	if !seq.ReadASN1(&key, asn1.OCTET_STRING) ||
-		!seq.SkipOptionalASN1(tagContext0) || !seq.SkipOptionalASN1(asn1.Tag(1).ContextSpecific()) || !seq.Empty() {
-		return nil, errPrivateDamaged
 	}
 	if algorithm == ECSM2 {
 		return parseSEC1(key, true)
@@ -184,34 +172,63 @@ func parsePKCS8(der []byte) (*PrivateKey, error) {
 	return parsePKCS1(key)
 }
 
-// parseSEC1 reads an ECPrivateKey (RFC 5915, section 3) on the SM2 curve. Alone it must name the
-// curve; inside PKCS#8 the outer layer did.
-func parseSEC1(der []byte, curveKnown bool) (*PrivateKey, error) {
+// readPKCS8 takes the key out of a PrivateKeyInfo (RFC 5958, section 2); attributes and public key, which may
+// follow, are passed over.
+func readPKCS8(der []byte) (algorithm KeySpec, key cryptobyte.String, err error) {
 	in := cryptobyte.String(der)
-	var seq, scalar, parameters, public cryptobyte.String
+	var seq cryptobyte.String
 	var version int
-	var hasParameters, hasPublic bool
 	if !in.ReadASN1(&seq, asn1.SEQUENCE) || !in.Empty() ||
-		!seq.ReadASN1Integer(&version) || version != 1 ||
-		!seq.ReadASN1(&scalar, asn1.OCTET_STRING) ||
-		!seq.ReadOptionalASN1(&parameters, &hasParameters, tagContext0) ||
-		!seq.ReadOptionalASN1(&public, &hasPublic, tagContext1) || !seq.Empty() {
-		return nil, errPrivateDamaged
+		!seq.ReadASN1Integer(&version) || version < 0 || version > 1 {
+		return "", nil, errPrivateDamaged
 	}
-	if hasParameters || !curveKnown {
-		var curve encasn1.ObjectIdentifier
-		if !parameters.ReadASN1ObjectIdentifier(&curve) || !parameters.Empty() || !curve.Equal(oidSM2) {
-			return nil, errKeyCurve
-		}
+	if algorithm, err = readAlgorithm(&seq, errPrivateDamaged); err != nil {
+		return "", nil, err
+	}
+	if !seq.ReadASN1(&key, asn1.OCTET_STRING) ||
+		!seq.SkipOptionalASN1(tagContext0) || !seq.SkipOptionalASN1(asn1.Tag(1).ContextSpecific()) || !seq.Empty() {
+		return "", nil, errPrivateDamaged
+	}
+	return algorithm, key, nil
+}
+
+// parseSEC1 reads an ECPrivateKey.
+func parseSEC1(der []byte, curveKnown bool) (*PrivateKey, error) {
+	scalar, public, err := readSEC1(der, curveKnown)
+	if err != nil {
+		return nil, err
 	}
 	key, err := newSM2Private(scalar)
 	if err != nil {
 		return nil, err
 	}
-	if hasPublic && !samePoint(public, key.sm2) {
+	if public != nil && !samePoint(public, key.sm2) {
 		return nil, errPrivateMismatch
 	}
 	return key, nil
+}
+
+// readSEC1 takes the scalar and the public key, which may be nil, out of an ECPrivateKey (RFC 5915, section 3) on
+// the SM2 curve. Alone it must name the curve; inside PKCS#8 the outer layer did.
+func readSEC1(der []byte, curveKnown bool) (scalar, public cryptobyte.String, err error) {
+	in := cryptobyte.String(der)
+	var seq, parameters cryptobyte.String
+	var version int
+	var hasParameters bool
+	if !in.ReadASN1(&seq, asn1.SEQUENCE) || !in.Empty() ||
+		!seq.ReadASN1Integer(&version) || version != 1 ||
+		!seq.ReadASN1(&scalar, asn1.OCTET_STRING) ||
+		!seq.ReadOptionalASN1(&parameters, &hasParameters, tagContext0) ||
+		!seq.ReadOptionalASN1(&public, nil, tagContext1) || !seq.Empty() {
+		return nil, nil, errPrivateDamaged
+	}
+	if hasParameters || !curveKnown {
+		var curve encasn1.ObjectIdentifier
+		if !parameters.ReadASN1ObjectIdentifier(&curve) || !parameters.Empty() || !curve.Equal(oidSM2) {
+			return nil, nil, errKeyCurve
+		}
+	}
+	return scalar, public, nil
 }
 
 // samePoint says whether a BIT STRING holds the public half of a key.

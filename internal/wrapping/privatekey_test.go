@@ -197,6 +197,58 @@ func TestPrivateKey_PKCS8isWhatOtherLibrariesWrite(t *testing.T) {
 	}
 }
 
+func TestPublicKey_PrivateKey_readsWhatPKCS8Wrote(t *testing.T) {
+	t.Parallel()
+	secret := []byte("0123456789abcdef")
+	for name, tc := range map[string]struct {
+		key, other *wrapping.PrivateKey
+		algorithm  wrapping.Algorithm
+	}{
+		"RSA": {rsaKey(), newKey(t, wrapping.RSA2048), wrapping.RSAESOAEPSHA256},
+		"SM2": {sm2Key(), newKey(t, wrapping.ECSM2), wrapping.SM2PKE},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wrapped, err := wrapping.Wrap(rand.Reader, tc.key.Public(), tc.algorithm, "", secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			read, err := tc.key.Public().PrivateKey(pkcs8(t, tc.key))
+			if err != nil || !read.Public().Equal(tc.key.Public()) {
+				t.Fatalf("%v, %v", read, err)
+			}
+			if got, err := read.Unwrap(tc.algorithm, "", wrapped); err != nil || !bytes.Equal(got, secret) {
+				t.Errorf("it unwraps %x, %v", got, err)
+			}
+			// Halves of two keys are refused, or unwrap nothing.
+			mixed, err := tc.key.Public().PrivateKey(pkcs8(t, tc.other))
+			if err == nil {
+				_, err = mixed.Unwrap(tc.algorithm, "", wrapped)
+			}
+			if err == nil {
+				t.Error("the halves of two keys unwrap")
+			}
+		})
+	}
+	for name, der := range map[string][]byte{"nothing": nil, "a key of another kind": pkcs8(t, rsaKey()), "a part": pkcs8(t, sm2Key())[:40]} {
+		if _, err := sm2Key().Public().PrivateKey(der); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if _, err := rsaKey().Public().PrivateKey(pkcs8(t, sm2Key())); err == nil {
+		t.Error("an SM2 key is taken for an RSA key")
+	}
+}
+
+func newKey(t *testing.T, spec wrapping.KeySpec) *wrapping.PrivateKey {
+	t.Helper()
+	key, err := wrapping.GeneratePrivateKey(rand.Reader, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
 func TestGeneratePrivateKey_refusesUnknownTypesAndBrokenRandomness(t *testing.T) {
 	t.Parallel()
 	for _, spec := range []wrapping.KeySpec{"", "RSA_1024", "rsa_2048"} {

@@ -26,7 +26,7 @@ type wrappingPair struct {
 // same words whatever the cause.
 func (p *wrappingPair) withPrivate(f func(*wrapping.PrivateKey) error) error {
 	return p.private.use(errNoPair, func(pkcs8 redact.Bytes) error {
-		private, err := wrapping.ParsePrivateKey(pkcs8)
+		private, err := p.public.PrivateKey(pkcs8)
 		if err != nil {
 			return hsm.Wrap(hsm.Internal, err, "")
 		}
