@@ -123,8 +123,8 @@ func spareMemory() {
 	}
 }
 
-// onLoopback says whether only processes of this machine, or pod, can reach an address; and whoever may forward a
-// port into the pod. A name is not asked for: it may mean another address tomorrow.
+// onLoopback says whether only processes of this machine, or pod, can reach an address. Whoever may forward a
+// port into the pod can, too. A name is not asked for: it may mean another address tomorrow.
 func onLoopback(address string) bool {
 	a, err := netip.ParseAddrPort(address)
 	return err == nil && a.Addr().Unmap().IsLoopback()

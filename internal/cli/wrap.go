@@ -26,9 +26,9 @@ kubectl apply --server-side, and the patches of a kustomization.
 A key takes the material of its first import again, and no other: to renew material that expires, wrap
 the same with a new --expire-time.
 
-Whoever may write the status could have put a public key of their own there: for material that matters,
-let somebody else read out the key's SHA-256 fingerprint (status.importParameters.publicKeyFingerprint),
-and name it with --fingerprint.
+Somebody may have changed the object's file on its way: for material that matters, let a second person read
+the public key's SHA-256 fingerprint in the cluster (status.importParameters.publicKeyFingerprint) and tell
+you, and name it with --fingerprint. It does not help against whoever may write that status.
 
 Material is read as raw bytes unless --hex or --base64 says otherwise. Its length must be right for the
 key (AES_256: 32 bytes, AES_192: 24, AES_128 and SM4: 16); nothing is sent before that is certain.`
@@ -143,7 +143,7 @@ func (o *wrapOptions) check(cmd *cobra.Command) error {
 	switch {
 	case o.key == "" && o.parameters == "":
 		return usagef("which key? Name it with --key, or give its object in a file with --parameters")
-	case o.fingerprint != "" && !fingerprintText.MatchString(o.fingerprint):
+	case cmd.Flags().Changed("fingerprint") && !fingerprintText.MatchString(o.fingerprint):
 		return usagef("--fingerprint is 64 hexadecimal digits, or SHA256: and these, as in status.importParameters.publicKeyFingerprint")
 	case o.format != "yaml" && o.format != "json":
 		return usagef("--format is yaml or json")

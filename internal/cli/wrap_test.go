@@ -378,12 +378,13 @@ func TestWrap_takesOnlyThePublicKeyOfTheWantedFingerprint(t *testing.T) {
 		code        int
 		says        string
 	}{
-		"as sha256sum prints it": {right, 0, ""},
-		"in capitals":            {strings.ToUpper(right), 0, ""},
-		"as the status has it":   {"SHA256:" + right, 0, ""},
-		"another":                {other, 1, "has fingerprint SHA256:" + right + " and not SHA256:" + other},
-		"half of it":             {right[:32], 2, "--fingerprint is 64 hexadecimal digits"},
-		"of another digest":      {"MD5:" + right, 2, "--fingerprint is 64 hexadecimal digits"},
+		"as sha256sum prints it":     {right, 0, ""},
+		"in capitals":                {strings.ToUpper(right), 0, ""},
+		"as the status has it":       {"SHA256:" + right, 0, ""},
+		"another":                    {other, 1, "has fingerprint SHA256:" + right + " and not SHA256:" + other},
+		"half of it":                 {right[:32], 2, "--fingerprint is 64 hexadecimal digits"},
+		"a variable that is not set": {"", 2, "--fingerprint is 64 hexadecimal digits"},
+		"of another digest":          {"MD5:" + right, 2, "--fingerprint is 64 hexadecimal digits"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
