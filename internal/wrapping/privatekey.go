@@ -127,8 +127,8 @@ func newSM2Private(scalar []byte) (*PrivateKey, error) {
 }
 
 // PrivateKey reads the private half of a key, which PKCS8 has returned. For SM2 it does not look again whether the
-// halves belong together, which was so when they were made: that costs a quarter of what unwrapping does, and the
-// halves of two keys unwrap nothing. It fails with a *KeyError. The caller wipes pkcs8.
+// halves belong together, which was so when they were made: that costs a quarter of what unwrapping does. The caller
+// wipes pkcs8. It fails with a *KeyError.
 func (k *PublicKey) PrivateKey(pkcs8 []byte) (*PrivateKey, error) {
 	algorithm, der, err := readPKCS8(pkcs8)
 	if err != nil {
@@ -148,7 +148,11 @@ func (k *PublicKey) PrivateKey(pkcs8 []byte) (*PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := new(sm2.PrivateKey).FromECPrivateKey(&ecdsa.PrivateKey{PublicKey: *k.sm2, D: new(big.Int).SetBytes(scalar)})
+	d, last := new(big.Int).SetBytes(scalar), new(big.Int).Sub(k.sm2.Params().N, big.NewInt(2)) // GB/T 32918.1, section 6.1
+	if len(scalar) != coordinateLen || d.Sign() == 0 || d.Cmp(last) > 0 {
+		return nil, errPrivateDamaged
+	}
+	key, err := new(sm2.PrivateKey).FromECPrivateKey(&ecdsa.PrivateKey{PublicKey: *k.sm2, D: d})
 	if err != nil {
 		return nil, errPrivateMismatch
 	}

@@ -220,8 +220,11 @@ func TestPublicKey_PrivateKey_readsWhatPKCS8Wrote(t *testing.T) {
 			if got, err := read.Unwrap(tc.algorithm, "", wrapped); err != nil || !bytes.Equal(got, secret) {
 				t.Errorf("it unwraps %x, %v", got, err)
 			}
-			// Halves of two keys are refused, or unwrap nothing.
+			// Halves of two keys are refused, or unwrap nothing that was wrapped under the public one.
 			mixed, err := tc.key.Public().PrivateKey(pkcs8(t, tc.other))
+			if name == "RSA" && err == nil {
+				t.Error("the halves of two RSA keys are taken")
+			}
 			if err == nil {
 				_, err = mixed.Unwrap(tc.algorithm, "", wrapped)
 			}
@@ -230,7 +233,13 @@ func TestPublicKey_PrivateKey_readsWhatPKCS8Wrote(t *testing.T) {
 			}
 		})
 	}
-	for name, der := range map[string][]byte{"nothing": nil, "a key of another kind": pkcs8(t, rsaKey()), "a part": pkcs8(t, sm2Key())[:40]} {
+	scalar := func(b byte) []byte {
+		der := pkcs8(t, sm2Key())
+		i := bytes.Index(der, []byte{4, 32}) + 2 // an OCTET STRING
+		copy(der[i:], bytes.Repeat([]byte{b}, 32))
+		return der
+	}
+	for name, der := range map[string][]byte{"zero": scalar(0), "more than the order": scalar(0xff), "nothing": nil, "a key of another kind": pkcs8(t, rsaKey()), "a part": pkcs8(t, sm2Key())[:40]} {
 		if _, err := sm2Key().Public().PrivateKey(der); err == nil {
 			t.Errorf("%s is taken", name)
 		}
