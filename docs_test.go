@@ -72,7 +72,7 @@ var installPage = docsPage{
 		wait
 		! kubectl get crds,clusterroles,validatingadmissionpolicies -o name | grep keyconvoy || false
 		! kubectl get namespace keyconvoy-system || false
-		kubectl get secret ledger -n team-a
+		test -z "$(kubectl get secret ledger -n team-a -o jsonpath='{.metadata.ownerReferences}')"
 		test ExportedDataKey = $(kubectl get secret ledger-rsa -n team-a -o jsonpath='{.metadata.ownerReferences[0].kind}')`,
 }
 
@@ -118,7 +118,7 @@ var docsPages = []docsPage{
 func TestDocs_commandsWork(t *testing.T) {
 	softhsm, nss := tokens.SoftHSMLabelled(t, "keyconvoy"), tokens.FreshNSS(t)
 	for _, page := range docsPages {
-		t.Run(strings.TrimSpace(page.file+" "+page.without), func(t *testing.T) {
+		t.Run(strings.TrimSuffix(page.file+" but for "+page.without, " but for "), func(t *testing.T) {
 			w := newWorkplace(t, testenv.Another(t))
 			stop := w.startOperatorUntil(softhsm, nss)
 			w.followREADME()

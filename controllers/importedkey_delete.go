@@ -78,14 +78,14 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 	return nil
 }
 
-// destroysKey says whether the key goes with the object. A key that the object asked to adopt in vain is
-// somebody else's, whatever its policy says.
 // hasInModule says whether something of an object's is or may be in its module: a key or pairs.
 func hasInModule(object *v1alpha1.ImportedKey) bool {
 	s := object.Status
 	return s.MaterialFingerprint != "" || s.ImportParameters != nil || s.FormerParametersExpireTime != nil
 }
 
+// destroysKey says whether the key goes with the object. A key that the object asked to adopt in vain is
+// somebody else's, whatever its policy says.
 func destroysKey(object *v1alpha1.ImportedKey) bool {
 	return object.Spec.DeletionPolicy == v1alpha1.DeletionDelete && holdsKey(object)
 }

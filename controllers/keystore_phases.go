@@ -194,7 +194,7 @@ func (s *keyStoreScope) stillRefused() error {
 	if c != nil && c.Reason == v1alpha1.ReasonPINRefused {
 		return reconciler.Stall(c.Reason, c.Message)
 	}
-	return refusedPIN("")
+	return refusedPIN("it is not tried again, because tries lock the token: put the right PIN into the Secret")
 }
 
 // withDetail adds a module's detail, which is no whole sentence, to a message.

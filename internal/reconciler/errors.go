@@ -46,7 +46,7 @@ func (e *Error) Error() string {
 		return e.Reason + ": " + e.Message
 	}
 	cause := e.Err.Error()
-	if strings.Contains(cause, e.Message) { // an operation's error, which names its code, too
+	if e.Message != "" && strings.Contains(cause, e.Message) { // an operation's error, which names its code, too
 		return cause
 	}
 	return e.Reason + ": " + e.Message + ": " + cause

@@ -38,6 +38,7 @@ func (e *Env) Restart(t testing.TB, meanwhile func()) {
 			if !strings.Contains(said.String(), syscall.EADDRINUSE.Error()) {
 				t.Fatalf("The API server ended when it was started again:\n%s", said)
 			}
+			t.Logf("The API server is started once more:\n%s", said)
 			e.again()
 			said, ended = e.startAgain(t, command)
 		default:

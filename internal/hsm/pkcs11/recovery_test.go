@@ -295,8 +295,12 @@ func TestHanging_everyPlaceTaken_waitersGiveUpInTime(t *testing.T) {
 	}
 	for range 2 {
 		short, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		began := time.Now()
 		_, err := f.m.FindKey(short, f.id)
 		cancel()
+		if took := time.Since(began); took > 30*time.Second {
+			t.Errorf("it took %s", took)
+		}
 		wantKind(t, err, hsm.Unavailable, "FindKey that waits")
 	}
 	if n := spy.count("C_DeriveKey"); n != 2 {
