@@ -150,7 +150,7 @@ func (m *mortal) begin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.cmd = exec.Command(self, "-test.run=^TestOperatorProcess$")
+	m.cmd = exec.Command(self, childTest)
 	m.cmd.Env = append(os.Environ(), append(m.token.Env, operatorVariable+"="+m.given)...)
 	m.cmd.Stdout = logOf{m.operator}
 	m.cmd.Stderr = m.cmd.Stdout
@@ -317,12 +317,23 @@ type duplex struct {
 
 func (d duplex) Close() error { return errors.Join(d.ReadCloser.Close(), d.WriteCloser.Close()) }
 
-// TestOperatorProcess is the process that begin starts: the operator, with a fuse, until its input ends.
-func TestOperatorProcess(t *testing.T) {
-	variable := os.Getenv(operatorVariable)
-	if variable == "" {
-		t.Skip("it is the operator of another test")
+// childTest runs the one test that is other things in other processes: see beChild.
+const childTest = "-test.run=^TestOperator_killedAfterEachEffect_goesOnWhereItWas$"
+
+// beChild is what this process was started for by a test, if by one, and says whether that was so.
+func beChild(t *testing.T) bool {
+	t.Helper()
+	for name, be := range map[string]func(*testing.T, string){operatorVariable: beOperator, listedToken: listGivenToken} {
+		if variable := os.Getenv(name); variable != "" {
+			be(t, variable)
+			return true
+		}
 	}
+	return false
+}
+
+// beOperator is the process that begin starts: the operator, with a fuse, until its input ends.
+func beOperator(t *testing.T, variable string) {
 	var given givenOperator
 	if err := json.Unmarshal([]byte(variable), &given); err != nil {
 		t.Fatal(err)
