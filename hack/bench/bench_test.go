@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +127,33 @@ func drawn(t *testing.T, r *report) {
 		if info, err := os.Stat(filepath.Join(dir, c.file)); err != nil || info.Size() < 1000 {
 			t.Errorf("%s was not drawn: %v", c.file, err)
 		}
+	}
+}
+
+var (
+	readmeFlags = regexp.MustCompile(`(?m)^(?:make bench BENCHFLAGS="(.+)"|bin/tools/bench (-s.+))$`)
+	readmeChart = regexp.MustCompile(`(?m)^bin/tools/bench chart (.+)$`)
+)
+
+func TestREADME_itsCommandsAreTaken(t *testing.T) {
+	page, err := os.ReadFile("hack/bench/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := readmeFlags.FindAllStringSubmatch(string(page), -1)
+	for _, m := range runs {
+		if _, err := parse(strings.Fields(m[1] + m[2])); err != nil {
+			t.Errorf("%s: %v", m[0], err)
+		}
+	}
+	drawing := readmeChart.FindStringSubmatch(string(page))
+	if len(runs) != 2 || drawing == nil {
+		t.Fatalf("the README has %d runs with flags, and the charts %q", len(runs), drawing)
+	}
+	args := strings.Fields(drawing[1])
+	args[0] = t.TempDir()
+	if err := chart(args); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -115,8 +115,8 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	return mgr.Start(ctx)
 }
 
-// spareMemory collects garbage when the heap has grown by half, not by all of its size: that costs a few percent of
-// the little time that the operator works, and saves a quarter of its memory. GOGC says otherwise.
+// spareMemory collects garbage when the heap, which holds the caches, has grown by half, not by all of its size. That
+// costs time only while there is work. GOGC says otherwise.
 func spareMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)

@@ -68,7 +68,7 @@ func TestManager_showsMetricsToThoseWhoMayReadThemOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The manager remembers a refusal for half a minute: it is not asked before.
+	// The API server takes a moment to see a new role.
 	waitAllowed(t, m.env, authorizationv1.SubjectAccessReviewSpec{
 		User:                  "system:serviceaccount:" + m.namespace + ":prometheus",
 		NonResourceAttributes: &authorizationv1.NonResourceAttributes{Path: "/metrics", Verb: "get"},
