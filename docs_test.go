@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,9 +35,10 @@ import (
 // docsPage is how a page is run. Pages without commands need none.
 type docsPage struct {
 	file    string
-	without string   // the heading of a section that is left out
-	replace []string // what is not as on the page, in pairs
-	other   string   // the second cluster's context; the first's is then called first
+	after   *docsPage // the page that it continues
+	without string    // the heading of a section that is left out
+	replace []string  // what is not as on the page, in pairs
+	other   string    // the second cluster's context; the first's is then called first
 	first   string
 	stop    bool // the first operator ends before the second begins
 	pins    int  // how many PINs are typed
@@ -96,12 +99,22 @@ var docsPages = []docsPage{
 	installPage,
 	bringYourOwnKey("Without an HSM", 1),
 	bringYourOwnKey("With an HSM", 0, "name: hsm}", "name: main}"),
+	{file: "replace-an-hsm.md", after: ptr.To(bringYourOwnKey("Without an HSM", 0)), pins: 1, then: `
+		test -z "$(kubectl get clusterkeystore hsm -o jsonpath='{.status.missingKeys}')"
+		kubectl wait importedkey/orders -n team-a --for=condition=Ready --timeout=60s`},
 	{file: "export-to-a-pod.md", check: checkLedgerPod},
+	{file: "rotate-a-data-key.md", then: `
+		test 1 = $(kubectl get datakeys -n team-a -o name | wc -l)
+		test ledger-2 = $(kubectl get secret ledger-2 -n team-a -o jsonpath='{.metadata.name}')
+		grep -q 'type: keyconvoy.io/data-key' ledger-retired.yaml`},
 	{file: "distribute.md", then: "cmp shop-one-ledger.key ledger.key"},
 	{file: "roles-and-consent.md", then: `
 		kubectl create rolebinding bob-writes-exports -n team-a --clusterrole=keyconvoy-exporteddatakey-editor-role --user=bob
 		! sed s/ledger-try/bobs-try/ try.yaml | kubectl apply -f - --as bob`},
 	{file: "reasons.md"},
+	{file: "audit-log.md", replace: []string{ // no pod runs here, so none has a log
+		"kubectl logs -n keyconvoy-system deployment/keyconvoy-controller-manager", `echo "{\"requestID\":\"$REQUEST\"}"`,
+	}},
 	{file: "export-to-another-cluster.md", first: "a", other: "b", pins: 2, then: `
 		test Module = $(kubectl --context a get exporteddatakey partner-for-b -n exchange -o jsonpath='{.status.custody}')
 		test Module = $(kubectl --context b get importedkey partner -n exchange -o jsonpath='{.status.custody}')`},
@@ -139,6 +152,9 @@ func TestDocs_commandsWork(t *testing.T) {
 func (w workplace) script(page docsPage) string {
 	w.t.Helper()
 	s := &readmeScript{t: w.t, file: "docs/" + page.file, blocks: readBlocks(w.t, filepath.Join("docs", page.file))}
+	if page.after != nil {
+		s.text.WriteString(w.script(*page.after))
+	}
 	for _, b := range s.blocks {
 		switch {
 		case page.without != "" && b.section == page.without:
@@ -146,6 +162,10 @@ func (w workplace) script(page docsPage) string {
 		case b.language == "yaml":
 			b.text = strings.NewReplacer(page.replace...).Replace(b.text)
 			w.save(b)
+		case b.language == "go":
+			w.save(b)
+		case b.language == "json": // a sample of output
+			b.used = json.Valid([]byte(b.text))
 		case b.language == "sh":
 			s.add(b, page.replace...)
 		}
@@ -185,30 +205,87 @@ func TestDocs_everyPageWithCommandsIsRun(t *testing.T) {
 	}
 	for _, file := range files {
 		runs := slices.ContainsFunc(docsPages, func(p docsPage) bool { return p.file == filepath.Base(file) })
-		if blocks := readBlocks(t, file); len(blocks) > 0 && !runs {
+		commands := slices.DeleteFunc(readBlocks(t, file), func(b *block) bool { return b.language == "mermaid" || b.language == "text" })
+		if len(commands) > 0 && !runs {
 			t.Errorf("%s has commands that no test runs", file)
 		}
 	}
 }
 
-var link = regexp.MustCompile(`\]\(([^):]+)\)`)
+var (
+	link = regexp.MustCompile(`\]\(([^):]+)\)`)
+	// Patterns of fields look like links.
+	codeSpan = regexp.MustCompile("`[^`\n]*`")
+)
 
 func TestDocs_linksLeadSomewhere(t *testing.T) {
-	files, err := filepath.Glob("docs/*.md")
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/reference/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%s: %d files, %v", pattern, len(found), err)
+		}
+		files = append(files, found...)
 	}
-	for _, file := range append(files, "README.md") {
+	for _, file := range files {
 		page, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range link.FindAllStringSubmatch(string(page), -1) {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
+		for _, m := range link.FindAllStringSubmatch(codeSpan.ReplaceAllString(string(page), ""), -1) {
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if target == "" {
+				target = filepath.Base(file)
+			}
+			text, err := os.ReadFile(filepath.Join(filepath.Dir(file), target))
+			if info, statErr := os.Stat(filepath.Join(filepath.Dir(file), target)); statErr == nil && info.IsDir() {
+				continue
+			}
+			if err != nil {
 				t.Errorf("%s: %v", file, err)
+			} else if anchor != "" && !slices.Contains(anchors(string(text)), anchor) {
+				t.Errorf("%s: %s has no heading #%s", file, target, anchor)
 			}
 		}
 	}
+}
+
+var makeTarget = regexp.MustCompile("`make ([a-z-]+)")
+
+// A page that names a target of the Makefile names one that exists.
+func TestDocs_makeTargetsExist(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/install.md", "hack/bench/README.md"} {
+		page, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range makeTarget.FindAllStringSubmatch(string(page), -1) {
+			if !strings.Contains(string(makefile), "\n"+m[1]+":") {
+				t.Errorf("%s names make %s, which the Makefile does not have", file, m[1])
+			}
+		}
+	}
+}
+
+// anchors are the names of a page's headings, as GitHub makes them.
+func anchors(page string) (names []string) {
+	for line := range strings.Lines(page) {
+		if heading := strings.TrimLeft(line, "#"); heading != line {
+			kept := strings.Map(func(r rune) rune {
+				if unicode.IsLetter(r) || unicode.IsDigit(r) || r == '-' || r == ' ' {
+					return unicode.ToLower(r)
+				}
+				return -1
+			}, strings.TrimSpace(heading))
+			names = append(names, strings.ReplaceAll(kept, " ", "-"))
+		}
+	}
+	return names
 }
 
 // followREADME does what the README says before “By hand”.
@@ -291,6 +368,13 @@ func checkLedgerPod(t *testing.T, w workplace) {
 	want, err := os.ReadFile(filepath.Join(w.dir, "ledger.key"))
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the pod has another data key: %v", err)
+	}
+	program := w.command(t.Context(), "go", "run", "ledger.go", file)
+	var warnings bytes.Buffer // of the go command, not of the program
+	program.Stderr = &warnings
+	out, err := program.Output()
+	if err != nil || string(out) != "42 EUR to Ada\n" {
+		t.Errorf("the page's program: %v: %s%s", err, out, &warnings)
 	}
 }
 

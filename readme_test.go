@@ -188,7 +188,7 @@ func (w workplace) bash(script string) {
 	}
 }
 
-var fileName = regexp.MustCompile(`^# ([-a-z]+\.yaml)\n`)
+var fileName = regexp.MustCompile(`^(?:#|//) ([-a-z0-9]+\.(?:yaml|go))\n`)
 
 // save saves a block that begins with the name of a file.
 func (w workplace) save(b *block) {
@@ -380,7 +380,7 @@ func (w workplace) capabilities(t testing.TB, name string, token *tokens.Token) 
 	t.Helper()
 	store := &v1alpha1.ClusterKeyStore{ObjectMeta: metav1.ObjectMeta{Name: "table-" + name}}
 	store.Spec.AllowPKCS1V15Import = true
-	store.Spec.Software = &v1alpha1.SoftwareStore{}
+	store.Spec.Type = v1alpha1.KeyStoreSoftware
 	if token != nil {
 		pin := &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: name + "-pin", Namespace: operatorNamespace},
@@ -389,7 +389,7 @@ func (w workplace) capabilities(t testing.TB, name string, token *tokens.Token) 
 		if err := w.env.Client.Create(t.Context(), pin); err != nil {
 			t.Fatal(err)
 		}
-		store.Spec.Software = nil
+		store.Spec.Type = v1alpha1.KeyStorePKCS11
 		store.Spec.PKCS11 = &v1alpha1.PKCS11Store{
 			Module:       name,
 			Token:        v1alpha1.TokenSelector{Label: token.Label},

@@ -57,10 +57,10 @@ type clusterChange = func(*v1alpha1.ClusterExportedDataKeySpec)
 // changed.
 func (o *operator) newClusterExport(change ...clusterChange) *v1alpha1.ClusterExportedDataKey {
 	e := &v1alpha1.ClusterExportedDataKey{ObjectMeta: named(o.ownNamespace)}
-	e.Spec.NamespaceSelector.MatchLabels = o.team()
+	e.Spec.NamespaceSelector.MatchLabels = map[string]v1alpha1.LabelValue{labelTeam: v1alpha1.LabelValue(o.ownNamespace)}
 	e.Spec.Template = v1alpha1.ExportTemplate{
 		DataKeyRef:        v1alpha1.NamespacedReference{Namespace: v1alpha1.NamespaceName(o.namespace), Name: "dek"},
-		PublicKey:         v1alpha1.DistributedPublicKeySource{Blob: rsaRecipient().public.Base64()},
+		PublicKey:         v1alpha1.DistributedPublicKeySource{Type: v1alpha1.SourceBlob, Blob: rsaRecipient().public.Base64()},
 		WrappingKeySpec:   "RSA_2048",
 		WrappingAlgorithm: "RSAES_OAEP_SHA_256",
 	}
@@ -79,7 +79,7 @@ func (o *operator) clusterExport(t testing.TB, change ...clusterChange) *v1alpha
 
 // toEachConfigMap takes each namespace's recipient from its ConfigMap recipient.
 func toEachConfigMap(s *v1alpha1.ClusterExportedDataKeySpec) {
-	s.Template.PublicKey = v1alpha1.DistributedPublicKeySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "recipient", Key: "key"}}
+	s.Template.PublicKey = v1alpha1.DistributedPublicKeySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "recipient", Key: "key"}}
 }
 
 // counts waits until the status counts that many namespaces.
@@ -87,7 +87,7 @@ func (o *operator) counts(t testing.TB, e *v1alpha1.ClusterExportedDataKey, all,
 	t.Helper()
 	o.until(t, e, func() string {
 		s := e.Status
-		if s.ObservedGeneration == e.Generation && s.Namespaces == all && s.ReadyNamespaces == ready && s.FailedNamespaces == failed {
+		if s.ObservedGeneration == e.Generation && s.SelectedNamespaces == all && s.ReadyNamespaces == ready && s.FailedNamespaces == failed {
 			return ""
 		}
 		return fmt.Sprintf("want %d namespaces, %d ready, %d failed: %s", all, ready, failed, statusJSON(e))

@@ -14,9 +14,9 @@ import (
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=clusterexporteddatakeys/status,verbs=patch
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=exporteddatakeys,verbs=create;patch;delete
 
-// The policies in config/policy let nobody make an ExportedDataKey without the verb export on its DataKey,
-// the operator neither. It makes ExportedDataKeys for nobody but those who made a ClusterExportedDataKey,
-// and they needed that verb on the same DataKey.
+// The policies in config/policy require the verb export on the DataKey from everyone who creates an ExportedDataKey, the
+// operator included. It creates ExportedDataKeys only for those who created a ClusterExportedDataKey, and they needed that
+// verb on the same DataKey.
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=datakeys,verbs=export
 
 // clusterExportReconciler keeps an ExportedDataKey in every namespace that is selected. What each of them
@@ -39,29 +39,21 @@ type clusterExportScope struct {
 // Reconcile makes, repairs and removes the exports, and counts them.
 func (r *clusterExportReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	object := &v1alpha1.ClusterExportedDataKey{}
-	if err := r.client.Get(ctx, req.NamespacedName, object); err != nil {
+	if err := r.Client.Get(ctx, req.NamespacedName, object); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !object.DeletionTimestamp.IsZero() {
 		return ctrl.Result{}, nil // the exports have an owner and go with it
 	}
 
-	before := object.DeepCopy()
 	scope := &clusterExportScope{object: object, failures: map[string]string{}}
-	var err error
-	for _, phase := range []func(context.Context, *clusterExportScope) error{
-		r.selectNamespaces, r.listExports, r.makeExports, r.removeExports, r.countExports,
-	} {
-		if err = phase(ctx, scope); err != nil {
-			break
+	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*clusterExportScope]{
+		r.selectNamespaces, r.approveDataKey, r.listExports, r.makeExports, r.removeExports, r.countExports,
+	}, func(err error) reconciler.Outcome {
+		message := "The data key is exported to every selected namespace."
+		if len(scope.namespaces) == 0 {
+			message = "No namespace matches spec.namespaceSelector, so the data key is not exported."
 		}
-	}
-
-	object.Status.ObservedGeneration = object.Generation
-	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, "The data key is exported to every selected namespace.")
-	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {
-		return ctrl.Result{}, patchErr
-	}
-	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
-	return reconciler.Result(err, 0)
+		return reconciler.Outcome{Err: err, ReadyMessage: message}
+	})
 }

@@ -2,7 +2,9 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,22 +21,26 @@ import (
 // maxFailures bounds the namespaces that a status names.
 const maxFailures = 10
 
-// selectNamespaces sets namespaces. One that is being deleted takes nothing any more. Reasons:
-// InvalidParameter.
+// selectNamespaces sets namespaces. One that is being deleted takes nothing any more, and the operator's own takes no
+// export: a Secret there could take the name of one that the operator is about to write. Reasons: InvalidParameter.
 func (r *clusterExportReconciler) selectNamespaces(ctx context.Context, s *clusterExportScope) error {
-	selector, err := metav1.LabelSelectorAsSelector(&s.object.Spec.NamespaceSelector)
+	if err := readable(s.object); err != nil {
+		return err
+	}
+	selector, err := s.object.Spec.NamespaceSelector.AsSelector()
 	if err != nil {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "namespaceSelector", Err: err,
-			Detail: "It is not a label selector: an operator is In, NotIn, Exists or DoesNotExist, and its values fit it."}
+			Detail: "The label selector is invalid. Operators are In, NotIn, Exists and DoesNotExist; only In and NotIn take values."}
 	}
 	var list metav1.PartialObjectMetadataList
 	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
-	if err := r.client.List(ctx, &list, client.MatchingLabelsSelector{Selector: selector}, client.UnsafeDisableDeepCopy); err != nil {
+	if err := r.Client.List(ctx, &list, client.MatchingLabelsSelector{Selector: selector}, client.UnsafeDisableDeepCopy); err != nil {
 		return err
 	}
 	for i := range list.Items {
-		if list.Items[i].DeletionTimestamp.IsZero() {
-			s.namespaces = append(s.namespaces, list.Items[i].Name)
+		name := list.Items[i].Name
+		if list.Items[i].DeletionTimestamp.IsZero() && r.namespaces.Has(name) && name != r.operatorNamespace {
+			s.namespaces = append(s.namespaces, name)
 		}
 	}
 	slices.Sort(s.namespaces)
@@ -44,12 +50,12 @@ func (r *clusterExportReconciler) selectNamespaces(ctx context.Context, s *clust
 // listExports sets exports from the cache.
 func (r *clusterExportReconciler) listExports(ctx context.Context, s *clusterExportScope) error {
 	var list v1alpha1.ExportedDataKeyList
-	if err := r.client.List(ctx, &list, client.MatchingFields{indexController: string(s.object.UID)}, client.UnsafeDisableDeepCopy); err != nil {
+	if err := r.Client.List(ctx, &list, client.MatchingFields{indexController: string(s.object.UID)}, client.UnsafeDisableDeepCopy); err != nil {
 		return err
 	}
 	s.exports = make(map[string]*v1alpha1.ExportedDataKey, len(list.Items))
 	for i := range list.Items {
-		if export := &list.Items[i]; export.Name == s.object.Name { // anybody can write an owner reference
+		if export := &list.Items[i]; export.Name == s.object.Name { // anyone who may write exports can write an owner reference
 			s.exports[export.Namespace] = export
 		}
 	}
@@ -62,7 +68,7 @@ func (r *clusterExportReconciler) makeExports(ctx context.Context, s *clusterExp
 	for _, namespace := range s.namespaces {
 		want := exportOf(s.object, namespace)
 		there := s.exports[namespace]
-		if there != nil && (equality.Semantic.DeepEqual(there.Spec, want.Spec) || !there.DeletionTimestamp.IsZero()) {
+		if there != nil && (isAsMade(there, want) || !there.DeletionTimestamp.IsZero()) {
 			continue
 		}
 		// Whatever becomes of it: the status that is known speaks of another spec.
@@ -87,24 +93,35 @@ func (r *clusterExportReconciler) makeExports(ctx context.Context, s *clusterExp
 	return nil
 }
 
-// makeExport makes the ExportedDataKey of one namespace, or makes its spec what it should be again: with a
+// isAsMade says whether an export still has the spec and the owner that it was made with.
+func isAsMade(there, made *v1alpha1.ExportedDataKey) bool {
+	owner := metav1.GetControllerOf(there)
+	spec := made.Spec
+	if there.Spec.DataKeyRef != nil && there.Spec.DataKeyRef.Digest == "" {
+		spec = *made.Spec.DeepCopy() // made before the data key was, and it keeps the one that it found
+		spec.DataKeyRef.Digest = ""
+	}
+	return equality.Semantic.DeepEqual(there.Spec, spec) && owner != nil && owner.UID == made.OwnerReferences[0].UID
+}
+
+// makeExport makes the ExportedDataKey of one namespace, or gives it its spec and owner again: with a
 // patch of all that differs, for an apply would leave the fields that others added. It never takes over one
-// that somebody else made.
+// that someone else made.
 func (r *clusterExportReconciler) makeExport(ctx context.Context, there, want *v1alpha1.ExportedDataKey) error {
 	if there != nil {
 		repaired := there.DeepCopy()
-		repaired.Spec = want.Spec
-		return r.client.Patch(ctx, repaired, client.MergeFromWithOptions(there, client.MergeFromWithOptimisticLock{}), client.FieldOwner(v1alpha1.ManagedBy))
+		repaired.Spec, repaired.OwnerReferences = want.Spec, want.OwnerReferences
+		return r.Client.Patch(ctx, repaired, client.MergeFromWithOptions(there, client.MergeFromWithOptimisticLock{}), client.FieldOwner(v1alpha1.ManagedBy))
 	}
 	// The cache knows of one in the way without a request.
-	err := r.client.Get(ctx, client.ObjectKeyFromObject(want), &v1alpha1.ExportedDataKey{})
+	err := r.Client.Get(ctx, client.ObjectKeyFromObject(want), &v1alpha1.ExportedDataKey{})
 	if err == nil {
 		return apierrors.NewAlreadyExists(v1alpha1.GroupVersion.WithResource("exporteddatakeys").GroupResource(), want.Name)
 	}
 	if !apierrors.IsNotFound(err) {
 		return err
 	}
-	return r.client.Create(ctx, want, client.FieldOwner(v1alpha1.ManagedBy))
+	return r.Client.Create(ctx, want, client.FieldOwner(v1alpha1.ManagedBy))
 }
 
 // removeExports deletes the exports in namespaces that are not selected any more, and may set unavailable.
@@ -113,7 +130,7 @@ func (r *clusterExportReconciler) removeExports(ctx context.Context, s *clusterE
 		if _, selected := slices.BinarySearch(s.namespaces, namespace); selected || !export.DeletionTimestamp.IsZero() {
 			continue
 		}
-		err := r.client.Delete(ctx, &v1alpha1.ExportedDataKey{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: export.Name}},
+		err := r.Client.Delete(ctx, &v1alpha1.ExportedDataKey{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: export.Name}},
 			client.Preconditions{UID: &export.UID})
 		if client.IgnoreNotFound(err) != nil {
 			s.unavailable = err
@@ -129,7 +146,7 @@ const refusedInterval = 5 * time.Minute
 // countExports fills the status. Reasons: APIServer, NamespacesFailed, NamespacesPending.
 func (r *clusterExportReconciler) countExports(_ context.Context, s *clusterExportScope) error {
 	status := &s.object.Status
-	status.Namespaces = int32(len(s.namespaces)) //nolint:gosec // far fewer than 2³¹
+	status.SelectedNamespaces = int32(len(s.namespaces)) //nolint:gosec // far fewer than 2³¹
 	status.ReadyNamespaces, status.FailedNamespaces, status.Failures = 0, 0, nil
 	for _, namespace := range s.namespaces {
 		reason := s.failures[namespace]
@@ -148,7 +165,7 @@ func (r *clusterExportReconciler) countExports(_ context.Context, s *clusterExpo
 			status.Failures = append(status.Failures, v1alpha1.NamespaceFailure{Namespace: v1alpha1.NamespaceName(namespace), Reason: reason})
 		}
 	}
-	pending := reconciler.Wait(v1alpha1.ReasonNamespacesPending, "The exports of some of the selected namespaces are on their way.")
+	pending := reconciler.Wait(v1alpha1.ReasonNamespacesPending, "The exports to some of the selected namespaces are not ready yet.")
 	switch {
 	case s.unavailable != nil:
 		return s.unavailable
@@ -156,21 +173,39 @@ func (r *clusterExportReconciler) countExports(_ context.Context, s *clusterExpo
 		pending.After = countInterval
 		return pending
 	case status.FailedNamespaces > 0:
-		failed := reconciler.Stall(v1alpha1.ReasonNamespacesFailed,
-			"Some of the selected namespaces have failed: status.failures names the first of them, and their ExportedDataKeys say what to do.")
+		failed := reconciler.Stall(v1alpha1.ReasonNamespacesFailed, failureMessage(status))
 		if s.refused {
-			failed.After = refusedInterval
+			return reconciler.RetryAfter(failed, refusedInterval)
 		}
 		return failed
-	case status.ReadyNamespaces < status.Namespaces:
+	case status.ReadyNamespaces < status.SelectedNamespaces:
 		return pending
 	}
 	return nil
 }
 
+// failureMessage says in how many of the namespaces the export failed, and why.
+func failureMessage(status *v1alpha1.ClusterExportedDataKeyStatus) string {
+	where := "some"
+	if status.FailedNamespaces == status.SelectedNamespaces {
+		where = "all"
+	}
+	var reasons []string
+	for _, failure := range status.Failures {
+		reasons = append(reasons, failure.Reason)
+	}
+	slices.Sort(reasons)
+	return fmt.Sprintf("The export failed in %s of the selected namespaces (%s). See status.failures, and the conditions of the ExportedDataKeys there.",
+		where, strings.Join(slices.Compact(reasons), ", "))
+}
+
 // exportOf is the ExportedDataKey of one namespace.
 func exportOf(object *v1alpha1.ClusterExportedDataKey, namespace string) *v1alpha1.ExportedDataKey {
 	t := &object.Spec.Template
+	var digest string
+	if approved := object.Status.Approved; approved != nil {
+		digest = approved.DataKeyDigest
+	}
 	return &v1alpha1.ExportedDataKey{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace, Name: object.Name,
@@ -178,8 +213,8 @@ func exportOf(object *v1alpha1.ClusterExportedDataKey, namespace string) *v1alph
 			OwnerReferences: []metav1.OwnerReference{ownedBy(object)},
 		},
 		Spec: v1alpha1.ExportedDataKeySpec{
-			DataKeyRef:          &v1alpha1.DataKeyReference{Namespace: t.DataKeyRef.Namespace, Name: t.DataKeyRef.Name},
-			PublicKey:           v1alpha1.PublicKeySource{Blob: t.PublicKey.Blob, SecretKeyRef: t.PublicKey.SecretKeyRef, ConfigMapKeyRef: t.PublicKey.ConfigMapKeyRef},
+			DataKeyRef:          &v1alpha1.DataKeyReference{Namespace: t.DataKeyRef.Namespace, Name: t.DataKeyRef.Name, Digest: digest},
+			PublicKey:           v1alpha1.PublicKeySource{Type: t.PublicKey.Type, Blob: t.PublicKey.Blob, SecretKeyRef: t.PublicKey.SecretKeyRef, ConfigMapKeyRef: t.PublicKey.ConfigMapKeyRef},
 			WrappingKeySpec:     t.WrappingKeySpec,
 			WrappingAlgorithm:   string(t.WrappingAlgorithm),
 			SM2CiphertextFormat: t.SM2CiphertextFormat,

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
 
 // countInterval gathers the changes of many exports into one look at them all.
@@ -29,11 +30,11 @@ func (r *clusterExportReconciler) setup(mgr ctrl.Manager, options controller.Opt
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.ClusterExportedDataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&v1alpha1.ExportedDataKey{}, gathered{r.client}, builder.WithPredicates(exportCounts)).
+		Watches(&v1alpha1.ExportedDataKey{}, gathered{r.Client}, builder.WithPredicates(exportCounts)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(
 			predicate.Or[client.Object](predicate.LabelChangedPredicate{}, deletionBegan))).
 		WithOptions(options).
-		Complete(r)
+		Complete(reconciler.Logged(r))
 }
 
 // exportCounts lets through what changes a count, or must be repaired.
@@ -63,7 +64,7 @@ func stallReason(e *v1alpha1.ExportedDataKey) string {
 // all finds every ClusterExportedDataKey: any of them may select a namespace, or have selected it.
 func (r *clusterExportReconciler) all(ctx context.Context, _ client.Object) []reconcile.Request {
 	items := func(l *v1alpha1.ClusterExportedDataKeyList) []v1alpha1.ClusterExportedDataKey { return l.Items }
-	return find(ctx, r.client, &v1alpha1.ClusterExportedDataKeyList{}, items, nil)
+	return find(ctx, r.Client, &v1alpha1.ClusterExportedDataKeyList{}, items, nil)
 }
 
 // gathered wakes the controller of an ExportedDataKey a little later, so that a thousand exports that
@@ -77,7 +78,7 @@ func (g gathered) wake(ctx context.Context, o client.Object, q requests) {
 		q.AddAfter(reconcile.Request{NamespacedName: client.ObjectKey{Name: owner.Name}}, countInterval)
 		return
 	}
-	// One that stands in the way of another object's, or did. Most exports stand in nobody's way.
+	// An export that has the name of a ClusterExportedDataKey may be in its way, or may have been. Most are not.
 	key := client.ObjectKey{Name: o.GetName()}
 	err := g.client.Get(ctx, key, &v1alpha1.ClusterExportedDataKey{}, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
 	if !apierrors.IsNotFound(err) {

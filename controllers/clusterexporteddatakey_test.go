@@ -13,7 +13,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -27,11 +29,40 @@ func TestClusterExport_selectorThatIsNone_isRefused_andLeavesWhatIsThere(t *test
 	e := o.clusterExport(t)
 	o.ready(t, e)
 	o.change(t, e, func() {
-		e.Spec.NamespaceSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: labelTeam, Operator: "Like"}}
+		e.Spec.NamespaceSelector.MatchLabels["the name of no label"] = "x"
 	})
-	o.stalls(t, e, "InvalidParameter", "namespaceSelector", "In, NotIn, Exists or DoesNotExist")
+	o.stalls(t, e, "InvalidParameter", "namespaceSelector", "In, NotIn, Exists and DoesNotExist")
 	if export := o.exportIn(t, ns); !export.DeletionTimestamp.IsZero() {
 		t.Error("the export goes")
+	}
+}
+
+func TestClusterExport_toNoNamespace_saysSo(t *testing.T) {
+	t.Parallel()
+	o := startToSpread(t, "All")
+	e := o.clusterExport(t)
+	o.ready(t, e)
+	o.counts(t, e, 0, 0, 0)
+	if message := meta.FindStatusCondition(e.Status.Conditions, v1alpha1.ConditionReady).Message; !strings.Contains(message, "No namespace matches spec.namespaceSelector") {
+		t.Errorf("the message is %q", message)
+	}
+	// kubectl prints the counts, which must not be missing.
+	raw := &unstructured.Unstructured{}
+	raw.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("ClusterExportedDataKey"))
+	if err := o.env.Client.Get(t.Context(), client.ObjectKeyFromObject(e), raw); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"selectedNamespaces", "readyNamespaces", "failedNamespaces"} {
+		if count, found, err := unstructured.NestedInt64(raw.Object, "status", name); !found || count != 0 || err != nil {
+			t.Errorf("status.%s is %d, %t, %v", name, count, found, err)
+		}
+	}
+
+	o.teamNamespaces(t, 1)
+	o.counts(t, e, 1, 1, 0)
+	o.ready(t, e)
+	if message := meta.FindStatusCondition(e.Status.Conditions, v1alpha1.ConditionReady).Message; !strings.Contains(message, "exported to every selected namespace") {
+		t.Errorf("the message is %q", message)
 	}
 }
 
@@ -40,8 +71,8 @@ func TestClusterExport_ownerWhoDoesNotConsent_isNotAskedTwice_andMayConsentLater
 	o := startToSpread(t, "Same")
 	namespaces := o.teamNamespaces(t, 12)
 	e := o.clusterExport(t)
-	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed, "status.failures")
 	o.counts(t, e, 12, 0, 12)
+	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed, "failed in all of the selected namespaces (ForbiddenNoPermission)", "status.failures")
 	// The first few by name, and no more: a status is bounded.
 	slices.Sort(namespaces)
 	var want []v1alpha1.NamespaceFailure
@@ -76,7 +107,7 @@ func TestClusterExport_oneNamespaceThatFails_doesNotHoldUpTheOthers(t *testing.T
 	}
 	e := o.clusterExport(t, toEachConfigMap)
 	o.counts(t, e, 3, 1, 1)
-	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed)
+	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed, "failed in some of the selected namespaces (InvalidParameter)")
 	if want := (v1alpha1.NamespaceFailure{Namespace: v1alpha1.NamespaceName(namespaces[0]), Reason: "InvalidParameter"}); e.Status.Failures[0] != want {
 		t.Errorf("the failure is %v", e.Status.Failures)
 	}
@@ -107,7 +138,7 @@ func TestClusterExport_takesEachNamespacesSecret(t *testing.T) {
 		})
 	}
 	e := o.clusterExport(t, func(s *v1alpha1.ClusterExportedDataKeySpec) {
-		s.Template.PublicKey = v1alpha1.DistributedPublicKeySource{SecretKeyRef: &v1alpha1.EntryReference{Name: "tls", Key: "tls.crt"}}
+		s.Template.PublicKey = v1alpha1.DistributedPublicKeySource{Type: v1alpha1.SourceSecret, SecretKeyRef: &v1alpha1.EntryReference{Name: "tls", Key: "tls.crt"}}
 	})
 	o.ready(t, e)
 	if !bytes.Equal(o.opensIn(t, namespaces[0], rsaRecipient()), o.opensIn(t, namespaces[1], otherRSARecipient())) {
@@ -240,7 +271,8 @@ func TestClusterExport_changesByHand_areRepaired(t *testing.T) {
 	o.ready(t, e)
 }
 
-func TestClusterExport_whoseOwnerWasTakenOff_isNotTakenBack(t *testing.T) {
+// Editors of exports can change owner references. The status still says what made the export.
+func TestClusterExport_whoseOwnerWasTakenOff_isGivenItBack(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	ns := o.teamNamespaces(t, 1)[0]
@@ -248,10 +280,54 @@ func TestClusterExport_whoseOwnerWasTakenOff_isNotTakenBack(t *testing.T) {
 	o.ready(t, e)
 	export := o.exportIn(t, ns)
 	o.change(t, export, func() { export.OwnerReferences = nil })
-	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed)
-	o.counts(t, e, 1, 0, 1)
-	if e.Status.Failures[0].Reason != v1alpha1.ReasonTargetNotOwned {
-		t.Errorf("the failure is %v", e.Status.Failures)
+	o.until(t, export, func() string {
+		if !metav1.IsControlledBy(export, e) {
+			return "it has no owner"
+		}
+		return ""
+	})
+	o.ready(t, e)
+	o.counts(t, e, 1, 1, 0)
+}
+
+func TestClusterExport_whoseOwnerWasTakenOff_goesWithItsNamespaceAllTheSame(t *testing.T) {
+	t.Parallel()
+	for sentence, hold := range map[string]func(*v1alpha1.ExportedDataKey){
+		"without an owner": func(e *v1alpha1.ExportedDataKey) { e.OwnerReferences = nil },
+		"without an owner, and with labels": func(e *v1alpha1.ExportedDataKey) {
+			e.OwnerReferences, e.Labels["app.kubernetes.io/managed-by"] = nil, "me"
+		},
+		"with an owner of their own": func(e *v1alpha1.ExportedDataKey) {
+			e.OwnerReferences[0].UID, e.OwnerReferences[0].Name = "00000000-0000-4000-8000-000000000000", "mine"
+		},
+		"without an owner, and held by a finalizer": func(e *v1alpha1.ExportedDataKey) {
+			e.OwnerReferences, e.Finalizers = nil, []string{"example.com/held"}
+		},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			o := startToSpread(t, "All")
+			ns := o.teamNamespaces(t, 1)[0]
+			e := o.clusterExport(t)
+			o.ready(t, e)
+			export := o.exportIn(t, ns)
+			o.stop(t)
+			o.change(t, export, func() { hold(export) })
+			o.relabel(t, ns, "other")
+			o.start(t)
+			o.until(t, e, func() string {
+				if e.Status.SelectedNamespaces != 0 {
+					return "the namespace is still counted"
+				}
+				return ""
+			})
+			if len(export.Finalizers) > 0 {
+				o.gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: export.Name}})
+				o.change(t, export, func() { export.Finalizers = nil })
+			}
+			o.gone(t, export)
+			o.counts(t, e, 0, 0, 0)
+		})
 	}
 }
 
@@ -357,7 +433,7 @@ func TestClusterExport_refusedByTheServerInOneNamespace_isMadeInTheOthers(t *tes
 			o.relabel(t, namespaces[2], "other")
 			o.counts(t, e, 2, 1, 1)
 			if !tc.heals {
-				o.stalls(t, e, v1alpha1.ReasonNamespacesFailed)
+				o.waits(t, e, v1alpha1.ReasonNamespacesFailed)
 				return
 			}
 			o.waits(t, e, v1alpha1.ReasonAPIServer)

@@ -84,10 +84,10 @@ func TestConsent_isAskedForNamespaceRecipientAndAlgorithm(t *testing.T) {
 		"no policy, here":                         {nil, here, ofDataKey("dek"), ""},
 		"no policy, here by name":                 {nil, here, o.fromHere("dek"), ""},
 		"Same, elsewhere":                         {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, o.fromHere("dek"), namespaces},
-		"Same, a blob elsewhere":                  {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlob(blob, nil), namespaces},
-		"Same, a blob with white space elsewhere": {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlob(lines(blob), nil), namespaces},
+		"Same, a blob elsewhere":                  {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlobUnder(here, "key", blob, nil), namespaces},
+		"Same, a blob with white space elsewhere": {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlobUnder(here, "key", lines(blob), nil), namespaces},
 		"All, elsewhere":                          {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, o.fromHere("dek"), ""},
-		"All, a blob elsewhere":                   {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, ofBlob(blob, nil), ""},
+		"All, a blob elsewhere":                   {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, ofBlobUnder(here, "key", blob, nil), ""},
 		"Selector, elsewhere":                     {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, elsewhere, o.fromHere("dek"), namespaces},
 		"Selector, the team":                      {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, team, o.fromHere("dek"), ""},
 		"Selector, here":                          {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, here, ofDataKey("dek"), ""},
@@ -154,12 +154,7 @@ func TestConsent_ofTheBlobsKey_notOfTheKeyThatOneNames(t *testing.T) {
 // withdrawn waits until an export's Secret is gone for want of consent, and one event says so.
 func (o *operator) withdrawn(t testing.TB, e *v1alpha1.ExportedDataKey) {
 	t.Helper()
-	eventually(t, func() string {
-		if o.secretIn(t, e.Namespace, e.Name) != nil {
-			return "the Secret is still there"
-		}
-		return ""
-	})
+	o.withoutSecret(t, e)
 	wantWords(t, o.event(t, e, "ForbiddenNoPermission"), []string{"Forbidden.NoPermission: "})
 	o.until(t, e, func() string {
 		if s := e.Status; s.SecretRef != nil || s.ExportTime != nil || s.InputsDigest != "" || s.RequestID != "" || s.Custody != "" {
@@ -240,7 +235,7 @@ func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
 			})
 			dataKey := o.dataKey(t, "dek")
 			byName := o.inTeam(t, "by-name")
-			byBlob := newExport("by-blob", ofBlob(dataKey.Status.CiphertextBlob, nil))
+			byBlob := newExport("by-blob", ofBlobUnder(o.namespace, "key", dataKey.Status.CiphertextBlob, nil))
 			byBlob.Namespace = byName.Namespace
 			o.create(t, byBlob)
 			o.ready(t, byBlob) // so the operator knows the namespace, and does not refuse the other one at first
@@ -310,6 +305,7 @@ func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 		"the key store is gone": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
 			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "store"}}
 			o.remove(t, store)
+			o.editor(t, o.namespace).release(t, store)
 			o.gone(t, store)
 		},
 	} {
@@ -326,12 +322,7 @@ func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 				t.Fatal("the Secret went before")
 			}
 			o.setPolicy(t, nil)
-			eventually(t, func() string {
-				if o.secretIn(t, e.Namespace, e.Name) != nil {
-					return "the Secret is still there"
-				}
-				return ""
-			})
+			o.withoutSecret(t, e)
 		})
 	}
 }

@@ -130,8 +130,8 @@ func (o *operator) checkSecretOf(t testing.TB, k *v1alpha1.DataKey, name string)
 	if s.Type != v1alpha1.SecretTypeDataKey || s.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy || s.Annotations["keyconvoy.io/data-key"] != k.Name {
 		t.Errorf("the Secret is not marked as the data key's: %s %v %v", s.Type, s.Labels, s.Annotations)
 	}
-	if s.Annotations["keyconvoy.io/custody"] != string(k.Status.Custody) {
-		t.Errorf("custody is %q in the Secret and %q in the status", s.Annotations["keyconvoy.io/custody"], k.Status.Custody)
+	if tag := s.Annotations["keyconvoy.io/blob-tag"]; tag != k.Status.BlobTag || tag == "" {
+		t.Errorf("the tag is %q in the Secret and %q in the status", tag, k.Status.BlobTag)
 	}
 	if len(s.OwnerReferences) != 0 {
 		t.Error("the Secret has an owner, with which it would go")

@@ -50,8 +50,8 @@ func TestDataKey_waitsForTheModuleAndWakes(t *testing.T) {
 func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
-	allow := func(value string) *metav1.LabelSelector {
-		return &metav1.LabelSelector{MatchLabels: map[string]string{"keys": value}}
+	allow := func(value string) *v1alpha1.LabelSelector {
+		return &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{"keys": v1alpha1.LabelValue(value)}}
 	}
 	label := func(value string) {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace}}
@@ -67,7 +67,7 @@ func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
 	relabel("no")
 	first := newDataKey("first")
 	o.create(t, first)
-	o.stalls(t, first, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not serve this namespace: ask its administrator")
+	o.stalls(t, first, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not allow this namespace", "Ask its administrator")
 	o.absent(t, "first")
 	relabel("yes")
 	o.ready(t, first)
@@ -220,7 +220,7 @@ func TestDataKey_secondReconcileAndRestartCostNothing(t *testing.T) {
 	k := o.dataKey(t, "dek")
 	o.reconciledSince(t, k, 1) // the event of its own Secret is the second
 	wantCounts(t, "the first data key", o.writes(), map[string]int{"apply secrets": 1, "patch datakeys": 1, "patch datakeys/status": 1})
-	wantCounts(t, "the first data key", o.calls(), map[string]int{"GenerateDataKey": 1})
+	wantCounts(t, "the first data key", o.calls(), map[string]int{"GenerateDataKey": 1, "Authenticate": 1})
 	wantCounts(t, "the first data key", o.requests.All().Reads, map[string]int{"get secrets": 1})
 
 	o.restart(t)

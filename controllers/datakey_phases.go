@@ -3,14 +3,14 @@ package controllers
 import (
 	"context"
 	"fmt"
-	"maps"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
@@ -19,51 +19,61 @@ import (
 const (
 	entryBlob = "ciphertextBlob"
 
-	// annotationDataKey names the DataKey whose blob a Secret keeps.
-	annotationDataKey = "keyconvoy.io/data-key"
-	// annotationCustody is the custody of what a Secret holds, for when the status is lost.
-	annotationCustody = "keyconvoy.io/custody"
+	// annotationBlobTag is the module's tag over the blob and the DataKey's namespace and name: the proof that the
+	// operator wrote the blob for that DataKey.
+	annotationBlobTag = "keyconvoy.io/blob-tag"
 )
 
-// findKey sets target, imported and key. Reasons: KeyNotReady, InvalidParameter.
+// dataKeySecrets keep blobs.
+var dataKeySecrets = &secrets.Class{
+	Type: v1alpha1.SecretTypeDataKey, Mark: "keyconvoy.io/data-key", Entries: []string{entryBlob},
+}
+
+func dataKeyTarget(object *v1alpha1.DataKey) (secrets.Target, error) {
+	return secrets.NewTarget(dataKeySecrets, object, object.Spec.Target)
+}
+
+// findKey sets target, master and key. Reasons: KeyNotReady, InvalidParameter.
 func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error {
-	var err error
-	if s.target, err = targetOf(s.object, s.object.Spec.Target); err != nil {
-		return err
-	}
-	name := string(s.object.Spec.KeyRef.Name)
-	imported := &v1alpha1.ImportedKey{}
-	err = r.client.Get(ctx, inNamespace(s.object, name), imported)
-	if apierrors.IsNotFound(err) {
-		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("The ImportedKey %s does not exist. It is looked for again when it is created.", name))
-	}
+	err := readable(s.object)
 	if err != nil {
 		return err
 	}
-	s.imported = imported
-	if s.key, err = keyOf(imported); err != nil {
+	if s.target, err = dataKeyTarget(s.object); err != nil {
 		return err
 	}
-	if was := s.object.Status.KeyVersionID; was != "" && was != s.key.VersionID().String() {
+	name := string(s.object.Spec.KeyRef.Name)
+	if s.master, err = r.keys.Get(ctx, inNamespace(s.object, name)); err != nil {
+		return err
+	}
+	if s.master == nil {
+		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("ImportedKey %s does not exist. The operator continues when it is created.", name))
+	}
+	if err := usable(s.master, s.master.Kind(), name, v1alpha1.ReasonKeyNotReady); err != nil {
+		return err
+	}
+	if s.key, err = s.master.KMS(); err != nil {
+		return err
+	}
+	if was := s.object.Status.KeyVersionID; was != "" && was != s.key.Primary.ID.String() {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
-			"The data key was made under key version %s, and the ImportedKey %s of today is another key. Restore the former key, or make another DataKey.", was, name)}
+			"The data key was made under key version %s, but ImportedKey %s is now a different key. To restore the original key, create an ImportedKey with "+
+				"adopt.keyVersionID: %s. Otherwise create a new DataKey.", was, name, was)}
 	}
 	return nil
 }
 
-// findUnchanged sets done when status and Secret are as they were left. It asks the caches only.
+// findUnchanged ends the reconcile when status and Secret are as they were left. It asks the caches only.
 func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) error {
 	status := s.object.Status
 	if status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(status.CiphertextBlob) {
 		return nil
 	}
-	m, err := r.secrets.Look(ctx, secrets.Secret, s.target.key)
-	if err != nil || m == nil {
-		return err
+	m, err := r.secrets.Look(ctx, s.target.Ref)
+	if err == nil && s.target.IsAsLeft(m, status.SecretRef) {
+		return reconciler.ErrDone
 	}
-	s.done = string(m.UID) == status.SecretRef.UID && m.ResourceVersion == status.SecretRef.ResourceVersion &&
-		s.target.carriedBy(m)
-	return nil
+	return err
 }
 
 // specAgrees says whether the spec asks for no other blob than this.
@@ -71,133 +81,181 @@ func (s *dataKeyScope) specAgrees(blob string) bool {
 	if s.object.Spec.CiphertextBlob == "" {
 		return true
 	}
-	want, err := kms.Canonical(s.object.Spec.CiphertextBlob)
-	return err == nil && want == blob
+	want, err := kms.ParseBlob(s.object.Spec.CiphertextBlob)
+	return err == nil && want.String() == blob
 }
 
-// findBlob sets secret, and blob where one exists: in the status, in the Secret or in the spec. A blob
+// findBlob sets secret, and blob where one exists: in the status, in the spec or in the Secret. A blob
 // that the operator has not seen before is verified. Reasons: TargetNotOwned, InvalidParameter, those of
 // operations, and the codes of VerifyDataKey.
+//
+// A blob in the spec needs the verb export on the master key, which config/policy checks. A blob in the Secret
+// needs the operator's tag: anyone who may write Secrets could put another data key's blob there, and have it
+// exported under this name.
 func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error {
 	var err error
-	if s.secret, err = r.secrets.Read(ctx, s.target.key); err != nil {
+	if s.secret, err = r.secrets.Own(ctx, s.target); err != nil {
 		return err
 	}
 	kept, err := s.keptBlob()
 	if err != nil {
 		return err
 	}
-	known := s.object.Status.CiphertextBlob
 	given, err := s.givenBlob()
 	if err != nil {
 		return err
 	}
+	known, err := s.knownBlob()
+	if err != nil {
+		return err
+	}
 	switch {
-	case known != "":
-		s.blob, s.custody = known, s.object.Status.Custody
-	case kept != "":
-		s.blob, s.custody = kept, custodyOf(s.secret.Annotations[annotationCustody])
-	case given != "":
+	case !known.IsZero():
+		s.blob, s.custody, s.tag = known, s.object.Status.Custody, s.object.Status.BlobTag
+	case !given.IsZero():
 		s.blob, s.custody = given, v1alpha1.CustodyUnknown
+	case !kept.IsZero():
+		s.blob, s.custody, s.tag = kept, v1alpha1.CustodyUnknown, s.secret.Annotations[annotationBlobTag]
 	default:
 		return nil
 	}
-	if (kept != "" && kept != s.blob) || (given != "" && given != s.blob) {
+	if differs(kept, s.blob) || differs(given, s.blob) {
 		return s.twoBlobs()
 	}
-	if known != "" {
+	if !known.IsZero() {
 		return nil
 	}
 	return r.verify(ctx, s)
 }
 
-// keptBlob returns the blob in the Secret, or "".
-func (s *dataKeyScope) keptBlob() (string, error) {
+// differs reports whether there is a blob, and it is not the other one.
+func differs(blob, other kms.Blob) bool { return !blob.IsZero() && blob.String() != other.String() }
+
+// keptBlob returns the blob in the Secret, or none.
+func (s *dataKeyScope) keptBlob() (kms.Blob, error) {
 	if s.secret == nil {
-		return "", nil
-	}
-	if s.secret.Type != v1alpha1.SecretTypeDataKey || s.secret.Annotations[annotationDataKey] != s.object.Name {
-		return "", s.target.taken()
+		return kms.Blob{}, nil
 	}
 	kept := string(s.secret.Data[entryBlob])
 	if kept == "" && s.object.Status.CiphertextBlob == "" && s.object.Spec.CiphertextBlob == "" {
-		return "", &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
-			"Secret %s is this DataKey's and holds no blob any more, so there was a data key. Restore the Secret from a backup; or remove it, if another data key is wanted.", s.target.key)}
+		return kms.Blob{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
+			"%s belongs to this DataKey but its ciphertextBlob is missing. Restore it from a backup, or delete the Secret to generate a new data key.", s.target)}
 	}
 	if kept == "" {
-		return "", nil
+		return kms.Blob{}, nil
 	}
-	canonical, err := kms.Canonical(kept)
+	blob, err := kms.ParseBlob(kept)
 	if err != nil {
-		return "", s.unreadable(err)
+		return kms.Blob{}, s.unreadable(err)
 	}
-	return canonical, nil
+	return blob, nil
 }
 
-func (s *dataKeyScope) givenBlob() (string, error) {
-	if s.object.Spec.CiphertextBlob == "" {
-		return "", nil
-	}
-	return kms.Canonical(s.object.Spec.CiphertextBlob)
+// givenBlob returns the blob in the spec, or none.
+func (s *dataKeyScope) givenBlob() (kms.Blob, error) {
+	return parseIfGiven(s.object.Spec.CiphertextBlob)
 }
 
-// verify says whether the blob is a data key as the spec asks for.
+// knownBlob returns the blob in the status, or none.
+func (s *dataKeyScope) knownBlob() (kms.Blob, error) {
+	return parseIfGiven(s.object.Status.CiphertextBlob)
+}
+
+func parseIfGiven(text string) (kms.Blob, error) {
+	if text == "" {
+		return kms.Blob{}, nil
+	}
+	return kms.ParseBlob(text)
+}
+
+// verify says whether the blob is a data key as the spec asks for, and whether one from the Secret has the
+// operator's tag.
 func (r *dataKeyReconciler) verify(ctx context.Context, s *dataKeyScope) error {
-	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.imported.Spec.KeyStoreRef)
-	if err != nil {
-		return err
+	return r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
+		return r.verifyIn(ctx, ops, s)
+	})
+}
+
+func (r *dataKeyReconciler) verifyIn(ctx context.Context, ops kms.Service, s *dataKeyScope) error {
+	if s.object.Spec.CiphertextBlob == "" {
+		err := ops.CheckBlobTag(ctx, s.object.Namespace, s.object.Name, s.blob, s.tag)
+		if kms.CodeOf(err) == kms.InvalidParameter {
+			return s.untagged(err)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	defer giveBack()
 	asked := s.request()
-	err = ops.VerifyDataKey(ctx, s.key, s.blob, asked.EncryptionContext)
-	if err == nil {
-		err = asked.CheckBlob(s.blob)
-	}
+	err := r.recorded(keyLine(audit.TakeOverDataKey, s.object, s.key), func(*audit.Record) error {
+		if err := ops.VerifyDataKey(ctx, s.key, s.blob, asked.EncryptionContext); err != nil {
+			return err
+		}
+		return asked.CheckBlob(s.blob)
+	})
 	if kms.CodeOf(err) == kms.InvalidParameter {
 		return s.unreadable(err)
 	}
 	return err
 }
 
-// unreadable says that there is a blob, and that it is left as it is.
+// unreadable adds that the Secret with the blob is not replaced.
 func (s *dataKeyScope) unreadable(err error) error {
 	e := reconciler.From(err)
 	if s.object.Spec.CiphertextBlob == "" {
-		e.Message += fmt.Sprintf(" It is in Secret %s and is not replaced: move the Secret away if another data key is wanted.", s.target.key)
+		e.Message += fmt.Sprintf(" It is in %s, which is not replaced. To generate a new data key, move the Secret away.", s.target)
 	}
+	return e
+}
+
+// untagged explains what to do about a blob in the Secret that may be another data key's.
+func (s *dataKeyScope) untagged(err error) error {
+	e := reconciler.From(err)
+	e.Message += fmt.Sprintf(" It is in %s and is neither taken over nor replaced. To take it over, put it into spec.ciphertextBlob, "+
+		"which requires the verb export on the ImportedKey %s. To make another data key, move the Secret away.", s.target, s.master.Name().Name)
 	return e
 }
 
 func (s *dataKeyScope) twoBlobs() error {
 	return &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
-		"The status, the spec and Secret %s name different data keys, and none is replaced. Delete the Secret to have it written again from the status, or make another DataKey.", s.target.key)}
+		"status, spec and %s contain different data keys. To keep the one in status, delete the Secret. Otherwise create a new DataKey.", s.target)}
 }
 
 // generate makes a data key where none was found, and sets blob and custody. Reasons: those of
 // operations, and the codes of GenerateDataKeyWithoutPlaintext.
 func (r *dataKeyReconciler) generate(ctx context.Context, s *dataKeyScope) error {
-	if s.blob != "" {
+	if !s.blob.IsZero() {
 		return nil
 	}
 	if version, was := s.object.Annotations[v1alpha1.AnnotationDataKeyMade]; was {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
-			"There was a data key, under key version %.36s, and Secret %s with it is missing. Restore the Secret, or give the blob in spec.ciphertextBlob. Where another data key is wanted, remove the annotation %s.",
-			version, s.target.key, v1alpha1.AnnotationDataKeyMade)}
+			"The data key created under key version %.36s was stored in %s, which is missing. Restore the Secret, or set spec.ciphertextBlob. To generate a new data key, remove the annotation %s.",
+			version, s.target, v1alpha1.AnnotationDataKeyMade)}
 	}
-	if err := kms.Permit(kms.OpGenerateDataKey, s.key.StateAt(r.clock.Now())); err != nil {
-		return err
-	}
-	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.imported.Spec.KeyStoreRef)
-	if err != nil {
-		return err
-	}
-	defer giveBack()
-	made, err := ops.GenerateDataKeyWithoutPlaintext(ctx, s.request())
+	var made kms.DataKey
+	err := r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
+		return r.recorded(keyLine(audit.GenerateDataKeyWithoutPlaintext, s.object, s.key), func(line *audit.Record) (err error) {
+			made, err = ops.GenerateDataKeyWithoutPlaintext(ctx, s.request())
+			line.Custody = made.Custody
+			return err
+		})
+	})
 	if err != nil {
 		return err
 	}
 	s.blob, s.custody = made.CiphertextBlob, v1alpha1.Custody(made.Custody)
 	return nil
+}
+
+// tagBlob sets tag, unless the status or the Secret has it. Reasons: those of operations.
+func (r *dataKeyReconciler) tagBlob(ctx context.Context, s *dataKeyScope) error {
+	if s.tag != "" {
+		return nil
+	}
+	return r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) (err error) {
+		s.tag, err = ops.TagBlob(ctx, s.object.Namespace, s.object.Name, s.blob)
+		return err
+	})
 }
 
 // request is what the spec asks for.
@@ -211,16 +269,21 @@ func (s *dataKeyScope) request() kms.GenerateDataKeyRequest {
 }
 
 // keepBlob writes the Secret, where it is not as it should be, and then the status. Reasons:
-// TargetNotOwned.
+// TargetNotOwned, APIServer.
 func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error {
-	ref, err := r.writeBlob(ctx, s)
+	ref, err := r.secrets.Ensure(ctx, secrets.Desired{
+		Target: s.target,
+		Data:   map[string][]byte{entryBlob: []byte(s.blob.String())},
+		Notes:  map[string]string{annotationBlobTag: s.tag},
+	}, s.secret)
 	if err != nil {
 		return err
 	}
 	status := &s.object.Status
 	status.KeyID = s.key.ID.String()
-	status.KeyVersionID = s.key.VersionID().String()
-	status.CiphertextBlob = s.blob
+	status.KeyVersionID = s.key.Primary.ID.String()
+	status.CiphertextBlob = s.blob.String()
+	status.BlobTag = s.tag
 	status.Custody = s.custody
 	status.SecretRef = &ref
 	return nil
@@ -229,35 +292,11 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 // markMade says on the object itself that it has a data key: backups carry no status, and one that comes
 // back before its Secret must not be taken for new.
 func (r *dataKeyReconciler) markMade(ctx context.Context, s *dataKeyScope) error {
-	version := s.key.VersionID().String()
+	version := s.key.Primary.ID.String()
 	if s.object.Annotations[v1alpha1.AnnotationDataKeyMade] == version {
 		return nil
 	}
 	marked := s.object.DeepCopy() // the answer to the patch has the status of before
 	metav1.SetMetaDataAnnotation(&marked.ObjectMeta, v1alpha1.AnnotationDataKeyMade, version)
-	return r.client.Patch(ctx, marked, client.MergeFrom(s.object))
-}
-
-func (r *dataKeyReconciler) writeBlob(ctx context.Context, s *dataKeyScope) (v1alpha1.SecretReference, error) {
-	annotations := maps.Clone(s.target.annotations)
-	annotations[annotationDataKey] = s.object.Name
-	annotations[annotationCustody] = string(s.custody)
-	target := secrets.Target{
-		Key: s.target.key, Type: v1alpha1.SecretTypeDataKey,
-		Data:   map[string][]byte{entryBlob: []byte(s.blob)},
-		Labels: s.target.labels, Annotations: annotations,
-	}
-	if s.secret != nil {
-		if string(s.secret.Data[entryBlob]) == s.blob && s.target.carriedBy(s.secret) && contains(s.secret.Annotations, annotations) {
-			ref := secrets.Reference(s.secret)
-			ref.Digest = secrets.Digest(target.Data) // what others put beside it is not ours to tell of
-			return ref, nil
-		}
-		target.UID = s.secret.UID
-	}
-	ref, err := r.secrets.Apply(ctx, target)
-	if err != nil && s.secret == nil && secrets.IsTaken(err) {
-		return ref, s.target.taken()
-	}
-	return ref, err
+	return r.Client.Patch(ctx, marked, client.MergeFrom(s.object))
 }

@@ -7,7 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
 func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {
@@ -19,8 +19,8 @@ func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {
 		says string
 	}{
 		"garbage":           {"not a blob", "It is not a CiphertextBlob"},
-		"cut-short":         {cutShort(t, other.Status.CiphertextBlob), "name different data keys, and none is replaced"},
-		"another-data-key":  {other.Status.CiphertextBlob, "name different data keys, and none is replaced"},
+		"cut-short":         {cutShort(t, other.Status.CiphertextBlob), "contain different data keys"},
+		"another-data-key":  {other.Status.CiphertextBlob, "contain different data keys"},
 		"base64-of-nothing": {"AAAA", "It is not a CiphertextBlob"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -59,10 +59,10 @@ func TestDataKey_withNothingButABlobThatCannotBeRead_stalls(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := o.makeSecret(t, keptBlob(name, name, blob))
+			s := o.makeSecret(t, o.tagged(t, keptBlob(name, name, blob)))
 			k := newDataKey(name)
 			o.create(t, k)
-			o.stalls(t, k, "InvalidParameter", "CiphertextBlob: ", "is not replaced: move the Secret away")
+			o.stalls(t, k, "InvalidParameter", "CiphertextBlob: ", "which is not replaced", "move the Secret away")
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
 				t.Error("the Secret was touched")
 			}
@@ -76,12 +76,28 @@ func TestDataKey_withNothingButABlobThatCannotBeRead_stalls(t *testing.T) {
 	}
 }
 
-// keptBlob is a Secret as the operator writes one for a data key of that name.
+// tagged gives a keptBlob the tag that the operator gives it in the test's namespace.
+func (o *operator) tagged(t testing.TB, s *corev1.Secret) *corev1.Secret {
+	t.Helper()
+	blob, err := kms.ParseBlob(string(s.Data["ciphertextBlob"]))
+	if err != nil {
+		return s // the operator gives no tag to what is no blob
+	}
+	ops := kms.Operations{Module: o.module(t)}
+	tag, err := ops.TagBlob(t.Context(), o.namespace, s.Annotations["keyconvoy.io/data-key"], blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Annotations["keyconvoy.io/blob-tag"] = tag
+	return s
+}
+
+// keptBlob is a Secret as the operator writes one for a data key of that name, but for the tag.
 func keptBlob(name, dataKey, blob string) *corev1.Secret {
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: name, Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
-			Annotations: map[string]string{"keyconvoy.io/data-key": dataKey, "keyconvoy.io/custody": string(hsm.CustodyModule)},
+			Annotations: map[string]string{"keyconvoy.io/data-key": dataKey},
 		},
 		Type: v1alpha1.SecretTypeDataKey, Data: map[string][]byte{"ciphertextBlob": []byte(blob)},
 	}
@@ -101,7 +117,7 @@ func TestDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
 			o.makeSecret(t, s)
 			k := newDataKey(name)
 			o.create(t, k)
-			o.stalls(t, k, v1alpha1.ReasonTargetNotOwned, "Secret "+o.namespace+"/"+name, "left alone", "Choose another target.name, or remove the Secret")
+			o.stalls(t, k, v1alpha1.ReasonTargetNotOwned, "Secret "+o.namespace+"/"+name, "already exists", "Choose another target.name, or delete the Secret")
 			o.event(t, k, v1alpha1.ReasonTargetNotOwned)
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
 				t.Error("the Secret was touched")
@@ -129,7 +145,7 @@ func TestDataKey_aSecretThatComesJustBeforeTheWriteIsNotReplaced(t *testing.T) {
 			t.Parallel()
 			o := startWithKey(t)
 			old := o.dataKey(t, "old")
-			kept := c.secret(keptBlob("dek", "dek", old.Status.CiphertextBlob))
+			kept := c.secret(o.tagged(t, keptBlob("dek", "dek", old.Status.CiphertextBlob)))
 			o.module(t).After("GenerateDataKey", func() {
 				kept.Namespace = o.namespace
 				if err := o.Create(t.Context(), kept); err != nil {
@@ -213,7 +229,7 @@ func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
 		},
 		"somebody-changed-a-label-and-an-annotation": {
 			func(_ *v1alpha1.DataKey, s *corev1.Secret) {
-				s.Labels["app"], s.Annotations["note"], s.Annotations["keyconvoy.io/custody"] = "z", "z", "Module"
+				s.Labels["app"], s.Annotations["note"] = "z", "z"
 			},
 			map[string]string{"app": "a"}, map[string]string{"note": "n"},
 		},

@@ -13,9 +13,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
@@ -26,16 +28,16 @@ func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) 
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.DataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
-		WatchesRawSource(source.Channel(r.modules.subscribe(), byStore)).
+		WatchesRawSource(r.stores.Changes(r.dataKeysThatWaitFor)).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})). // it may allow them
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfSecret)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
-		Complete(r)
+		Complete(reconciler.Logged(r))
 }
 
 // keyStateChanged lets through what makes a master key usable or not. An import counts, whatever the state was:
-// the material may have ended, or been lost with the module's content, before anybody noticed.
+// the material may have ended, or been lost with the module's content, before the operator noticed.
 var keyStateChanged = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		was, is := e.ObjectOld.(*v1alpha1.ImportedKey), e.ObjectNew.(*v1alpha1.ImportedKey)
@@ -48,10 +50,22 @@ func (r *dataKeyReconciler) dataKeysOfKey(ctx context.Context, key client.Object
 	return r.findDataKeys(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()})
 }
 
-// dataKeysOfStore finds the data keys that wait for a key store that begins to serve, or to serve them.
+// dataKeysOfStore finds the data keys that wait for a key store, which may allow their namespace now.
 func (r *dataKeyReconciler) dataKeysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
+	return r.waitingInStore(ctx, keystore.IDOfObject(store))
+}
+
+// dataKeysThatWaitFor finds the data keys that wait for a key store whose state has changed.
+func (r *dataKeyReconciler) dataKeysThatWaitFor(ctx context.Context, change keystore.Change) []reconcile.Request {
+	if change.State == keystore.Suspect {
+		return nil
+	}
+	return r.waitingInStore(ctx, change.ID)
+}
+
+func (r *dataKeyReconciler) waitingInStore(ctx context.Context, id keystore.ID) []reconcile.Request {
 	var requests []reconcile.Request
-	for _, key := range r.findKeys(ctx, nil, client.MatchingFields{indexStore: idOfObject(store).String()}) {
+	for _, key := range r.findKeys(ctx, nil, client.MatchingFields{keyring.IndexStore: id.String()}) {
 		requests = append(requests, r.findDataKeys(ctx, waitingDataKey,
 			client.InNamespace(key.Namespace), client.MatchingFields{indexKey: key.Name})...)
 	}
@@ -70,7 +84,7 @@ func (r *dataKeyReconciler) dataKeysOfNamespace(ctx context.Context, namespace c
 
 func (s *shared) findDataKeys(ctx context.Context, want func(*v1alpha1.DataKey) bool, options ...client.ListOption) []reconcile.Request {
 	items := func(l *v1alpha1.DataKeyList) []v1alpha1.DataKey { return l.Items }
-	return find(ctx, s.client, &v1alpha1.DataKeyList{}, items, want, options...)
+	return find(ctx, s.Client, &v1alpha1.DataKeyList{}, items, want, options...)
 }
 
 func waitingDataKey(k *v1alpha1.DataKey) bool { return !ready(k.Status.Conditions) }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
@@ -16,7 +18,7 @@ func TestDataKey_aBlobThatDoesNotOpenIsNotTakenOver(t *testing.T) {
 	ledger := map[string]v1alpha1.ContextValue{"app": "ledger"}
 	own := o.dataKey(t, "own", withContext(ledger)).Status.CiphertextBlob
 	foreign := o.dataKey(t, "foreign", underKey("elsewhere"), withContext(ledger)).Status.CiphertextBlob
-	const unopened = "It does not open: it is damaged, was made under another key, or with another EncryptionContext."
+	const unopened = "It cannot be decrypted: it is damaged, or belongs to another key or another EncryptionContext."
 	for name, c := range map[string]struct {
 		blob    string
 		context map[string]v1alpha1.ContextValue
@@ -60,7 +62,7 @@ func TestDataKey_takesABlobOver(t *testing.T) {
 		t.Errorf("custody is %s; nobody knows where it was", k.Status.Custody)
 	}
 	o.checkSecretOf(t, k, "new")
-	wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1})
+	wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
 	if got := o.dataKeyBytes(t, k); string(got) != string(want) {
 		t.Error("it is another data key")
 	}
@@ -78,7 +80,7 @@ func TestDataKey_aBlobOfAnotherLengthIsNotTakenOver(t *testing.T) {
 			for _, n := range lengths {
 				name := fmt.Sprintf("of-%d", n)
 				blob := o.dataKey(t, name, withBytes(n)).Status.CiphertextBlob
-				says := []string{fmt.Sprintf("has %d bytes", n), "asks for 24", "Make another DataKey"}
+				says := []string{fmt.Sprintf("has %d bytes", n), "requires 24", "Create another DataKey"}
 
 				given := newDataKey(name+"-given", withBytes(24), withBlob(blob))
 				o.create(t, given)
@@ -88,7 +90,7 @@ func TestDataKey_aBlobOfAnotherLengthIsNotTakenOver(t *testing.T) {
 				o.absent(t, given.Name)
 
 				found := newDataKey(name+"-found", withBytes(24))
-				o.makeSecret(t, keptBlob(found.Name, found.Name, blob))
+				o.makeSecret(t, o.tagged(t, keptBlob(found.Name, found.Name, blob)))
 				o.create(t, found)
 				o.stalls(t, found, "InvalidParameter", append(says, "is not replaced")...)
 				if found.Status.CiphertextBlob != "" || string(o.secretOf(t, found.Name).Data["ciphertextBlob"]) != blob {
@@ -125,7 +127,7 @@ func TestDataKey_blobThatIsAddedLaterMustBeItsOwn(t *testing.T) {
 
 	second := o.dataKey(t, "second")
 	o.change(t, second, func() { second.Spec.CiphertextBlob = other })
-	o.stalls(t, second, "InvalidParameter", "name different data keys, and none is replaced")
+	o.stalls(t, second, "InvalidParameter", "contain different data keys")
 	if got := string(o.secretOf(t, "second").Data["ciphertextBlob"]); got != second.Status.CiphertextBlob {
 		t.Error("the Secret was changed")
 	}
@@ -148,10 +150,10 @@ func TestDataKey_lostStatusIsTakenFromTheSecret(t *testing.T) {
 		wake()
 		o.ready(t, k)
 		o.checkSecretOf(t, k, "dek")
-		if k.Status.CiphertextBlob != before.CiphertextBlob || k.Status.Custody != before.Custody || k.Status.KeyVersionID != before.KeyVersionID {
+		if k.Status.CiphertextBlob != before.CiphertextBlob || k.Status.Custody != v1alpha1.CustodyUnknown || k.Status.KeyVersionID != before.KeyVersionID {
 			t.Errorf("the status is %+v, was %+v", k.Status, before)
 		}
-		wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1})
+		wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
 	}
 }
 
@@ -159,23 +161,56 @@ func TestDataKey_takesOverASecretThatWasThereBefore(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	old := o.dataKey(t, "old")
-	for name, c := range map[string]struct {
-		custody string
-		want    v1alpha1.Custody
-	}{
-		"with-its-custody":               {"Host", "Host"},
-		"with-a-custody-that-is-no-word": {"Safe", v1alpha1.CustodyUnknown},
-		"without-a-custody":              {"", v1alpha1.CustodyUnknown},
+	// Anyone who may write Secrets can write their annotations, so no custody is believed.
+	for name, custody := range map[string]string{"with-the-best-custody": "Module", "with-a-custody-that-is-no-word": "Safe", "without-a-custody": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := o.tagged(t, keptBlob(name, name, old.Status.CiphertextBlob))
+			s.Annotations["keyconvoy.io/custody"] = custody
+			o.makeSecret(t, s)
+			k := o.dataKey(t, name)
+			if o.checkSecretOf(t, k, name); k.Status.CiphertextBlob != old.Status.CiphertextBlob || k.Status.Custody != v1alpha1.CustodyUnknown {
+				t.Errorf("the status is %+v", k.Status)
+			}
+		})
+	}
+}
+
+// Someone who has the verb export on the DataKey ledger and may write Secrets gives that name to another data key.
+func TestDataKey_blobInASecretThatIsNotItsOwn_isNotTakenOver(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	payroll := o.secretOf(t, o.dataKey(t, "payroll").Name)
+	stolen := func(name string, change func(*corev1.Secret)) *corev1.Secret {
+		s := keptBlob(name, name, string(payroll.Data["ciphertextBlob"]))
+		change(s)
+		return s
+	}
+	tag := func(value string) func(*corev1.Secret) {
+		return func(s *corev1.Secret) { s.Annotations["keyconvoy.io/blob-tag"] = value }
+	}
+	for name, change := range map[string]func(*corev1.Secret){
+		"without-a-tag":      func(*corev1.Secret) {},
+		"with-the-other-tag": tag(payroll.Annotations["keyconvoy.io/blob-tag"]),
+		"with-a-made-up-tag": tag("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+		"with-garbage":       tag("&&&"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := keptBlob(name, name, old.Status.CiphertextBlob)
-			s.Annotations["keyconvoy.io/custody"] = c.custody
-			o.makeSecret(t, s)
-			k := o.dataKey(t, name)
-			if o.checkSecretOf(t, k, name); k.Status.CiphertextBlob != old.Status.CiphertextBlob || k.Status.Custody != c.want {
-				t.Errorf("the status is %+v", k.Status)
+			s := o.makeSecret(t, stolen(name, change))
+			k := newDataKey(name)
+			o.create(t, k)
+			o.stalls(t, k, "InvalidParameter", "It has no valid tag for DataKey "+name, "put it into spec.ciphertextBlob, which requires the verb export on the ImportedKey key")
+			e := newExport(name+"-export", ofDataKey(name))
+			o.create(t, e)
+			o.waits(t, e, v1alpha1.ReasonKeyNotReady)
+			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion || k.Status.CiphertextBlob != "" {
+				t.Error("it was taken over, or touched")
 			}
+			// With the blob in the spec, which takes the verb export, it is.
+			o.change(t, k, func() { k.Spec.CiphertextBlob = string(payroll.Data["ciphertextBlob"]) })
+			o.ready(t, k, e)
+			o.checkSecretOf(t, k, name)
 		})
 	}
 }
@@ -184,7 +219,7 @@ func TestDataKey_outlivesItsObject(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	k := o.dataKey(t, "dek")
-	blob, custody := k.Status.CiphertextBlob, k.Status.Custody
+	blob := k.Status.CiphertextBlob
 	uid := o.secretOf(t, "dek").UID
 	o.remove(t, k)
 	o.gone(t, k)
@@ -192,7 +227,7 @@ func TestDataKey_outlivesItsObject(t *testing.T) {
 	if s := o.checkSecretOf(t, again, "dek"); s.UID != uid {
 		t.Error("the Secret went with the object")
 	}
-	if again.Status.CiphertextBlob != blob || again.Status.Custody != custody {
+	if again.Status.CiphertextBlob != blob || again.Status.Custody != v1alpha1.CustodyUnknown {
 		t.Errorf("another data key took its place: %+v", again.Status)
 	}
 	if n := o.calls()["GenerateDataKey"]; n != 1 {
@@ -212,7 +247,7 @@ func TestDataKey_keyOfTheSameNameThatIsAnotherKey_isRefused(t *testing.T) {
 	o.waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
 
 	o.enabledKey(t, "key", nil)
-	o.stalls(t, k, "InvalidParameter", "keyRef: ", "of today is another key", "Restore the former key, or make another DataKey")
+	o.stalls(t, k, "InvalidParameter", "keyRef: ", "is now a different key", "adopt.keyVersionID: "+k.Status.KeyVersionID, "create a new DataKey")
 	if k.Status.CiphertextBlob != blob || string(o.secretOf(t, "dek").Data["ciphertextBlob"]) != blob {
 		t.Error("the blob was changed")
 	}
@@ -236,8 +271,8 @@ func TestDataKey_restoredBeforeItsSecret_isNotMadeAnew(t *testing.T) {
 	restored := newDataKey("dek")
 	restored.Annotations = map[string]string{v1alpha1.AnnotationDataKeyMade: k.Annotations[v1alpha1.AnnotationDataKeyMade]}
 	o.create(t, restored)
-	o.stalls(t, restored, "InvalidParameter", "There was a data key", "Restore the Secret", v1alpha1.AnnotationDataKeyMade)
-	o.makeSecret(t, keptBlob("dek", "dek", blob))
+	o.stalls(t, restored, "InvalidParameter", "The data key created under key version", "which is missing. Restore the Secret", v1alpha1.AnnotationDataKeyMade)
+	o.makeSecret(t, o.tagged(t, keptBlob("dek", "dek", blob)))
 	o.ready(t, restored)
 	if restored.Status.CiphertextBlob != blob {
 		t.Error("it is another data key")

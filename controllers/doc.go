@@ -1,6 +1,7 @@
-// Package controllers has one reconciler per kind. They know Kubernetes and call internal/kms; they know
-// no cryptography.
+// Package controllers has one reconciler per kind. Each contributes its phases to the frame in internal/reconciler. It uses
+// key stores through internal/keystore, master keys through internal/keyring, and Secrets through internal/secrets; the
+// operations on keys are those of internal/kms.
 //
-// A reconciler's files: <kind>_controller.go (Reconcile), _phases.go (the steps), _delete.go, _setup.go
-// (watches, predicates, indexes). setup.go starts them all.
+// A reconciler's files: <kind>_controller.go (Reconcile), _phases.go (the steps), _delete.go, _setup.go (watches and
+// predicates). setup.go starts them all; the fields that watches look objects up by are in indexes.go.
 package controllers

@@ -27,6 +27,14 @@ func (o *operator) exportedNothing(t testing.TB, e *v1alpha1.ExportedDataKey) {
 	if meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady) {
 		t.Error("it is Ready")
 	}
+	want := map[string]v1alpha1.DryRunResult{ // none for other reasons
+		"DryRunOperationError": v1alpha1.DryRunWouldSucceed,
+		"ValidationError":      v1alpha1.DryRunWouldFail,
+		"AccessDeniedError":    v1alpha1.DryRunWouldFail,
+	}[meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady).Reason]
+	if s.DryRunResult != want {
+		t.Errorf("the result is %q, want %q", s.DryRunResult, want)
+	}
 }
 
 func TestDryRun_endsInWhatIsDocumented(t *testing.T) {
@@ -45,8 +53,8 @@ func TestDryRun_endsInWhatIsDocumented(t *testing.T) {
 		"no-public-key":   {toBlob("AAAA"), false, "ValidationError", "PublicKeyBlob", false},
 		"another-context": {ofBlob(blob, map[string]v1alpha1.ContextValue{"a": "b"}), false, "ValidationError", "CiphertextBlob", true},
 		"no-blob":         {ofBlob("AAAA", nil), false, "ValidationError", "CiphertextBlob", false},
-		"not-allowed":     {ofBlob(blob, nil), true, "AccessDeniedError", "Forbidden.NoPermission: ", false},
-		"of-no-key":       {ofBlob(foreignBlob(t, blob), nil), false, "AccessDeniedError", "Forbidden.KeyVersionNotFound: ", false},
+		"not-allowed":     {ofBlobUnder(o.namespace, "key", blob, nil), true, "AccessDeniedError", "Forbidden.NoPermission: ", false},
+		"of-no-key":       {ofBlob(foreignBlob(t, blob), nil), false, "ValidationError", "keyRef: ImportedKey", false},
 		"all-right":       {ofDataKey("dek"), false, "DryRunOperationError", "would have succeeded", true},
 		"a-right-blob":    {ofBlob(blob, nil), false, "DryRunOperationError", "would have succeeded", true},
 	} {
@@ -81,6 +89,7 @@ func TestDryRun_waitsForWhatAnExportWaitsFor(t *testing.T) {
 	o.create(t, noDataKey, noRecipient)
 	o.waits(t, noDataKey, v1alpha1.ReasonKeyNotReady)
 	o.waits(t, noRecipient, v1alpha1.ReasonSourceNotFound)
+	o.exportedNothing(t, noDataKey)
 	o.dataKey(t, "later")
 	o.configMap(t, "later", "key", string(rsaRecipient().pem()))
 	for _, e := range []*v1alpha1.ExportedDataKey{noDataKey, noRecipient} {
@@ -161,6 +170,9 @@ func TestDryRun_switchedOff_exports_andSwitchedOnAgain_leavesTheExport(t *testin
 
 	o.change(t, e, func() { e.Spec.DryRun = false })
 	o.ready(t, e)
+	if e.Status.DryRunResult != "" {
+		t.Errorf("after the dry run the result is %q", e.Status.DryRunResult)
+	}
 	secret := o.checkExport(t, e, rsaRecipient())
 
 	o.change(t, e, func() { dryRun(&e.Spec) })

@@ -15,7 +15,7 @@ func TestExportedDataKey_blobThatDoesNotOpen_isRefused(t *testing.T) {
 	o := startWithKey(t)
 	ledger := map[string]v1alpha1.ContextValue{"app": "ledger"}
 	blob := o.dataKey(t, "own", withContext(ledger)).Status.CiphertextBlob
-	const unopened = "CiphertextBlob: It does not open: it is damaged, was made under another key, or with another EncryptionContext."
+	const unopened = "CiphertextBlob: It cannot be decrypted: it is damaged, or belongs to another key or another EncryptionContext."
 	for name, c := range map[string]struct {
 		blob    string
 		context map[string]v1alpha1.ContextValue
@@ -59,7 +59,7 @@ func TestExportedDataKey_blobOfAnotherNamespace_isNotExported(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	blob := o.dataKey(t, "dek").Status.CiphertextBlob
-	e := newExport("thief", ofBlob(blob, nil))
+	e := newExport("thief", ofBlobUnder(o.namespace, "key", blob, nil))
 	e.Namespace = o.env.Namespace(t)
 	o.create(t, e)
 	o.stalls(t, e, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not consent to exports in this namespace")
@@ -78,6 +78,6 @@ func TestExportedDataKey_blobOfNoKey_isRefused(t *testing.T) {
 	blob.KeyVersionID = uuid.New()
 	e := newExport("e", ofBlob(blob.String(), nil))
 	o.create(t, e)
-	o.stalls(t, e, "ForbiddenKeyVersionNotFound", "Forbidden.KeyVersionNotFound: ", blob.KeyVersionID.String())
+	o.stalls(t, e, "InvalidParameter", "keyRef: ImportedKey "+o.namespace+"/key does not exist, or is not the key that ciphertextBlob was made under")
 	o.absent(t, "e")
 }

@@ -97,36 +97,45 @@ func (o *operator) export(t testing.TB, name string, change ...exportChange) *v1
 
 func ofDataKey(name string) exportChange {
 	return func(s *v1alpha1.ExportedDataKeySpec) {
-		s.CiphertextBlob, s.EncryptionContext = "", nil
+		s.CiphertextBlob, s.EncryptionContext, s.KeyRef = "", nil, nil
 		s.DataKeyRef = &v1alpha1.DataKeyReference{Name: v1alpha1.ObjectName(name)}
 	}
 }
 
+// ofBlob exports an inline blob that was made under the key named key, of the export's own namespace.
 func ofBlob(blob string, context map[string]v1alpha1.ContextValue) exportChange {
+	return ofBlobUnder("", "key", blob, context)
+}
+
+// ofBlobUnder exports an inline blob under the key that is named.
+func ofBlobUnder(namespace, key, blob string, context map[string]v1alpha1.ContextValue) exportChange {
 	return func(s *v1alpha1.ExportedDataKeySpec) {
 		s.DataKeyRef, s.CiphertextBlob, s.EncryptionContext = nil, blob, context
+		s.KeyRef = &v1alpha1.MasterKeyReference{Kind: "ImportedKey", Name: v1alpha1.ObjectName(key), Namespace: v1alpha1.NamespaceName(namespace)}
 	}
 }
 
 func toBlob(text string) exportChange {
-	return func(s *v1alpha1.ExportedDataKeySpec) { s.PublicKey = v1alpha1.PublicKeySource{Blob: text} }
+	return func(s *v1alpha1.ExportedDataKeySpec) {
+		s.PublicKey = v1alpha1.PublicKeySource{Type: v1alpha1.SourceBlob, Blob: text}
+	}
 }
 
 func toSecret(name, entry string) exportChange {
 	return func(s *v1alpha1.ExportedDataKeySpec) {
-		s.PublicKey = v1alpha1.PublicKeySource{SecretKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(entry)}}
+		s.PublicKey = v1alpha1.PublicKeySource{Type: v1alpha1.SourceSecret, SecretKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(entry)}}
 	}
 }
 
 func toConfigMap(name, entry string) exportChange {
 	return func(s *v1alpha1.ExportedDataKeySpec) {
-		s.PublicKey = v1alpha1.PublicKeySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(entry)}}
+		s.PublicKey = v1alpha1.PublicKeySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(entry)}}
 	}
 }
 
 func toKey(name string) exportChange {
 	return func(s *v1alpha1.ExportedDataKeySpec) {
-		s.PublicKey = v1alpha1.PublicKeySource{ImportedKeyRef: &v1alpha1.LocalReference{Name: v1alpha1.ObjectName(name)}}
+		s.PublicKey = v1alpha1.PublicKeySource{Type: v1alpha1.SourceImportedKey, ImportedKeyRef: &v1alpha1.LocalReference{Name: v1alpha1.ObjectName(name)}}
 	}
 }
 
@@ -242,4 +251,15 @@ func opensslOpen(t testing.TB, to recipient, algorithm string, ciphertext []byte
 		t.Fatalf("openssl: %v\n%s", err, problem.Bytes())
 	}
 	return out.Bytes()
+}
+
+// withoutSecret waits until an export has no Secret.
+func (o *operator) withoutSecret(t testing.TB, e *v1alpha1.ExportedDataKey) {
+	t.Helper()
+	eventually(t, func() string {
+		if o.secretIn(t, e.Namespace, e.Name) != nil {
+			return "the Secret still exists"
+		}
+		return ""
+	})
 }

@@ -5,94 +5,109 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
 
 // keepConsent asks anew whether the owner consents to an export that stands. It comes first, so that
-// nothing else that is wrong (a recipient that went missing, a DataKey that is gone) keeps a Secret alive
-// whose consent was withdrawn. Reasons: ForbiddenNoPermission.
+// nothing else that is wrong (a recipient or a DataKey that no longer exists) keeps a Secret alive whose consent was
+// withdrawn. Reasons: ForbiddenNoPermission.
 func (r *exportedDataKeyReconciler) keepConsent(ctx context.Context, s *exportScope) error {
 	status := &s.object.Status
 	if status.SecretRef == nil {
-		return nil
+		return r.keepConsentFound(ctx, s)
 	}
-	is := func(k *v1alpha1.ImportedKey) bool { return string(k.UID) == status.KeyID }
-	key, err := r.holderOf(ctx, status.KeyVersionID, is)
-	if err == nil && key == nil { // an object that took the key over since
-		key, err = r.holderOf(ctx, status.KeyVersionID, func(*v1alpha1.ImportedKey) bool { return true })
-	}
-	if err != nil || key == nil || !holdsKey(key) {
-		return err // the owner is gone, and nobody else has a say
-	}
-	return r.consentOrWithdraw(ctx, s.object, key, status.RecipientFingerprint)
+	return r.consentToStanding(ctx, s.object, status.KeyID, status.KeyVersionID, status.RecipientFingerprint)
 }
 
-// askConsent sets imported and asks whether its owner consents to the export as it is wanted now.
-// Reasons: ForbiddenKeyVersionNotFound, ForbiddenNoPermission, RejectedPendingImport.
-func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportScope) error {
-	var err error
-	if s.imported, err = r.holderOf(ctx, s.version.String(), s.mayHold); err != nil {
+// keepConsentFound is keepConsent for an export that the status does not know: only its Secret, if there is one, says what
+// was exported. Reasons: ForbiddenNoPermission.
+func (r *exportedDataKeyReconciler) keepConsentFound(ctx context.Context, s *exportScope) error {
+	t, _ := exportTarget(s.object) // its name is right, also with labels that are invalid
+	m, err := r.secrets.Look(ctx, t.Ref)
+	if err != nil || m == nil {
 		return err
 	}
-	if s.imported == nil {
-		return &kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
-			"No ImportedKey has the key version %s that the blob names. It is looked for again when one is created.", s.version)}
+	secret, err := r.secrets.Read(ctx, t.Ref)
+	if err != nil || secret == nil || !t.Owns(secret) {
+		return err
 	}
-	if !holdsKey(s.imported) {
+	entry := func(name string) string { return string(secret.Data[name]) }
+	return r.consentToStanding(ctx, s.object, entry(entryKeyID), entry(entryKeyVersionID), entry(entryRecipientFingerprint))
+}
+
+// consentToStanding asks the owner of a key version for consent to what was exported of it to a recipient.
+func (r *exportedDataKeyReconciler) consentToStanding(ctx context.Context, object *v1alpha1.ExportedDataKey, keyID, version, recipient string) error {
+	is := func(k *keyring.Key) bool { return k.ID() == keyID }
+	key, err := r.keys.Holder(ctx, version, is)
+	if err == nil && key == nil { // an object that took the key over since
+		key, err = r.keys.Holder(ctx, version, func(*keyring.Key) bool { return true })
+	}
+	if err != nil || key == nil || !key.Holds() {
+		return err // the owner no longer exists, and no one else has a say
+	}
+	return r.consentOrWithdraw(ctx, object, key, recipient)
+}
+
+// askConsent sets holder and asks whether its owner consents to the export as it is wanted now.
+// Reasons: ForbiddenKeyVersionNotFound, InvalidParameter, ForbiddenNoPermission, RejectedPendingImport.
+func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportScope) error {
+	var err error
+	if s.holder, err = r.keys.Holder(ctx, s.blob.KeyVersionID().String(), s.mayHold); err != nil {
+		return err
+	}
+	if s.holder == nil {
+		return s.noHolder()
+	}
+	if !s.holder.Holds() {
 		// It may yet be the owner. Until then it has no say, and exports nothing.
 		return &kms.Error{Code: kms.RejectedPendingImport, Detail: fmt.Sprintf(
-			"The ImportedKey %s asks to adopt the key version that the blob names: its conditions say why it has not.", client.ObjectKeyFromObject(s.imported))}
+			"ImportedKey %s asks to adopt the key version that the blob names and has not adopted it. See its conditions.", s.holder)}
 	}
-	if s.object.Spec.DryRun { // which changes nothing
-		return r.consent(ctx, s.object, s.imported, s.fingerprint)
-	}
-	return r.consentOrWithdraw(ctx, s.object, s.imported, s.fingerprint)
-}
-
-// mayHold says which ImportedKey can be the data key's: the one that its DataKey names, or, for an inline
-// blob, any: a blob names its key, so it does not go round the consent of the key's owner.
-func (s *exportScope) mayHold(k *v1alpha1.ImportedKey) bool {
-	return s.keyName == "" || (k.Namespace == s.namespace && k.Name == s.keyName)
-}
-
-// holderOf finds the ImportedKey of a key version among those that may hold it, or nil: one that holds it
-// before one that only asks to adopt it, then the one whose version it is by its UID, which nobody can forge,
-// then the oldest. So nobody answers for the owner who brought a token of their own with a key of that name.
-func (r *exportedDataKeyReconciler) holderOf(ctx context.Context, version string, may func(*v1alpha1.ImportedKey) bool) (*v1alpha1.ImportedKey, error) {
-	var keys v1alpha1.ImportedKeyList
-	if err := r.client.List(ctx, &keys, client.MatchingFields{indexVersion: version}, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, err
-	}
-	var holder *v1alpha1.ImportedKey
-	for i := range keys.Items {
-		key := &keys.Items[i]
-		switch {
-		case !may(key):
-		case holder == nil:
-			holder = key
-		case holdsKey(key) != holdsKey(holder):
-			if holdsKey(key) {
-				holder = key
-			}
-		case (key.Spec.Adopt == nil) != (holder.Spec.Adopt == nil):
-			if key.Spec.Adopt == nil {
-				holder = key
-			}
-		case older(key, holder):
-			holder = key
+	if s.live {
+		if s.holder, err = r.readLive(ctx, s.holder); err != nil {
+			return err
 		}
 	}
-	return holder, nil
+	if s.object.Spec.DryRun { // which changes nothing
+		return r.consent(ctx, s.object, s.holder, s.fingerprint)
+	}
+	return r.consentOrWithdraw(ctx, s.object, s.holder, s.fingerprint)
+}
+
+// readLive reads the holder from the API server, where it may differ from the cache. Reasons: KeyNotReady.
+func (r *exportedDataKeyReconciler) readLive(ctx context.Context, cached *keyring.Key) (*keyring.Key, error) {
+	live, err := r.keys.Live(ctx, cached)
+	if err == nil && live == nil {
+		err = reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf(
+			"%s %s no longer exists. The operator exports when it is created again.", cached.Kind(), cached))
+	}
+	return live, err
+}
+
+// mayHold says which ImportedKey can be the data key's: the one that its DataKey, or keyRef beside an inline blob,
+// names. config/policy checked the verb export on that one, so no other is exported from.
+func (s *exportScope) mayHold(k *keyring.Key) bool {
+	return k.Name() == s.master
+}
+
+// noHolder says that the named master key is not the one that the blob was made under, or does not exist. Both read
+// the same, so that nothing is told of keys that the blob's user may not see.
+func (s *exportScope) noHolder() error {
+	if s.object.Spec.KeyRef != nil {
+		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
+			"ImportedKey %s does not exist, or is not the key that ciphertextBlob was made under. Name the master key of the data key.", s.master)}
+	}
+	return &kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
+		"No ImportedKey has the key version %s that the blob names. The operator continues when one is created.", s.blob.KeyVersionID())}
 }
 
 // consentOrWithdraw deletes the export's Secret when the owner does not consent to it (any more).
-func (r *exportedDataKeyReconciler) consentOrWithdraw(ctx context.Context, object *v1alpha1.ExportedDataKey, key *v1alpha1.ImportedKey, recipient string) error {
+func (r *exportedDataKeyReconciler) consentOrWithdraw(ctx context.Context, object *v1alpha1.ExportedDataKey, key *keyring.Key, recipient string) error {
 	err := r.consent(ctx, object, key, recipient)
 	if kms.CodeOf(err) != kms.ForbiddenNoPermission {
 		return err
@@ -103,76 +118,28 @@ func (r *exportedDataKeyReconciler) consentOrWithdraw(ctx context.Context, objec
 	return err
 }
 
-// consent asks the owner of the key store, and then the owner of the key.
-func (r *exportedDataKeyReconciler) consent(ctx context.Context, object *v1alpha1.ExportedDataKey, key *v1alpha1.ImportedKey, recipient string) error {
-	store, err := getStore(ctx, r.client, idOf(key.Namespace, key.Spec.KeyStoreRef))
-	if client.IgnoreNotFound(err) != nil {
+// consent asks the owners of the key store and of the key. Reasons: KeyNotReady, KeyStoreNotReady,
+// ForbiddenNoPermission, InvalidParameter.
+func (r *exportedDataKeyReconciler) consent(ctx context.Context, object *v1alpha1.ExportedDataKey, key *keyring.Key, recipient string) error {
+	if err := usable(key, key.Kind(), key.Name().Name, v1alpha1.ReasonKeyNotReady); err != nil {
 		return err
 	}
-	if !apierrors.IsNotFound(err) { // a key store that is gone forbids nothing, and serves nothing
-		if err := r.allowed(ctx, store, key.Namespace); err != nil {
-			return err
-		}
-	}
-	use := kms.Use{
-		SameNamespace:     object.Namespace == key.Namespace,
-		Recipient:         recipient,
-		WrappingAlgorithm: object.Spec.WrappingAlgorithm,
-	}
-	policy, selector := exportPolicyOf(key)
-	if selector != nil && !use.SameNamespace {
-		if use.Selected, err = r.selects(ctx, selector, object.Namespace); err != nil {
-			return err
-		}
-	}
-	return policy.Consent(use)
+	return r.keys.Consent(ctx, key, keyring.Use{
+		Namespace: object.Namespace, RecipientFingerprint: recipient, WrappingAlgorithm: object.Spec.WrappingAlgorithm,
+	})
 }
 
-// exportPolicyOf converts the API's form of an export policy.
-func exportPolicyOf(key *v1alpha1.ImportedKey) (kms.ExportPolicy, *metav1.LabelSelector) {
-	var policy kms.ExportPolicy
-	spec := key.Spec.ExportPolicy
-	if spec == nil {
-		return policy, nil
-	}
-	for _, recipient := range spec.Recipients {
-		policy.Recipients = append(policy.Recipients, recipient.Fingerprint)
-	}
-	for _, algorithm := range spec.WrappingAlgorithms {
-		policy.WrappingAlgorithms = append(policy.WrappingAlgorithms, string(algorithm))
-	}
-	if spec.Namespaces == nil {
-		return policy, nil
-	}
-	policy.Namespaces = kms.ExportNamespaces(spec.Namespaces.From)
-	return policy, spec.Namespaces.Selector
-}
-
-// selects says whether a namespace's labels are as a selector wants them. A selector that is none is an
-// error, and no withdrawal: a slip of its owner must not take Secrets away. Reasons: InvalidParameter.
-func (s *shared) selects(ctx context.Context, selector *metav1.LabelSelector, namespace string) (bool, error) {
-	wanted, err := metav1.LabelSelectorAsSelector(selector)
-	if err != nil {
-		return false, &kms.Error{Code: kms.InvalidParameter, Parameter: "selector", Err: err,
-			Detail: "The label selector of the key or of its key store is none: an operator is In, NotIn, Exists or DoesNotExist, and its values fit it."}
-	}
-	ns := &metav1.PartialObjectMetadata{}
-	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	if err := s.client.Get(ctx, client.ObjectKey{Name: namespace}, ns); err != nil {
-		return false, client.IgnoreNotFound(err)
-	}
-	return wanted.Matches(labels.Set(ns.Labels)), nil
-}
-
-// withdraw deletes the export's Secret, if it is the export's, and says in the status that there is none.
+// withdraw deletes the Secret if it is the export's, and records in the status that it no longer exists.
 func (r *exportedDataKeyReconciler) withdraw(ctx context.Context, object *v1alpha1.ExportedDataKey) error {
-	t, _ := exportTargetOf(object) // its name is right, also when labels that are no labels are wanted
-	secret, err := r.secrets.Read(ctx, t.key)
+	t, _ := exportTarget(object) // its name is right, also with labels that are invalid
+	secret, err := r.secrets.Read(ctx, t.Ref)
 	if err != nil {
 		return err
 	}
-	if secret != nil && isSecretOf(secret, object) {
-		if err := r.secrets.Delete(ctx, t.key, secret.UID); err != nil {
+	if secret != nil && (t.Owns(secret) || wroteSecret(object, secret)) {
+		line := (&exportScope{object: object}).exportLine(audit.WithdrawExport)
+		err := r.recorded(line, func(*audit.Record) error { return r.secrets.Destroy(ctx, t, secret) })
+		if err != nil {
 			return err
 		}
 	}
@@ -180,4 +147,10 @@ func (r *exportedDataKeyReconciler) withdraw(ctx context.Context, object *v1alph
 	status.SecretRef, status.ExportTime = nil, nil
 	status.InputsDigest, status.RecipientVersion, status.RequestID, status.Custody = "", "", "", ""
 	return nil
+}
+
+// wroteSecret reports whether a Secret is the one that the status says was written, whatever its owner is now. When the
+// object is deleted that does not count: who took the Secret over keeps it.
+func wroteSecret(object *v1alpha1.ExportedDataKey, secret *corev1.Secret) bool {
+	return object.DeletionTimestamp.IsZero() && object.Status.SecretRef != nil && object.Status.SecretRef.UID == string(secret.UID)
 }

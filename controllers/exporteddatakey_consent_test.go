@@ -19,13 +19,13 @@ func TestExportedDataKey_keyStoreThatServesTheKeysNamespaceNoMore_isWithdrawnEls
 	}
 	label("yes")
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
-		s.AllowedNamespaces = &metav1.LabelSelector{MatchLabels: map[string]string{"keys": "yes"}}
+		s.AllowedNamespaces = &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{"keys": "yes"}}
 	})
 	o.enabledKey(t, "key", nil, inClusterStore(store.Name), func(s *v1alpha1.ImportedKeySpec) {
 		s.ExportPolicy = &v1alpha1.ExportPolicy{Namespaces: &v1alpha1.ExportNamespaces{From: "All"}}
 	})
 	k := o.dataKey(t, "dek")
-	byName, byBlob := newExport("by-name"), newExport("by-blob", ofBlob(k.Status.CiphertextBlob, nil))
+	byName, byBlob := newExport("by-name"), newExport("by-blob", ofBlobUnder(o.namespace, "key", k.Status.CiphertextBlob, nil))
 	byName.Spec.DataKeyRef.Namespace = v1alpha1.NamespaceName(o.namespace)
 	elsewhere := o.env.Namespace(t)
 	byName.Namespace, byBlob.Namespace = elsewhere, elsewhere
@@ -34,7 +34,7 @@ func TestExportedDataKey_keyStoreThatServesTheKeysNamespaceNoMore_isWithdrawnEls
 
 	label("no")
 	for _, e := range []*v1alpha1.ExportedDataKey{byName, byBlob} {
-		o.stalls(t, e, "ForbiddenNoPermission", "does not serve this namespace")
+		o.stalls(t, e, "ForbiddenNoPermission", "does not allow this namespace")
 		o.gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: e.Name}})
 	}
 	label("yes")

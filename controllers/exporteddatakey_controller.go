@@ -2,17 +2,20 @@ package controllers
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/google/uuid"
-
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
@@ -29,70 +32,89 @@ type exportedDataKeyReconciler struct {
 // exportScope is what the phases hand on.
 type exportScope struct {
 	object      *v1alpha1.ExportedDataKey
-	target      target                // set by findDataKey
-	blob        string                // set by findDataKey
-	namespace   string                // set by findDataKey: where the master key is
-	keyName     string                // set by findDataKey: its master key's name, unless the blob is inline
-	version     uuid.UUID             // set by findDataKey: the key version that the blob names
+	began       time.Time             // when the reconcile began
+	live        bool                  // set by confirm: ask the API server for the master key's object, not the cache
+	target      secrets.Target        // set by findDataKey
+	blob        kms.Blob              // set by findDataKey
+	master      types.NamespacedName  // set by findDataKey: the master key, as the DataKey or keyRef names it
 	context     kms.EncryptionContext // set by findDataKey
-	recipient   *wrapping.PublicKey   // set by findRecipient; nil when the fingerprint is known from before
-	fingerprint string                // set by findRecipient: the recipient's
-	source      string                // set by findRecipient: the version of where the public key is
-	imported    *v1alpha1.ImportedKey // set by askConsent: the master key
-	inputs      string                // set by compare: the digest of all inputs
-	done        bool                  // set by compare: nothing is to be exported
+	recipient   *wrapping.PublicKey   // set by findRecipient, unless the fingerprint is known from before, and by approve
+	fingerprint string                // set with recipient: its fingerprint
+	source      string                // set with recipient: the version of the object that it was read from
+	holder      *keyring.Key          // set by askConsent: the master key
+	inputs      string                // set by compare, and by approve: the digest of all inputs
 	secret      *corev1.Secret        // set by compare: the Secret to replace
-	exported    kms.ExportedDataKey   // set by export
 }
 
 // Reconcile exports the data key for the recipient when an input or the Secret is other than it was.
 func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	object := &v1alpha1.ExportedDataKey{}
-	if err := r.client.Get(ctx, req.NamespacedName, object); err != nil {
+	if err := r.Client.Get(ctx, req.NamespacedName, object); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !object.DeletionTimestamp.IsZero() {
-		return ctrl.Result{}, nil // the Secret has an owner and goes with it
+		// The Secret goes with its owner. A finalizer may keep the owner, but not the Secret.
+		return ctrl.Result{}, r.withdraw(ctx, object)
 	}
 
-	before := object.DeepCopy()
-	scope := &exportScope{object: object}
-	var err error
-	phases := []func(context.Context, *exportScope) error{
-		r.keepConsent, r.findDataKey, r.findRecipient, r.askConsent, r.compare, r.export, r.writeSecret,
+	was := object.DeepCopy().Status
+	scope := &exportScope{object: object, began: r.clock.Now()}
+	phases := []reconciler.Phase[*exportScope]{
+		r.rememberParent, r.keepConsent, r.findDataKey, r.findRecipient, r.askConsent, r.compare, r.exportApproved,
 	}
 	if object.Spec.DryRun {
-		phases = []func(context.Context, *exportScope) error{
-			r.keepConsent, r.findDataKey, r.findRecipient, r.askConsent, r.export,
+		phases = []reconciler.Phase[*exportScope]{
+			r.rememberParent, r.keepConsent, r.findDataKey, r.findRecipient, r.exportApproved,
 		}
 	}
-	for _, phase := range phases {
-		if err = phase(ctx, scope); err != nil || scope.done {
-			break
+	return reconciler.Run(ctx, r.Frame, object, scope, phases, func(answer error) reconciler.Outcome {
+		err := answer
+		if object.Spec.DryRun && !isOpening(err) {
+			err = kms.DryRun(err)
 		}
-	}
-	if errors.Is(err, errOpening) {
-		return r.result(err, 0, before.Status.Conditions)
-	}
-	if object.Spec.DryRun {
-		err = kms.DryRun(err)
-	}
-
-	object.Status.ObservedGeneration = object.Generation
-	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, "The exported data key is in its Secret.")
-	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {
-		return ctrl.Result{}, patchErr
-	}
-	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
-	r.announceRotation(object, before.Status.RecipientFingerprint)
-	return r.result(err, 0, before.Status.Conditions)
+		object.Status.DryRunResult = dryRunResult(object.Spec.DryRun, err)
+		return reconciler.Outcome{
+			Err: explained(err), ReadyMessage: "The exported data key is in its Secret.",
+			Events:  noteRotation(object, was.RecipientFingerprint),
+			Written: func() { r.recordRefusal(scope, was.Conditions, answer, err) },
+		}
+	})
 }
 
-// announceRotation says that an export was made anew for another recipient key.
-func (r *exportedDataKeyReconciler) announceRotation(object *v1alpha1.ExportedDataKey, was string) {
-	is := object.Status.RecipientFingerprint
-	if was != "" && was != is {
-		r.recorder.Eventf(object, nil, corev1.EventTypeNormal, "RecipientChanged", "Export",
-			"The data key was exported again, for the recipient key %s instead of %s.", is, was)
+// dryRunResult returns the result of a dry run that ended with an error, or "" if it has no result yet or is not a dry run.
+func dryRunResult(isDryRun bool, err error) v1alpha1.DryRunResult {
+	code := kms.CodeOf(err)
+	switch {
+	case !isDryRun:
+	case code == kms.DryRunOperationError:
+		return v1alpha1.DryRunWouldSucceed
+	case code == kms.ValidationError || code == kms.AccessDeniedError:
+		return v1alpha1.DryRunWouldFail
 	}
+	return ""
+}
+
+// rememberParent keeps in the status, which only the operator writes, which ClusterExportedDataKey made an export.
+// Editors of exports can change its owner references, so what is known stays.
+func (r *exportedDataKeyReconciler) rememberParent(_ context.Context, s *exportScope) error {
+	rememberParent(s.object)
+	return nil
+}
+
+func rememberParent(object *v1alpha1.ExportedDataKey) {
+	owner := metav1.GetControllerOf(object)
+	if object.Status.Parent == "" && owner != nil && owner.Kind == "ClusterExportedDataKey" && owner.Name == object.Name &&
+		owner.APIVersion == v1alpha1.GroupVersion.String() && isUUID(string(owner.UID)) {
+		object.Status.Parent = string(owner.UID)
+	}
+}
+
+// noteRotation reports that a data key was exported again for another recipient key.
+func noteRotation(object *v1alpha1.ExportedDataKey, was string) []reconciler.Event {
+	is := object.Status.RecipientFingerprint
+	if was == "" || was == is {
+		return nil
+	}
+	return []reconciler.Event{{Type: corev1.EventTypeNormal, Reason: "RecipientChanged", Action: "Export", Message: fmt.Sprintf(
+		"The data key was exported again, for the recipient key %s instead of %s.", is, was)}}
 }

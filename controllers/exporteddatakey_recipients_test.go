@@ -83,7 +83,7 @@ func TestExportedDataKey_keyAndAlgorithmThatDoNotFit_areRefused(t *testing.T) {
 		"another-size":          {[]exportChange{rsa3072}, "WrappingKeySpec: The public key is RSA_2048, not RSA_3072."},
 		"too-long-for-sha-256":  {[]exportChange{ofDataKey("long")}, "190"},
 		"too-long-for-sha-1":    {[]exportChange{ofDataKey("long"), withRSA("RSAES_OAEP_SHA_1")}, "214"},
-		"sm2-in-a-pem-of-an-ec": {[]exportChange{toBlob(p256PEM), withSM2}, "does not name the curve SM2"},
+		"sm2-in-a-pem-of-an-ec": {[]exportChange{toBlob(p256PEM), withSM2}, "the curve must be SM2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -115,7 +115,7 @@ func TestExportedDataKey_takesAPublicKeyInEveryForm(t *testing.T) {
 	certificate := to.certificate(t, 1)
 	block, _ := pem.Decode(certificate)
 	o.makeSecret(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "keys"}, Data: map[string][]byte{
-		"tls.crt": append(bytes.Clone(certificate), otherRSARecipient().certificate(t, 9)...), // a chain: the first counts
+		"tls.crt": certificate,
 		"der":     to.public.SPKI(), "pem": to.pem(), "base64": []byte(inLines(to.public.Base64())),
 	}})
 	o.configMap(t, "map", "pem", string(to.pem()))
@@ -158,10 +158,10 @@ func TestExportedDataKey_waitsForItsSourcesAndWakes(t *testing.T) {
 	configMap := newExport("config-map", toConfigMap("map", "key"))
 	o.dataKey(t, "dek")
 	o.create(t, ofLater, toLater, secret, configMap)
-	o.waits(t, ofLater, v1alpha1.ReasonKeyNotReady, "The DataKey "+o.namespace+"/later does not exist or has no data key yet")
+	o.waits(t, ofLater, v1alpha1.ReasonKeyNotReady, "DataKey "+o.namespace+"/later does not exist or has no data key yet")
 	o.waits(t, toLater, v1alpha1.ReasonKeyNotReady, "The ImportedKey later does not exist or publishes no import parameters")
-	o.waits(t, secret, v1alpha1.ReasonSourceNotFound, "there is no entry tls.crt in Secret "+o.namespace+"/keys")
-	o.waits(t, configMap, v1alpha1.ReasonSourceNotFound, "there is no entry key in ConfigMap "+o.namespace+"/map")
+	o.waits(t, secret, v1alpha1.ReasonSourceNotFound, "entry tls.crt of Secret "+o.namespace+"/keys does not exist")
+	o.waits(t, configMap, v1alpha1.ReasonSourceNotFound, "entry key of ConfigMap "+o.namespace+"/map does not exist")
 
 	s := o.makeSecret(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "keys"}, Data: map[string][]byte{"other": []byte("x")}})
 	m := o.configMap(t, "map", "other", "x")

@@ -13,9 +13,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
@@ -26,17 +28,17 @@ func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.O
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.ExportedDataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.DataKey{}, mapped(r.exportsOfDataKey), builder.WithPredicates(blobChanged)).
-		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsThatWaitForKey), builder.WithPredicates(keyStateChanged)).
+		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(keyStateChanged)).
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsToKey), builder.WithPredicates(parametersChanged)).
-		WatchesRawSource(source.Channel(r.modules.subscribe(), mapped(r.exportsThatWaitForStore))).
+		WatchesRawSource(r.stores.Changes(r.exportsThatWaitFor)).
 		WatchesMetadata(secrets.Secret.Metadata(), r.secretEvents()).
 		WatchesMetadata(secrets.ConfigMap.Metadata(), mapped(r.exportsOfContent(secrets.ConfigMap))).
-		// Who may consent, or withdraw: the key's owner, the key store's, and whoever labels namespaces.
+		// Consent may be given or withdrawn by the key's owner, by the key store's, and by those who label namespaces.
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, mapped(r.exportsOfStore), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(namespaces, mapped(r.exportsOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
-		Complete(r)
+		Complete(reconciler.Logged(r))
 }
 
 // blobChanged lets through what gives an export another data key.
@@ -61,23 +63,19 @@ func (r *exportedDataKeyReconciler) exportsOfDataKey(ctx context.Context, dataKe
 
 // exportsOf finds the exports of the data keys under a master key, by their DataKeys and by the key
 // version, in every namespace.
-func (r *exportedDataKeyReconciler) exportsOf(ctx context.Context, key client.Object, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
+func (r *exportedDataKeyReconciler) exportsOf(ctx context.Context, key *keyring.Key, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
 	var requests []reconcile.Request
-	for _, dataKey := range r.findDataKeys(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()}) {
+	for _, dataKey := range r.findDataKeys(ctx, nil, client.InNamespace(key.Name().Namespace), client.MatchingFields{indexKey: key.Name().Name}) {
 		requests = append(requests, r.findExports(ctx, want, client.MatchingFields{indexDataKey: dataKey.String()})...)
 	}
-	for _, version := range importedKeyVersion(key) {
+	for _, version := range key.Versions() {
 		requests = append(requests, r.findExports(ctx, want, client.MatchingFields{indexVersion: version})...)
 	}
 	return requests
 }
 
 func (r *exportedDataKeyReconciler) exportsOfKey(ctx context.Context, key client.Object) []reconcile.Request {
-	return r.exportsOf(ctx, key, nil)
-}
-
-func (r *exportedDataKeyReconciler) exportsThatWaitForKey(ctx context.Context, key client.Object) []reconcile.Request {
-	return r.exportsOf(ctx, key, nil)
+	return r.exportsOf(ctx, keyring.Of(key.(*v1alpha1.ImportedKey)), nil)
 }
 
 // exportsToKey finds the exports whose recipient is an ImportedKey.
@@ -86,24 +84,29 @@ func (r *exportedDataKeyReconciler) exportsToKey(ctx context.Context, key client
 }
 
 func (r *exportedDataKeyReconciler) exportsOfStore(ctx context.Context, store client.Object) []reconcile.Request {
-	return r.exportsInStore(ctx, store, nil)
+	return r.exportsInStore(ctx, keystore.IDOfObject(store), nil)
 }
 
-// exportsThatWaitForStore is told of a key store that begins to serve.
-func (r *exportedDataKeyReconciler) exportsThatWaitForStore(ctx context.Context, store client.Object) []reconcile.Request {
-	return r.exportsInStore(ctx, store, waitingExport)
-}
-
-func (r *exportedDataKeyReconciler) exportsInStore(ctx context.Context, store client.Object, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
-	var keys v1alpha1.ImportedKeyList
-	err := r.client.List(ctx, &keys, client.MatchingFields{indexStore: idOfObject(store).String()},
-		client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
-	if err != nil {
-		return nil // the cache is gone, and the operator with it
+// exportsThatWaitFor finds the exports that wait for a key store whose state has changed.
+func (r *exportedDataKeyReconciler) exportsThatWaitFor(ctx context.Context, change keystore.Change) []reconcile.Request {
+	if change.State == keystore.Suspect {
+		return nil
 	}
+	return r.exportsInStore(ctx, change.ID, waitingExport)
+}
+
+func (r *exportedDataKeyReconciler) exportsInStore(ctx context.Context, id keystore.ID, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
+	keys, err := r.keys.InStore(ctx, id, client.DisableReadYourWritesConsistency)
+	if err != nil {
+		return nil // the cache has stopped, because the operator is stopping
+	}
+	return r.exportsOfAll(ctx, keys, want)
+}
+
+func (r *exportedDataKeyReconciler) exportsOfAll(ctx context.Context, keys []*keyring.Key, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
 	var requests []reconcile.Request
-	for i := range keys.Items {
-		requests = append(requests, r.exportsOf(ctx, &keys.Items[i], want)...)
+	for _, key := range keys {
+		requests = append(requests, r.exportsOf(ctx, key, want)...)
 	}
 	return requests
 }
@@ -112,16 +115,11 @@ func (r *exportedDataKeyReconciler) exportsInStore(ctx context.Context, store cl
 // everywhere: the same labels may allow them their key store.
 func (r *exportedDataKeyReconciler) exportsOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
 	requests := r.findExports(ctx, nil, client.InNamespace(namespace.GetName()))
-	var keys v1alpha1.ImportedKeyList
-	err := r.client.List(ctx, &keys, client.InNamespace(namespace.GetName()),
-		client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+	keys, err := r.keys.InNamespace(ctx, namespace.GetName(), client.DisableReadYourWritesConsistency)
 	if err != nil {
-		return nil // the cache is gone, and the operator with it
+		return nil // the cache has stopped, because the operator is stopping
 	}
-	for i := range keys.Items {
-		requests = append(requests, r.exportsOf(ctx, &keys.Items[i], nil)...)
-	}
-	return requests
+	return append(requests, r.exportsOfAll(ctx, keys, nil)...)
 }
 
 func (r *exportedDataKeyReconciler) exportsOfContent(kind secrets.Kind) handler.MapFunc {
@@ -143,8 +141,7 @@ func (r *exportedDataKeyReconciler) secretEvents() secretEvents {
 	all := handler.EnqueueRequestsFromMapFunc(r.exportsOfContent(secrets.Secret))
 	others := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 		isOther := func(e *v1alpha1.ExportedDataKey) bool {
-			t, err := exportTargetOf(e)
-			return err != nil || t.key.Name != o.GetName()
+			return secrets.TargetName(e, secretTarget(e)) != o.GetName()
 		}
 		return r.findExports(ctx, isOther, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(secrets.Secret, o.GetName())})
 	})
@@ -162,13 +159,13 @@ func (h secretEvents) Create(ctx context.Context, e event.CreateEvent, q request
 
 // Delete implements handler.EventHandler.
 func (h secretEvents) Delete(ctx context.Context, e event.DeleteEvent, q requests) {
-	h.secrets.Made(e.Object) // never mind: nobody needs to remember it
+	h.secrets.Made(e.Object) // so that it is not remembered for longer
 	h.EventHandler.Delete(ctx, e, q)
 }
 
 func (s *shared) findExports(ctx context.Context, want func(*v1alpha1.ExportedDataKey) bool, options ...client.ListOption) []reconcile.Request {
 	items := func(l *v1alpha1.ExportedDataKeyList) []v1alpha1.ExportedDataKey { return l.Items }
-	return find(ctx, s.client, &v1alpha1.ExportedDataKeyList{}, items, want, options...)
+	return find(ctx, s.Client, &v1alpha1.ExportedDataKeyList{}, items, want, options...)
 }
 
 func waitingExport(e *v1alpha1.ExportedDataKey) bool { return !ready(e.Status.Conditions) }

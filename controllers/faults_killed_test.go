@@ -148,7 +148,7 @@ func (m *mortal) publishes(t *testing.T, key *v1alpha1.ImportedKey) story {
 		ended:  m.endsAs(t, key, v1alpha1.ReasonPendingImport),
 		check: func() {
 			pairs := m.pairs(t, key)
-			if len(pairs) != 1 || pairs[0].PublicKey.Fingerprint() != key.Status.ImportParameters.PublicKeyFingerprint {
+			if len(pairs) != 1 || pairs[0].ID != publishedPair(t, key) {
 				t.Errorf("%s has %d pairs, or publishes another one", key.Name, len(pairs))
 			}
 			m.remove(t, key)
@@ -288,7 +288,8 @@ func (o *operator) noOrphans(t *testing.T, token tokens.Token, keys ...*v1alpha1
 		want = append(want, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.Status.KeyVersionID, key.Spec.KeySpec, key.Namespace))
 		for _, pair := range o.pairs(t, key) {
 			for _, half := range []string{"private", "public"} {
-				want = append(want, fmt.Sprintf("%s keyconvoy:wrapping:%s:%s:%d", half, key.UID, pair.PublicKey.Spec(), pair.NotAfter.Unix()))
+				want = append(want, fmt.Sprintf("%s keyconvoy:wrapping:%s:%s:%d:%s",
+					half, key.UID, key.Spec.ImportParameters.WrappingKeySpec, pair.NotAfter.Unix(), key.Namespace))
 			}
 		}
 	}

@@ -11,22 +11,28 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/lease"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
+// patientTiming is longer than any machine stalls.
+var patientTiming = lease.Timing{Duration: 2 * time.Minute, RenewDeadline: 90 * time.Second, RetryPeriod: 200 * time.Millisecond}
+
 // electing has operators of one namespace choose who works.
-func electing(options *ctrl.Options) {
-	options.LeaderElection = true
-	options.LeaderElectionID = "manager.keyconvoy.io"
-	options.LeaderElectionReleaseOnCancel = true
-	options.LeaseDuration, options.RenewDeadline = ptr.To(2*time.Minute), ptr.To(90*time.Second) // longer than any machine stalls
-	options.RetryPeriod = ptr.To(200 * time.Millisecond)
+func electing(elected lease.Options) option {
+	return func(o *operator) {
+		o.onManager = func(options *ctrl.Options) {
+			elected.Namespace = o.ownNamespace
+			if err := lease.Elect(options, o.cfg, elected); err != nil {
+				panic(err)
+			}
+		}
+	}
 }
 
 // beside gives an operator the namespaces and the objects of another one.
@@ -36,11 +42,9 @@ func beside(other *operator) option {
 
 func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	t.Parallel()
-	lease := func(o *operator) {
-		o.onManager = func(options *ctrl.Options) { electing(options); options.LeaderElectionNamespace = o.ownNamespace }
-	}
-	first := startOperator(t, lease)
-	second := startOperator(t, beside(first), lease)
+	elected := electing(lease.Options{Timing: patientTiming})
+	first := startOperator(t, elected)
+	second := startOperator(t, beside(first), elected)
 	acts := func(o *operator) bool { return len(o.modules()) > 0 }
 	work := func(name string) []client.Object {
 		key := first.enabledKey(t, name, nil)
@@ -58,7 +62,7 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 		leader, waiting = second, first
 	}
 	wantCounts(t, "the leader", leader.calls(), map[string]int{
-		"Authenticate": 2, "CreateWrappingKey": 1, "ListWrappingKeys": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
+		"Authenticate": 3, "CreateWrappingKey": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
 	})
 	if calls := waiting.calls(); len(calls) > 0 {
 		t.Errorf("who waits called %v", calls)
@@ -72,7 +76,7 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	leader.stop(t)
 	objects = append(objects, work("after")...)
 	wantCounts(t, "the successor", waiting.calls(), map[string]int{
-		"Authenticate": 2, "CreateWrappingKey": 1, "ListWrappingKeys": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
+		"Authenticate": 3, "CreateWrappingKey": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
 	})
 	waiting.settled(t, objects...)
 }
@@ -97,7 +101,7 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 				})
 			})
 		}),
-		beforeOpen(func(context.Context, controllers.ModuleRequest) error {
+		beforeOpen(func(context.Context, keystore.Request) error {
 			if !held.Load() {
 				return nil
 			}

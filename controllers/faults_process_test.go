@@ -26,11 +26,11 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/lease"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
-	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// fuse kills the process that it is in right after so many of the operator's outside effects: calls that
+// fuse kills the process that it is in, or stops it, right after so many of the operator's outside effects: calls that
 // change the module or make something in it, and writes to the API server.
 type fuse struct {
 	// writing is held for reading from before a write to the API server until it is counted: whoever holds
@@ -38,8 +38,9 @@ type fuse struct {
 	writing sync.RWMutex
 
 	mu      sync.Mutex
-	last    int      // the effect that it kills after, 0 for none
-	effects []string // since it was armed
+	last    int            // the effect that it acts after, 0 for none
+	signal  syscall.Signal // SIGKILL or SIGSTOP
+	effects []string       // since it was armed
 }
 
 // moduleEffects are those of the module. ExportDataKey changes nothing in it, but what it makes is as good as an effect.
@@ -57,7 +58,7 @@ func (f *fuse) options() []option {
 		withConfig(func(cfg *rest.Config) {
 			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
 				return roundTripper(func(r *http.Request) (*http.Response, error) {
-					if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "/events") {
+					if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "/events") || strings.Contains(r.URL.Path, "/leases") {
 						return next.RoundTrip(r)
 					}
 					f.writing.RLock()
@@ -78,16 +79,20 @@ func (f *fuse) effect(what string) {
 		return
 	}
 	fmt.Fprintln(os.Stderr, "Effect:", what)
-	if f.effects = append(f.effects, what); len(f.effects) == f.last {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	if f.effects = append(f.effects, what); len(f.effects) != f.last {
+		return
+	}
+	_ = syscall.Kill(os.Getpid(), f.signal)
+	if f.signal == syscall.SIGKILL {
 		select {} // nothing follows, whichever thread the system stops last
 	}
+	f.last = 0 // it goes on
 }
 
-func (f *fuse) arm(n int) {
+func (f *fuse) arm(n int, signal syscall.Signal) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.last, f.effects = n, nil
+	f.last, f.signal, f.effects = n, signal, nil
 }
 
 // disarm says which effects there were. From now on nothing is killed.
@@ -106,6 +111,7 @@ type mortal struct {
 	*operator
 	token tokens.Token // none for the software store
 	given string       // a givenOperator
+	ends  bool         // the test ends the process itself
 
 	cmd   *exec.Cmd
 	calls *rpc.Client
@@ -121,14 +127,25 @@ const (
 	answersFile      = 3 // the first of exec.Cmd's ExtraFiles
 )
 
-type givenOperator struct{ Kubeconfig, Namespace, OwnNamespace, Library string }
+type givenOperator struct {
+	Kubeconfig, Namespace, OwnNamespace, Library string
+	// Identity is whom the operator is in the election of a leader; empty for none.
+	Identity string
+	Timing   lease.Timing
+}
 
-func startMortal(t *testing.T, token tokens.Token) *mortal {
+func startMortal(t *testing.T, token tokens.Token, change ...func(*givenOperator)) *mortal {
 	t.Helper()
 	env := testenv.Start(t)
 	m := &mortal{operator: newOperator(t, env), token: token}
 	m.opened = []opened{{recorder: hsmtest.Wrap(elsewhere{m: m})}}
-	m.given = toJSON(givenOperator{env.Kubeconfig(t, nil, m.namespace), m.namespace, m.ownNamespace, token.Path})
+	given := givenOperator{
+		Kubeconfig: env.Kubeconfig(t, nil, m.namespace), Namespace: m.namespace, OwnNamespace: m.ownNamespace, Library: token.Path,
+	}
+	for _, c := range change {
+		c(&given)
+	}
+	m.given = toJSON(given)
 	m.begin(t)
 	t.Cleanup(func() {
 		m.end(t)
@@ -180,7 +197,7 @@ func (m *mortal) end(t *testing.T) {
 	_ = m.calls.Close()
 	select {
 	case <-m.ended:
-		if !m.cmd.ProcessState.Success() {
+		if !m.ends && !m.cmd.ProcessState.Success() {
 			t.Errorf("The operator's process ended with %s", m.cmd.ProcessState)
 		}
 	case <-time.After(2 * patience):
@@ -204,12 +221,46 @@ func (m *mortal) call(method string, argument, answer any) error {
 func (m *mortal) arm(t *testing.T, n int) {
 	t.Helper()
 	if err := m.call("Arm", n, &[]string{}); err != nil {
-		t.Fatalf("the fuse is not armed: %v", err)
+		select {
+		case <-m.ended: // an effect came before the answer, and disarm finds that it was killed
+			return
+		case <-time.After(patience):
+			t.Fatalf("the fuse is not armed: %v", err)
+		}
 	}
 	if n == 0 {
-		_ = m.cmd.Process.Kill()
-		<-m.ended
+		m.kill()
 	}
+}
+
+// kill kills the process with SIGKILL.
+func (m *mortal) kill() {
+	_ = m.cmd.Process.Kill()
+	<-m.ended
+}
+
+// freezeAfter has the process stop with SIGSTOP right after n effects from now.
+func (m *mortal) freezeAfter(t *testing.T, n int) {
+	t.Helper()
+	if err := m.call("Freeze", n, &[]string{}); err != nil {
+		t.Fatalf("the fuse is not armed: %v", err)
+	}
+}
+
+// frozen waits until the process is stopped.
+func (m *mortal) frozen(t *testing.T) {
+	t.Helper()
+	eventually(t, func() string {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The state follows the name of the program, which is in parentheses.
+		if state := strings.Fields(string(stat[strings.LastIndex(string(stat), ")")+1:]))[0]; state != "T" {
+			return "the process is in state " + state
+		}
+		return ""
+	})
 }
 
 // disarm says whether the process was killed, and otherwise which effects there were.
@@ -278,26 +329,20 @@ func (e elsewhere) FindKey(_ context.Context, id uuid.UUID) (hsm.Key, error) {
 }
 
 // ListWrappingKeys implements hsm.Module.
-func (e elsewhere) ListWrappingKeys(_ context.Context, owner uuid.UUID) ([]hsm.WrappingKey, error) {
+func (e elsewhere) ListWrappingKeys(context.Context) ([]hsm.WrappingKey, error) {
 	var listed []listedPair
-	if err := e.m.call("ListPairs", owner, &listed); err != nil {
-		return nil, err
+	err := e.m.call("ListPairs", 0, &listed)
+	pairs := make([]hsm.WrappingKey, len(listed))
+	for i, l := range listed {
+		pairs[i] = hsm.WrappingKey{ID: l.ID, Owner: l.Owner, NotAfter: l.NotAfter}
 	}
-	var pairs []hsm.WrappingKey
-	for _, l := range listed {
-		key, err := wrapping.ParsePublicKey(l.SPKI)
-		if err != nil {
-			return nil, err
-		}
-		pairs = append(pairs, hsm.WrappingKey{ID: l.ID, Owner: owner, PublicKey: key, NotAfter: l.NotAfter})
-	}
-	return pairs, nil
+	return pairs, err
 }
 
+// listedPair is what of a pair goes from process to process.
 type listedPair struct {
-	ID       uuid.UUID
-	SPKI     []byte
-	NotAfter time.Time
+	ID, Owner uuid.UUID
+	NotAfter  time.Time
 }
 
 // logOf takes what a process says into an operator's log.
@@ -359,6 +404,9 @@ func beOperator(t *testing.T, variable string) {
 		o.namespace, o.ownNamespace = given.Namespace, given.OwnNamespace
 		o.tokenOf = func(string) tokens.Token { return tokens.Token{Path: given.Library} }
 		o.says = os.Stderr
+		if given.Identity != "" {
+			electing(lease.Options{Identity: given.Identity, Timing: given.Timing})(o)
+		}
 	})...)
 	server := rpc.NewServer()
 	if err := server.RegisterName("Operator", &answering{o, &f}); err != nil {
@@ -376,7 +424,14 @@ type answering struct {
 // Arm has the fuse kill after n effects from now, once the operator serves.
 func (a *answering) Arm(n int, _ *[]string) error {
 	_, err := a.module()
-	a.fuse.arm(n)
+	a.fuse.arm(n, syscall.SIGKILL)
+	return err
+}
+
+// Freeze has the fuse stop the process after n effects from now, once the operator serves.
+func (a *answering) Freeze(n int, _ *[]string) error {
+	_, err := a.module()
+	a.fuse.arm(n, syscall.SIGSTOP)
 	return err
 }
 
@@ -408,15 +463,15 @@ func (a *answering) FindKey(id uuid.UUID, found *[]hsm.Key) error {
 	return err
 }
 
-// ListPairs returns the wrapping pairs of a key.
-func (a *answering) ListPairs(owner uuid.UUID, listed *[]listedPair) error {
+// ListPairs returns the wrapping pairs.
+func (a *answering) ListPairs(_ int, listed *[]listedPair) error {
 	module, err := a.module()
 	if err != nil {
 		return err
 	}
-	pairs, err := module.ListWrappingKeys(context.Background(), owner)
+	pairs, err := module.ListWrappingKeys(context.Background())
 	for _, p := range pairs {
-		*listed = append(*listed, listedPair{p.ID, p.PublicKey.SPKI(), p.NotAfter})
+		*listed = append(*listed, listedPair{p.ID, p.Owner, p.NotAfter})
 	}
 	return err
 }

@@ -50,8 +50,8 @@ func tokenInitialisedAnew(t *testing.T, restart bool) {
 	late := newDataKey("late")
 	lateExport := newExport("late-export", withRSA("RSAES_OAEP_SHA_1"))
 	o.create(t, late, lateExport)
-	o.stalls(t, late, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
-	o.stalls(t, lateExport, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
+	o.waits(t, late, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
+	o.waits(t, lateExport, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
 	o.absent(t, "late")
 	o.absent(t, "late-export")
 

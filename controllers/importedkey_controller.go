@@ -2,7 +2,6 @@ package controllers
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -29,16 +28,16 @@ type importedKeyReconciler struct {
 type importScope struct {
 	object  *v1alpha1.ImportedKey
 	now     time.Time
-	key     kms.Key       // set by identify, and again after each change of the status
-	sources string        // set by findMaterial: the version of what holds the material and token
-	after   time.Duration // set by publishParameters and nextDeadline: when to look again
-	notes   []note        // what people must know, once the status says it too
+	key     kms.Key            // set by identify, and again after each change of the status
+	sources string             // set by findMaterial: the version of what holds the material and token
+	after   time.Duration      // set by publishParameters and nextDeadline: when to look again
+	notes   []reconciler.Event // what people must know, once the status says it too
 }
 
 // Reconcile brings the key's material into the module, and the parameters for that to the user.
 func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	object := &v1alpha1.ImportedKey{}
-	if err := r.client.Get(ctx, req.NamespacedName, object); err != nil {
+	if err := r.Client.Get(ctx, req.NamespacedName, object); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !object.DeletionTimestamp.IsZero() {
@@ -48,37 +47,21 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 		return ctrl.Result{}, err
 	}
 
-	before := object.DeepCopy()
+	was := object.Status.KeyState
 	scope := &importScope{object: object, now: r.clock.Now()}
-	var err error
-	for _, phase := range []func(context.Context, *importScope) error{
+	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*importScope]{
 		r.identify, r.adopt, r.followClock, r.deleteMaterial, r.followDesire,
 		r.followClock, // a window that was shortened may be over
 		r.publishParameters, r.importMaterial, r.followDesire, r.explainState,
-	} {
-		if err = phase(ctx, scope); err != nil {
-			break
+	}, func(err error) reconciler.Outcome {
+		scope.nextDeadline()
+		scope.noteState(was)
+		return reconciler.Outcome{
+			Err: err, ReadyMessage: readyMessages[kms.KeyState(object.Status.KeyState)],
+			After: scope.after, Events: scope.notes,
+			Write: was != "" && was != object.Status.KeyState, // a state that has changed is news in any case
 		}
-	}
-	scope.nextDeadline()
-
-	// A state that has changed is news all the same.
-	if was := before.Status.KeyState; errors.Is(err, errOpening) && (was == "" || was == object.Status.KeyState) {
-		return r.result(err, scope.after, before.Status.Conditions)
-	}
-	r.summarize(object, err)
-	if patchErr := reconciler.PatchStatus(ctx, r.client, before, object); patchErr != nil {
-		return ctrl.Result{}, patchErr
-	}
-	scope.noteState(before.Status.KeyState)
-	r.announce(object, scope.notes)
-	r.announceStall(object, before.Status.Conditions, object.Status.Conditions)
-	return r.result(err, scope.after, before.Status.Conditions)
-}
-
-func (r *importedKeyReconciler) summarize(object *v1alpha1.ImportedKey, err error) {
-	object.Status.ObservedGeneration = object.Generation
-	reconciler.Summarize(&object.Status.Conditions, object.Generation, err, readyMessages[kms.KeyState(object.Status.KeyState)])
+	})
 }
 
 // readyMessages say what it means that a key in each state is what its owner wants.
@@ -93,12 +76,12 @@ func (r *importedKeyReconciler) addFinalizer(ctx context.Context, object *v1alph
 	if !controllerutil.AddFinalizer(object, finalizerKey) {
 		return nil
 	}
-	return r.client.Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	return r.Client.Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
 func (r *importedKeyReconciler) removeFinalizer(ctx context.Context, object *v1alpha1.ImportedKey) error {
 	before := object.DeepCopy()
 	controllerutil.RemoveFinalizer(object, finalizerKey)
-	err := r.client.Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	err := r.Client.Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	return client.IgnoreNotFound(err)
 }

@@ -10,8 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 // inModule says whether the module that was opened last holds a key.
@@ -69,6 +69,7 @@ func TestImportedKey_deletion_withoutKeyStore_finishesAndSaysWhatIsLeft(t *testi
 	key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
 	module := o.module(t)
 	o.remove(t, store)
+	o.editor(t, o.namespace).release(t, store) // which takes the key store from its keys
 	o.closed(t, module)
 	o.gone(t, store)
 	bare := importedKey("bare")
@@ -78,7 +79,7 @@ func TestImportedKey_deletion_withoutKeyStore_finishesAndSaysWhatIsLeft(t *testi
 		o.remove(t, k)
 		o.gone(t, k)
 	}
-	wantWords(t, o.event(t, key, "LeftInModule"), []string{"KeyStore store", key.Status.KeyVersionID})
+	wantWords(t, o.event(t, key, "LeftInModule"), []string{`KeyStore "store"`, key.Status.KeyVersionID})
 	if all := o.events(t, bare); len(all) != 0 {
 		t.Errorf("of the key that had nothing in a module it is said: %q", all)
 	}
@@ -101,7 +102,7 @@ func TestImportedKey_deletion_finishesWhenItsKeyStoreGoes(t *testing.T) {
 func TestImportedKey_deletion_waitsForTheKeyStoreAndSaysSo(t *testing.T) {
 	t.Parallel()
 	var away atomic.Bool
-	o := startOperator(t, beforeOpen(func(context.Context, controllers.ModuleRequest) error {
+	o := startOperator(t, beforeOpen(func(context.Context, keystore.Request) error {
 		if away.Load() {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}
@@ -112,7 +113,7 @@ func TestImportedKey_deletion_waitsForTheKeyStoreAndSaysSo(t *testing.T) {
 	away.Store(true)
 	o.restart(t)
 	o.remove(t, key)
-	message := o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "deletion", "KeyStore store")
+	message := o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "Deletion", `KeyStore "store"`)
 	if meta.IsStatusConditionTrue(key.Status.Conditions, v1alpha1.ConditionReady) {
 		t.Errorf("it is Ready and says %q", message)
 	}

@@ -34,7 +34,7 @@ func TestImportedKey_impostor_destroysNothingWhenItIsDeleted(t *testing.T) {
 				impostor.Namespace = o.env.Namespace(t)
 			}
 			o.create(t, impostor)
-			o.stalls(t, impostor, c.reason)
+			o.condition(t, impostor, v1alpha1.ConditionReady, "False", c.reason)
 			o.remove(t, impostor)
 			o.gone(t, impostor)
 			if !o.inModule(t, key) {
@@ -55,7 +55,7 @@ func TestImportedKey_impostorOfAnotherNamespace_doesNotKeepTheOwnerFromAdopting(
 	impostor := adopting(key)
 	impostor.Namespace = o.env.Namespace(t)
 	o.create(t, impostor)
-	o.stalls(t, impostor, "ForbiddenKeyVersionNotFound")
+	o.waits(t, impostor, "ForbiddenKeyVersionNotFound")
 
 	restored := adopting(key)
 	restored.Name = "restored"
@@ -74,7 +74,7 @@ func TestExportedDataKey_impostorBesideIt_doesNotConsentForTheOwner(t *testing.T
 	dataKey := o.dataKey(t, "dek")
 	o.ready(t, dataKey)
 	consumer := o.env.Namespace(t)
-	export := newExport("export", ofBlob(dataKey.Status.CiphertextBlob, dataKey.Spec.EncryptionContext))
+	export := newExport("export", ofBlobUnder(o.namespace, "key", dataKey.Status.CiphertextBlob, dataKey.Spec.EncryptionContext))
 	export.Namespace = consumer
 	o.create(t, export)
 	o.ready(t, export)
@@ -82,7 +82,7 @@ func TestExportedDataKey_impostorBesideIt_doesNotConsentForTheOwner(t *testing.T
 	impostor := adopting(key)
 	impostor.Namespace = consumer
 	o.create(t, impostor)
-	o.stalls(t, impostor, "ForbiddenKeyVersionNotFound")
+	o.waits(t, impostor, "ForbiddenKeyVersionNotFound")
 
 	o.change(t, key, func() { key.Spec.ExportPolicy = nil })
 	o.stalls(t, export, "ForbiddenNoPermission")

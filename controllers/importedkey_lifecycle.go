@@ -2,36 +2,41 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
 
 // happen moves the key to its next state.
 func (s *importScope) happen(event kms.Event) error {
-	next, err := kms.Next(s.key.State, event, s.object.HasMaterial())
+	next, err := kms.Next(s.key.State, event, s.object.Status.HasMaterial)
 	if err != nil {
 		return err
 	}
 	s.object.Status.KeyState = v1alpha1.KeyState(next)
-	s.key, err = keyOf(s.object)
+	s.key, err = keyring.Of(s.object).KMS()
 	return err
 }
 
-// forgetMaterial says in the status that the module has no material any more. The fingerprint stays: the
-// first material binds the key for ever.
+// forgetMaterial records in the status that the module no longer has the material. The fingerprint stays: the first
+// material binds the key permanently.
 func (s *importScope) forgetMaterial() {
-	s.object.Status.Custody = ""
+	s.object.Status.HasMaterial, s.object.Status.Custody = false, ""
 	s.object.Status.MaterialExpireTime = nil
-	s.key.MaterialExpireTime = time.Time{}
+	s.key.Primary.ExpireTime = time.Time{}
 }
 
 // lookAgain asks for another reconcile at a time.
@@ -52,7 +57,7 @@ func (s *importScope) nextDeadline() {
 	}
 }
 
-// noteState tells of every change of state; that a key begins by waiting is none.
+// noteState reports every change of state. A new key that waits for its material has not changed.
 func (s *importScope) noteState(was v1alpha1.KeyState) {
 	is := s.object.Status.KeyState
 	if is == was || (was == "" && kms.KeyState(is) == kms.StatePendingImport) {
@@ -62,7 +67,14 @@ func (s *importScope) noteState(was v1alpha1.KeyState) {
 	if kms.KeyState(is) == kms.StatePendingImport || kms.KeyState(is) == kms.StateDeleted {
 		kind = corev1.EventTypeWarning
 	}
-	s.notes = append(s.notes, note{kind, "KeyState", "ChangeState", fmt.Sprintf("The key was %s and is %s.", was, is)})
+	s.notes = append(s.notes, reconciler.Event{Type: kind, Reason: "KeyState", Action: "ChangeState", Message: changeOfState(was, is)})
+}
+
+func changeOfState(was, is v1alpha1.KeyState) string {
+	if was == "" {
+		return fmt.Sprintf("The key is %s.", is)
+	}
+	return fmt.Sprintf("The key was %s and is %s.", was, is)
 }
 
 // adopt takes a key over that is in the module already, once. Reasons: KeyVersionTaken,
@@ -72,27 +84,16 @@ func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error
 	if spec == nil || status.MaterialFingerprint != "" {
 		return nil
 	}
-	if err := r.checkSoleHolder(ctx, s); err != nil {
-		return err
-	}
 	if spec.MaterialFingerprint != "" {
 		want, ok := hsm.ParseFingerprint(spec.MaterialFingerprint)
 		if !ok {
 			return &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.materialFingerprint", Detail: "It is not a fingerprint: give 32 hexadecimal digits."}
 		}
-		s.key.Fingerprint = &want
+		s.key.Primary.Fingerprint = &want
 	}
-	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
+	found, token, err := r.adoptInModule(ctx, s)
 	if err != nil {
 		return err
-	}
-	defer giveBack()
-	found, err := ops.AdoptKey(ctx, s.key)
-	if err != nil {
-		// What is in the module cannot be watched.
-		e := reconciler.From(err)
-		e.After = healthInterval
-		return e
 	}
 	// Wrapped material in a spec that was restored is what is in the module already.
 	inputs := ""
@@ -100,50 +101,53 @@ func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error
 		if inputs, err = r.inputsOf(ctx, s); err != nil {
 			return err
 		}
+		// A time in the past ends the material at once, as it would have ended under the former object.
+		if at := s.object.Spec.Material.ExpireTime; at != nil {
+			if err := kms.CheckExpireTime(at.Time, time.Time{}); err != nil {
+				return err
+			}
+		}
 		status.MaterialExpireTime = s.object.Spec.Material.ExpireTime
 	}
 	status.InputsDigest, status.SourcesVersion = inputs, s.sources
 	// An annotation that was restored asks for what was done to the former object.
 	status.MaterialDeletedFor = annotationValue(s.object, v1alpha1.AnnotationDeleteKeyMaterial)
 	status.MaterialFingerprint = found.Fingerprint.String()
-	status.Custody = v1alpha1.CustodyUnknown
+	status.HasMaterial, status.Custody = true, v1alpha1.CustodyUnknown
+	status.Token = token
 	return s.happen(kms.EventImportKeyMaterial)
 }
 
-// checkSoleHolder lets only one of the objects that name one key in one key store have it: the one that does,
-// or else the oldest. Those of other namespaces stand in nobody's way: the module gives them no such key.
-func (r *importedKeyReconciler) checkSoleHolder(ctx context.Context, s *importScope) error {
-	var holders v1alpha1.ImportedKeyList
-	err := r.client.List(ctx, &holders, client.InNamespace(s.object.Namespace), client.MatchingFields{indexVersion: s.key.VersionID().String()})
-	if err != nil {
-		return err
-	}
-	store := idOf(s.object.Namespace, s.object.Spec.KeyStoreRef)
-	for i := range holders.Items {
-		other := &holders.Items[i]
-		first := holdsKey(other) || older(other, s.object)
-		if other.UID != s.object.UID && first && idOf(other.Namespace, other.Spec.KeyStoreRef) == store {
-			return reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
-				"Another ImportedKey holds this key version already. Delete that object, or this one.")
+// adoptInModule finds the key in the module, and returns what is known of it and the token. Reasons: see adopt.
+func (r *importedKeyReconciler) adoptInModule(ctx context.Context, s *importScope) (found kms.Version, token string, err error) {
+	err = r.stores.Use(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef, func(ops keystore.Session) error {
+		token = ops.Token
+		holder, err := r.keys.Rival(ctx, keyring.Of(s.object), s.key.Primary.ID.String(), token)
+		if err != nil {
+			return err
 		}
-	}
-	return nil
+		// A holder in another namespace is mentioned only to those to whom the module would give the key.
+		if holder != nil && holder.Name().Namespace == s.object.Namespace {
+			return errKeyVersionTaken
+		}
+		err = r.recorded(keyLine(audit.AdoptKey, s.object, s.key), func(*audit.Record) (err error) {
+			found, err = ops.AdoptKey(ctx, s.key)
+			return err
+		})
+		if err != nil {
+			return reconciler.RetryAfter(err, healthInterval) // what is in the module cannot be watched
+		}
+		if holder != nil {
+			return errKeyVersionTaken
+		}
+		return nil
+	})
+	return found, token, err
 }
 
-// holdsKey says whether the key version that an object names is its own, by its import or by adoption. Anybody
-// may ask to adopt any key version; who only asks has no say over it.
-func holdsKey(k *v1alpha1.ImportedKey) bool {
-	return k.Spec.Adopt == nil || k.Status.MaterialFingerprint != ""
-}
-
-// older orders objects by their creation, and those of one second by their UIDs.
-func older(a, b client.Object) bool {
-	at, bt := a.GetCreationTimestamp(), b.GetCreationTimestamp()
-	if at.Equal(&bt) {
-		return a.GetUID() < b.GetUID()
-	}
-	return at.Before(&bt)
-}
+// errKeyVersionTaken refuses a key that another object holds in the same token.
+var errKeyVersionTaken = reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
+	"Another ImportedKey already holds this key version. Delete that object, or this one.")
 
 // followClock ends what has come to its end: the material, or the window of a pending deletion. The
 // state changes even while the module does not answer; the destruction is tried until it is done.
@@ -154,14 +158,17 @@ func (r *importedKeyReconciler) followClock(ctx context.Context, s *importScope)
 		if err := s.happen(kms.EventMaterialGone); err != nil {
 			return err
 		}
-		if err := r.destroy(ctx, s); err != nil {
+		if err := r.destroy(ctx, s, audit.ExpireKeyMaterial); err != nil {
 			return err
 		}
 	}
-	// A deletion that was called off while nobody looked is not carried out, however late: the key is
-	// still there, and its owner wants it.
+	// A deletion that was called off while the operator was down is not carried out, however late: the key still exists,
+	// and its owner wants it.
 	wanted := s.object.Spec.DesiredState == v1alpha1.DesiredPendingDeletion
 	if at := status.DeletionTime; wanted && at != nil && !s.now.Before(at.Time) && s.key.State == kms.StatePendingDeletion {
+		if err := r.stillSo(ctx, s.object); err != nil {
+			return err
+		}
 		if err := r.destroyAll(ctx, s); err != nil {
 			return err
 		}
@@ -179,8 +186,8 @@ func (r *importedKeyReconciler) deleteMaterial(ctx context.Context, s *importSco
 	if asked == s.object.Status.MaterialDeletedFor {
 		return nil
 	}
-	if asked != "" && s.object.HasMaterial() {
-		if err := r.destroy(ctx, s); err != nil {
+	if asked != "" && s.object.Status.HasMaterial {
+		if err := r.destroy(ctx, s, audit.DeleteKeyMaterial); err != nil {
 			return err
 		}
 		if err := s.happen(kms.EventMaterialGone); err != nil {
@@ -192,31 +199,53 @@ func (r *importedKeyReconciler) deleteMaterial(ctx context.Context, s *importSco
 }
 
 // destroy destroys the material in the module.
-func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope) error {
-	ops, giveBack, err := r.borrow(ctx, idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
+func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope, operation audit.Operation) error {
+	err := r.stores.CleanUp(ctx, storeOf(s.object), func(ops keystore.Session) error {
+		return r.destroyKey(ctx, ops, s.object, s.key, operation)
+	})
 	if err != nil {
-		return err
-	}
-	defer giveBack()
-	if err := ops.DeleteKeyMaterial(ctx, s.key); err != nil {
 		return err
 	}
 	s.forgetMaterial()
 	return nil
 }
 
+// destroyKey destroys a key in its module, unless another object holds it there.
+func (r *importedKeyReconciler) destroyKey(ctx context.Context, ops keystore.Session, object *v1alpha1.ImportedKey, key kms.Key, operation audit.Operation) error {
+	other, err := r.keys.Rival(ctx, keyring.Of(object), key.Primary.ID.String(), ops.Token)
+	if err != nil || other != nil {
+		return err
+	}
+	return r.recorded(keyLine(operation, object, key), func(*audit.Record) error { return ops.DeleteKeyMaterial(ctx, key) })
+}
+
+// stillSo returns an error when an object's spec is no longer as the cache has it. A key that is destroyed cannot be made
+// again, so its owner's last word is asked for, and not the one that the operator has heard of.
+func (r *importedKeyReconciler) stillSo(ctx context.Context, object *v1alpha1.ImportedKey) error {
+	same, err := r.keys.UnchangedLive(ctx, keyring.Of(object))
+	if err != nil || same {
+		return err
+	}
+	return apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("importedkeys").GroupResource(), object.Name,
+		errors.New("it changed while its key was about to be destroyed"))
+}
+
 // destroyAll destroys the material and every wrapping pair.
 func (r *importedKeyReconciler) destroyAll(ctx context.Context, s *importScope) error {
-	if err := r.destroy(ctx, s); err != nil {
+	if err := r.destroy(ctx, s, audit.DestroyKey); err != nil {
 		return err
 	}
-	ops, giveBack, err := r.borrow(ctx, idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
-	if err != nil {
+	return r.stores.CleanUp(ctx, storeOf(s.object), func(ops keystore.Session) error {
+		return r.destroyPairs(ctx, ops, s.object, s.key)
+	})
+}
+
+// destroyPairs destroys every wrapping pair of a key.
+func (r *importedKeyReconciler) destroyPairs(ctx context.Context, ops kms.Service, object *v1alpha1.ImportedKey, key kms.Key) error {
+	return r.recorded(keyLine(audit.DestroyImportParameters, object, key), func(*audit.Record) error {
+		_, err := ops.DestroyImportParameters(ctx, key.ID, true)
 		return err
-	}
-	defer giveBack()
-	_, err = ops.DestroyImportParameters(ctx, s.key.ID, true)
-	return err
+	})
 }
 
 // followDesire brings the key into the state that its owner wants, as far as it can be. It needs no
@@ -262,30 +291,30 @@ func (r *importedKeyReconciler) scheduleDeletion(ctx context.Context, s *importS
 	return nil
 }
 
-// noteUse warns that data keys still need a key that is about to be destroyed.
-func (r *importedKeyReconciler) noteUse(ctx context.Context, object *v1alpha1.ImportedKey) []note {
+// noteUse warns that data keys still depend on a key that is about to be destroyed.
+func (r *importedKeyReconciler) noteUse(ctx context.Context, object *v1alpha1.ImportedKey) []reconciler.Event {
 	users := r.findDataKeys(ctx, nil, client.InNamespace(object.Namespace), client.MatchingFields{indexKey: object.Name})
 	if len(users) == 0 {
 		return nil
 	}
-	return []note{{corev1.EventTypeWarning, "KeyInUse", "Delete",
-		"DataKeys still need this key: they are lost for ever when it is destroyed. kubectl get datakeys shows them."}}
+	return []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "KeyInUse", Action: "Delete", Message: "DataKeys still depend on this key " +
+		"and will be permanently lost when it is destroyed. kubectl get datakeys shows them."}}
 }
 
-// explainState says what a key that is not usable waits for. Reasons: PendingImport,
+// explainState reports what a key that is not usable is waiting for. Reasons: PendingImport,
 // ForbiddenKeyNotFound.
 func (r *importedKeyReconciler) explainState(_ context.Context, s *importScope) error {
 	switch {
 	case s.key.State == kms.StateDeleted:
-		return &kms.Error{Code: kms.ForbiddenKeyNotFound, Detail: "The key was destroyed when its deletion window was over. Delete this object."}
+		return &kms.Error{Code: kms.ForbiddenKeyNotFound, Detail: "The key was destroyed at the end of its deletion window. Delete this object."}
 	case s.key.State != kms.StatePendingImport:
 		return nil
-	case s.key.Fingerprint != nil:
+	case s.key.Primary.Fingerprint != nil:
 		return reconciler.Wait(v1alpha1.ReasonPendingImport, fmt.Sprintf(
-			"The key's material has ended or was deleted. Import the same material again: ask for import parameters with the annotation %s where there are none, wrap it and put it into spec.material.",
+			"The key material has expired or was deleted. Import the same material again. If status.importParameters is empty, set the annotation %s to request new parameters.",
 			v1alpha1.AnnotationRenewImportParameters))
 	}
 	return reconciler.Wait(v1alpha1.ReasonPendingImport, fmt.Sprintf(
-		"The key waits for its material. Wrap %d bytes under status.importParameters.publicKey (keyconvoy wrap --key %s -n %s --apply, or openssl) and put them into spec.material.",
+		"The key is waiting for its material. Wrap %d bytes under status.importParameters.publicKey (keyconvoy wrap --key %s -n %s --apply, or openssl) and put them into spec.material.",
 		s.key.Spec.Len(), s.object.Name, s.object.Namespace))
 }

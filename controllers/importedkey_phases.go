@@ -7,9 +7,13 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/b64"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
@@ -19,16 +23,19 @@ import (
 // former pair stays good until its own end.
 const renewBefore = 2 * time.Hour
 
-// identify sets key, and the status fields that follow from the object alone.
+// identify sets key, and the status fields that follow from the object alone. Reasons: InvalidParameter.
 func (r *importedKeyReconciler) identify(_ context.Context, s *importScope) error {
-	key, err := keyOf(s.object)
+	if err := readable(s.object); err != nil {
+		return err
+	}
+	key, err := keyring.Of(s.object).KMS()
 	if err != nil {
 		return err
 	}
 	s.key = key
 	status := &s.object.Status
 	status.KeyID = key.ID.String()
-	status.KeyVersionID = key.VersionID().String()
+	status.KeyVersionID = key.Primary.ID.String()
 	status.Origin = string(key.Origin)
 	status.KeyState = v1alpha1.KeyState(key.State)
 	return nil
@@ -64,12 +71,7 @@ func (r *importedKeyReconciler) publishParameters(ctx context.Context, s *import
 }
 
 func (r *importedKeyReconciler) newParameters(ctx context.Context, s *importScope) error {
-	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
-	if err != nil {
-		return err
-	}
-	defer giveBack()
-	spec := s.object.Spec.ImportParameters
+	spec := s.object.Spec.GetImportParameters()
 	asked := annotationValue(s.object, v1alpha1.AnnotationRenewImportParameters)
 	// The client token follows from what was published before: should the status not be written, the
 	// next try finds the same pair instead of making another.
@@ -77,11 +79,20 @@ func (r *importedKeyReconciler) newParameters(ctx context.Context, s *importScop
 	if p := s.object.Status.ImportParameters; p != nil {
 		token += "/" + p.PublicKeyFingerprint
 	}
-	made, err := ops.GetParametersForImport(ctx, kms.ImportParametersRequest{
-		Key:               s.key,
-		WrappingKeySpec:   wrapping.KeySpec(spec.WrappingKeySpec),
-		WrappingAlgorithm: wrapping.Algorithm(spec.WrappingAlgorithm),
-		ClientToken:       token,
+	line := keyLine(audit.GetParametersForImport, s.object, s.key)
+	line.Algorithm = wrapping.Algorithm(spec.WrappingAlgorithm)
+	var made kms.ImportParameters
+	err := r.use(ctx, s.object, line, func(ops keystore.Session, line *audit.Record) (err error) {
+		made, err = ops.GetParametersForImport(ctx, kms.ImportParametersRequest{
+			Key:               s.key,
+			WrappingKeySpec:   wrapping.KeySpec(spec.WrappingKeySpec),
+			WrappingAlgorithm: wrapping.Algorithm(spec.WrappingAlgorithm),
+			ClientToken:       token,
+		})
+		if err == nil {
+			line.RecipientFingerprint = made.PublicKey.Fingerprint()
+		}
+		return err
 	})
 	if err != nil {
 		return err
@@ -100,14 +111,15 @@ func (r *importedKeyReconciler) newParameters(ctx context.Context, s *importScop
 }
 
 // destroyEnded destroys the pairs that have ended, and takes what ended of them out of the status. It asks
-// nobody's consent: see cleanUp.
+// no consent: see cleanUp.
 func (r *importedKeyReconciler) destroyEnded(ctx context.Context, s *importScope) error {
-	ops, giveBack, err := r.borrow(ctx, idOf(s.object.Namespace, s.object.Spec.KeyStoreRef))
-	if err != nil {
-		return err
-	}
-	defer giveBack()
-	next, err := ops.DestroyImportParameters(ctx, s.key.ID, false)
+	var next time.Time
+	err := r.stores.CleanUp(ctx, storeOf(s.object), func(ops keystore.Session) error {
+		return r.recorded(keyLine(audit.DestroyImportParameters, s.object, s.key), func(*audit.Record) (err error) {
+			next, err = ops.DestroyImportParameters(ctx, s.key.ID, false)
+			return err
+		})
+	})
 	if err != nil {
 		return err
 	}
@@ -150,12 +162,12 @@ type parametersDecision int
 const (
 	keepParameters  parametersDecision = iota // as they are, also when there are none
 	renewParameters                           // publish new ones
-	endParameters                             // some have ended, and nobody waits for others
+	endParameters                             // some have expired, and the key does not wait for others
 )
 
 // decideParameters says what is to be done about the import parameters.
 func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDecision {
-	p, former, want := object.Status.ImportParameters, object.Status.FormerParametersExpireTime, object.Spec.ImportParameters
+	p, former, want := object.Status.ImportParameters, object.Status.FormerParametersExpireTime, object.Spec.GetImportParameters()
 	waits := kms.KeyState(object.Status.KeyState) == kms.StatePendingImport
 	switch {
 	case annotationValue(object, v1alpha1.AnnotationRenewImportParameters) != object.Status.RenewedFor:
@@ -174,11 +186,7 @@ func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDec
 
 // annotationValue is an annotation's value as the status keeps it.
 func annotationValue(object *v1alpha1.ImportedKey, name string) string {
-	value := object.Annotations[name]
-	if len(value) > 64 {
-		return digest(value)
-	}
-	return value
+	return digested(object.Annotations[name])
 }
 
 // importMaterial imports the material unless the very same was imported before. Reasons: PendingImport,
@@ -191,60 +199,67 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 	if err := r.findMaterial(ctx, s); err != nil {
 		return err
 	}
-	// Sources that are cleaned away after the import are missed by nobody.
-	if s.object.HasMaterial() && (s.sources == "" || s.sources == status.SourcesVersion) {
+	// Source Secrets may be deleted after the import.
+	if s.object.Status.HasMaterial && (s.sources == "" || s.sources == status.SourcesVersion) {
 		return nil
 	}
-	// What was imported and has ended comes back only by another import.
-	if !s.object.HasMaterial() && s.sources != "" && s.sources == status.SourcesVersion {
+	// Expired material is not imported again from unchanged sources.
+	if !s.object.Status.HasMaterial && s.sources != "" && s.sources == status.SourcesVersion {
 		return nil
 	}
-	material, token, err := r.readMaterial(ctx, s)
+	material, importToken, err := r.readMaterial(ctx, s)
 	if err != nil {
 		return err
 	}
 	expires := expireUnix(s.object)
-	inputs := inputsDigest(material, token, expires)
+	inputs := inputsDigest(material, importToken, expires)
 	if inputs == status.InputsDigest {
 		status.SourcesVersion = s.sources
 		return nil
 	}
-	ops, giveBack, err := r.operations(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef)
-	if err != nil {
+	var imported kms.Version
+	var token string
+	err = r.use(ctx, s.object, keyLine(audit.ImportKeyMaterial, s.object, s.key), func(ops keystore.Session, line *audit.Record) (err error) {
+		token = ops.Token
+		imported, err = ops.ImportKeyMaterial(ctx, kms.ImportKeyMaterialRequest{
+			Key: s.key, EncryptedKeyMaterial: material, ImportToken: importToken, KeyMaterialExpireUnix: expires,
+		})
+		line.Custody = imported.Custody
 		return err
-	}
-	defer giveBack()
-	imported, err := ops.ImportKeyMaterial(ctx, kms.ImportKeyMaterialRequest{
-		Key: s.key, EncryptedKeyMaterial: material, ImportToken: token, KeyMaterialExpireUnix: expires,
 	})
 	if err != nil {
 		return err
 	}
 	status.MaterialFingerprint = imported.Fingerprint.String()
-	status.Custody = v1alpha1.Custody(imported.Custody)
+	status.HasMaterial, status.Custody = true, v1alpha1.Custody(imported.Custody)
 	status.InputsDigest = inputs
 	status.SourcesVersion = s.sources
 	status.MaterialExpireTime = s.object.Spec.Material.ExpireTime
+	status.Token = token
 	return s.happen(kms.EventImportKeyMaterial)
 }
 
-// expireUnix is KeyMaterialExpireUnix: 0 for never.
-func expireUnix(object *v1alpha1.ImportedKey) int64 {
+// expireUnix is KeyMaterialExpireUnix: nil for never.
+func expireUnix(object *v1alpha1.ImportedKey) *int64 {
 	if at := object.Spec.Material.ExpireTime; at != nil {
-		return at.Unix()
+		return ptr.To(at.Unix())
 	}
-	return 0
+	return nil
 }
+
+// expireText is KeyMaterialExpireUnix in a digest. Digests of material that never ends have 0 for it, and no material
+// is imported that ends at that time.
+func expireText(expires *int64) string { return strconv.FormatInt(ptr.Deref(expires, 0), 10) }
 
 // findMaterial sets sources from the cache, without reading anything; "" when something is missing.
 func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope) error {
 	m := s.object.Spec.Material
 	version := func(inline string, from *v1alpha1.EntrySource) (string, error) {
 		if from == nil {
-			return digest(inline), nil
+			return secrets.DigestOf(inline), nil
 		}
 		kind, ref := entryOf(from)
-		found, err := r.secrets.Look(ctx, kind, inNamespace(s.object, string(ref.Name)))
+		found, err := r.secrets.Look(ctx, r.secrets.Ref(s.object, kind, string(ref.Name)))
 		if err != nil || found == nil {
 			return "", err
 		}
@@ -259,12 +274,12 @@ func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope
 		return err
 	}
 	if material != "" && token != "" {
-		s.sources = digest(material, token, strconv.FormatInt(expireUnix(s.object), 10))
+		s.sources = secrets.DigestOf(material, token, expireText(expireUnix(s.object)))
 	}
 	return nil
 }
 
-// inputsOf is the digest of what the spec would have imported, "" where a source of it is gone. It sets
+// inputsOf is the digest of what the spec would have imported, "" where a source of it no longer exists. It sets
 // sources. Reasons: SourceNotFound, InvalidParameter.
 func (r *importedKeyReconciler) inputsOf(ctx context.Context, s *importScope) (string, error) {
 	if err := r.findMaterial(ctx, s); err != nil || s.sources == "" {
@@ -277,8 +292,8 @@ func (r *importedKeyReconciler) inputsOf(ctx context.Context, s *importScope) (s
 	return inputsDigest(material, token, expireUnix(s.object)), nil
 }
 
-func inputsDigest(material, token []byte, expires int64) string {
-	return digest(string(material), string(token), strconv.FormatInt(expires, 10))
+func inputsDigest(material, token []byte, expires *int64) string {
+	return secrets.DigestOf(string(material), string(token), expireText(expires))
 }
 
 // readMaterial returns the wrapped material and the token. Reasons: SourceNotFound, InvalidParameter.
@@ -302,13 +317,13 @@ func (r *importedKeyReconciler) readBinary(ctx context.Context, object *v1alpha1
 		return raw, nil
 	}
 	kind, ref := entryOf(from)
-	key := inNamespace(object, string(ref.Name))
-	value, _, err := r.secrets.Entry(ctx, kind, key, string(ref.Key))
+	source := r.secrets.Ref(object, kind, string(ref.Name))
+	value, _, err := r.secrets.Entry(ctx, source, string(ref.Key))
 	if err != nil {
 		return nil, err
 	}
 	if value == nil {
-		return nil, missingSource(kind, key, ref, field)
+		return nil, missingSource(source, ref, field)
 	}
 	// What an ExportedDataKey writes is raw; what a person puts there is Base64. Raw ciphertext of an
 	// RSA or SM2 key is never Base64 text through and through.

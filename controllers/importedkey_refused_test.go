@@ -67,7 +67,9 @@ func TestImportedKey_materialThatIsNoGood_isRefused(t *testing.T) {
 	}{
 		"wrapped material that is damaged": {
 			give: func(t testing.TB, _ *v1alpha1.ImportedKey, p *v1alpha1.ImportParameters, m []byte) *v1alpha1.MaterialSpec {
-				return inline(flipped(wrapUnder(t, p, m)), p.ImportToken)
+				w := wrapUnder(t, p, m)
+				w[len(w)-1] ^= 0x41
+				return inline(w, p.ImportToken)
 			},
 			code: kms.InvalidKeyMaterial, unopened: true,
 		},
@@ -76,13 +78,13 @@ func TestImportedKey_materialThatIsNoGood_isRefused(t *testing.T) {
 				w := wrapUnder(t, p, m)
 				return inline(w[:len(w)-1], p.ImportToken)
 			},
-			code: kms.InvalidKeyMaterial, unopened: true,
+			code: kms.InvalidKeyMaterial, says: "bytes were received",
 		},
 		"material that was not wrapped at all": {
 			give: func(_ testing.TB, _ *v1alpha1.ImportedKey, p *v1alpha1.ImportParameters, m []byte) *v1alpha1.MaterialSpec {
 				return inline(m, p.ImportToken)
 			},
-			code: kms.InvalidKeyMaterial, unopened: true,
+			code: kms.InvalidKeyMaterial, says: "as long as the material itself",
 		},
 		"RSA-OAEP with another hash than was asked for": {
 			rsa: true,
@@ -91,7 +93,7 @@ func TestImportedKey_materialThatIsNoGood_isRefused(t *testing.T) {
 				wrong.WrappingAlgorithm = "RSAES_OAEP_SHA_1"
 				return inline(opensslWrap(t, &wrong, m), p.ImportToken)
 			},
-			code: kms.InvalidKeyMaterial, unopened: true,
+			code: kms.InvalidKeyMaterial, says: "SHA-256 for the hash and for MGF1",
 		},
 		"material wrapped under another pair than the token's": {
 			give: func(t testing.TB, key *v1alpha1.ImportedKey, p *v1alpha1.ImportParameters, m []byte) *v1alpha1.MaterialSpec {
@@ -189,7 +191,7 @@ func TestImportedKey_expiredToken_isRefused(t *testing.T) {
 
 	clock.SetTime(former.TokenExpireTime.Time)
 	o.give(t, key, inline(wrapUnder(t, former, material), former.ImportToken))
-	o.stalls(t, key, kms.ExpiredImportToken.Reason(), "ExpiredImportToken: ", "public key that is published now")
+	o.stalls(t, key, kms.ExpiredImportToken.Reason(), "ExpiredImportToken: ", "under the current public key")
 	p := key.Status.ImportParameters
 	if p == nil || p.ImportToken == former.ImportToken {
 		t.Fatal("there are no new import parameters to go on with")

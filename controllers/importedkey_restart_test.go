@@ -143,7 +143,7 @@ func TestOperator_endsBetweenMakingAPairAndSayingSo_findsThePairAgain(t *testing
 			if len(pairs) != 1 {
 				t.Fatalf("the module has %d pairs, want 1", len(pairs))
 			}
-			if got := pairs[0].PublicKey.Fingerprint(); got != key.Status.ImportParameters.PublicKeyFingerprint {
+			if pairs[0].ID != publishedPair(t, key) {
 				t.Error("it publishes another pair than the module has")
 			}
 		})

@@ -13,9 +13,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
@@ -29,12 +31,12 @@ func (r *importedKeyReconciler) setup(mgr ctrl.Manager, options controller.Optio
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.keysOfVersion), builder.WithPredicates(gone)).
 		Watches(&v1alpha1.KeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		WatchesRawSource(source.Channel(r.modules.subscribe(), byStore)).
+		WatchesRawSource(r.stores.Changes(r.keysThatWaitFor)).
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.keysOfContent(secrets.Secret))).
 		WatchesMetadata(secrets.ConfigMap.Metadata(), handler.EnqueueRequestsFromMapFunc(r.keysOfContent(secrets.ConfigMap))).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.keysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
-		Complete(r)
+		Complete(reconciler.Logged(r))
 }
 
 // gone lets deletions through only.
@@ -46,8 +48,8 @@ var gone = predicate.Funcs{
 // keysOfVersion finds the keys that would adopt what another one held.
 func (r *importedKeyReconciler) keysOfVersion(ctx context.Context, key client.Object) []reconcile.Request {
 	var requests []reconcile.Request
-	for _, version := range importedKeyVersion(key) {
-		requests = append(requests, r.findKeys(ctx, waitingKey, client.MatchingFields{indexVersion: version})...)
+	for _, version := range keyring.Of(key.(*v1alpha1.ImportedKey)).Versions() {
+		requests = append(requests, r.findKeys(ctx, waitingKey, client.MatchingFields{keyring.IndexVersion: version})...)
 	}
 	return requests
 }
@@ -55,7 +57,15 @@ func (r *importedKeyReconciler) keysOfVersion(ctx context.Context, key client.Ob
 // keysOfStore finds the keys that wait for a key store. One that is Ready needs no store until it
 // changes itself; one that is being deleted does.
 func (r *importedKeyReconciler) keysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
-	return r.findKeys(ctx, waitingKey, client.MatchingFields{indexStore: idOfObject(store).String()})
+	return r.findKeys(ctx, waitingKey, client.MatchingFields{keyring.IndexStore: keystore.IDOfObject(store).String()})
+}
+
+// keysThatWaitFor finds the keys that wait for a key store whose state has changed.
+func (r *importedKeyReconciler) keysThatWaitFor(ctx context.Context, change keystore.Change) []reconcile.Request {
+	if change.State == keystore.Suspect {
+		return nil
+	}
+	return r.findKeys(ctx, waitingKey, client.MatchingFields{keyring.IndexStore: change.ID.String()})
 }
 
 func (r *importedKeyReconciler) keysOfContent(kind secrets.Kind) handler.MapFunc {
@@ -71,7 +81,7 @@ func (r *importedKeyReconciler) keysOfNamespace(ctx context.Context, namespace c
 
 func (s *shared) findKeys(ctx context.Context, want func(*v1alpha1.ImportedKey) bool, options ...client.ListOption) []reconcile.Request {
 	items := func(l *v1alpha1.ImportedKeyList) []v1alpha1.ImportedKey { return l.Items }
-	return find(ctx, s.client, &v1alpha1.ImportedKeyList{}, items, want, options...)
+	return find(ctx, s.Client, &v1alpha1.ImportedKeyList{}, items, want, options...)
 }
 
 func waitingKey(k *v1alpha1.ImportedKey) bool {

@@ -13,11 +13,11 @@ import (
 )
 
 func fromSecret(name, key string) *v1alpha1.EntrySource {
-	return &v1alpha1.EntrySource{SecretKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(key)}}
+	return &v1alpha1.EntrySource{Type: v1alpha1.SourceSecret, SecretKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(key)}}
 }
 
 func fromConfigMap(name, key string) *v1alpha1.EntrySource {
-	return &v1alpha1.EntrySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(key)}}
+	return &v1alpha1.EntrySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: v1alpha1.EntryKey(key)}}
 }
 
 func named(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name} }

@@ -1,10 +1,10 @@
 package controllers_test
 
 import (
+	"fmt"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -77,7 +77,7 @@ func TestImportedKey_otherParametersAsked_areMade(t *testing.T) {
 	o.create(t, key)
 	o.stalls(t, key, "UnsupportedOperation", "SM2PKE")
 	o.change(t, key, func() {
-		key.Spec.ImportParameters = v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_1"}
+		key.Spec.ImportParameters = &v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_1"}
 	})
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
 	wantPublished(t, key)
@@ -96,8 +96,8 @@ func TestImportedKey_keyStoreMissing_waitsAndWakes(t *testing.T) {
 	o := startOperator(t)
 	near, far := importedKey("near"), importedKey("far", inClusterStore(o.ownNamespace))
 	o.create(t, near, far)
-	o.waits(t, near, v1alpha1.ReasonKeyStoreNotFound, "KeyStore store")
-	o.waits(t, far, v1alpha1.ReasonKeyStoreNotFound, "ClusterKeyStore "+o.ownNamespace)
+	o.waits(t, near, v1alpha1.ReasonKeyStoreNotFound, `KeyStore "store"`)
+	o.waits(t, far, v1alpha1.ReasonKeyStoreNotFound, fmt.Sprintf("ClusterKeyStore %q", o.ownNamespace))
 	o.store(t, onSoftware)
 	o.waits(t, near, v1alpha1.ReasonPendingImport)
 	o.clusterStore(t, onSoftware)
@@ -111,7 +111,7 @@ func TestImportedKey_keyStoreNotReady_waitsAndWakes(t *testing.T) {
 	key := importedKey("key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	o.create(t, store, key)
 	o.waits(t, store, v1alpha1.ReasonSourceNotFound)
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "KeyStore store")
+	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, `KeyStore "store"`)
 	o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
 }
@@ -158,6 +158,6 @@ func TestImportedKey_namespaceNotAllowed_isRefusedUntilTheKeyStoreSaysOtherwise(
 	o.waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
-func selector(label, value string) *metav1.LabelSelector {
-	return &metav1.LabelSelector{MatchLabels: map[string]string{label: value}}
+func selector(label, value string) *v1alpha1.LabelSelector {
+	return &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{label: v1alpha1.LabelValue(value)}}
 }

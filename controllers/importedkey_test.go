@@ -23,7 +23,7 @@ func importedKey(name string, change ...func(*v1alpha1.ImportedKeySpec)) *v1alph
 		Spec: v1alpha1.ImportedKeySpec{
 			KeyStoreRef:      v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "store"},
 			KeySpec:          v1alpha1.KeySpec(hsm.AES256),
-			ImportParameters: v1alpha1.ImportParametersSpec{WrappingKeySpec: "EC_SM2", WrappingAlgorithm: "SM2PKE"},
+			ImportParameters: &v1alpha1.ImportParametersSpec{WrappingKeySpec: "EC_SM2", WrappingAlgorithm: "SM2PKE"},
 		},
 	}
 	for _, c := range change {
@@ -35,7 +35,7 @@ func importedKey(name string, change ...func(*v1alpha1.ImportedKeySpec)) *v1alph
 // under sets the import parameters.
 func under(spec v1alpha1.WrappingKeySpec, algorithm string) func(*v1alpha1.ImportedKeySpec) {
 	return func(s *v1alpha1.ImportedKeySpec) {
-		s.ImportParameters = v1alpha1.ImportParametersSpec{WrappingKeySpec: spec, WrappingAlgorithm: algorithm}
+		s.ImportParameters = &v1alpha1.ImportParametersSpec{WrappingKeySpec: spec, WrappingAlgorithm: algorithm}
 	}
 }
 

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -9,35 +10,36 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 // Field indexes of the cache: who must be woken when something that is referred to changes.
 const (
-	// indexStore: ImportedKeys by key store.
-	indexStore = "keyStore"
-	// indexVersion: ImportedKeys by key version; ExportedDataKeys by the version that they were
-	// exported from, and the one that their inline blob names.
-	indexVersion = "keyVersion"
+	// indexVersion: ExportedDataKeys by the version that they were exported from, and the one that their inline blob
+	// names.
+	indexVersion = keyring.IndexVersion
 	// indexKey: DataKeys by ImportedKey; ExportedDataKeys by the ImportedKey that is their recipient.
 	indexKey = "importedKey"
 	// indexDataKey: ExportedDataKeys by the namespace and name of their DataKey.
 	indexDataKey = "dataKey"
-	// indexController: ExportedDataKeys by the UID of the ClusterExportedDataKey that made them.
+	// indexController: ExportedDataKeys by the UID of the ClusterExportedDataKey that made them, as the status and
+	// the owner reference say.
 	indexController = "controller"
 	// indexContent: every kind by the Secrets and ConfigMaps that it reads or writes.
 	indexContent = "content"
 )
 
 func addIndexes(ctx context.Context, indexer client.FieldIndexer) error {
+	if err := keyring.AddIndexes(ctx, indexer); err != nil {
+		return err
+	}
 	for _, index := range []struct {
 		object client.Object
 		field  string
 		values client.IndexerFunc
 	}{
-		{&v1alpha1.ImportedKey{}, indexStore, importedKeyStore},
-		{&v1alpha1.ImportedKey{}, indexVersion, importedKeyVersion},
 		{&v1alpha1.ImportedKey{}, indexContent, importedKeyContent},
 		{&v1alpha1.DataKey{}, indexKey, dataKeyKey},
 		{&v1alpha1.DataKey{}, indexContent, dataKeyContent},
@@ -54,21 +56,7 @@ func addIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	return nil
 }
 
-func (id storeID) String() string { return id.kind + "/" + id.namespace + "/" + id.name }
-
 func contentIndex(kind secrets.Kind, name string) string { return string(kind) + "/" + name }
-
-func importedKeyStore(o client.Object) []string {
-	return []string{idOf(o.GetNamespace(), o.(*v1alpha1.ImportedKey).Spec.KeyStoreRef).String()}
-}
-
-func importedKeyVersion(o client.Object) []string {
-	key, err := keyOf(o.(*v1alpha1.ImportedKey))
-	if err != nil {
-		return nil // a UID that is no UUID: the reconciler says so
-	}
-	return []string{key.VersionID().String()}
-}
 
 func importedKeyContent(o client.Object) []string {
 	m := o.(*v1alpha1.ImportedKey).Spec.Material
@@ -90,11 +78,7 @@ func dataKeyKey(o client.Object) []string {
 }
 
 func dataKeyContent(o client.Object) []string {
-	name := o.GetName()
-	if t := o.(*v1alpha1.DataKey).Spec.Target; t != nil && t.Name != "" {
-		name = string(t.Name)
-	}
-	return []string{contentIndex(secrets.Secret, name)}
+	return []string{contentIndex(secrets.Secret, secrets.TargetName(o, o.(*v1alpha1.DataKey).Spec.Target))}
 }
 
 func exportDataKey(o client.Object) []string {
@@ -106,15 +90,28 @@ func exportDataKey(o client.Object) []string {
 }
 
 func exportController(o client.Object) []string {
-	if owner := metav1.GetControllerOf(o); owner != nil {
-		return []string{string(owner.UID)}
+	var parents []string
+	if parent := o.(*v1alpha1.ExportedDataKey).Status.Parent; parent != "" {
+		parents = append(parents, parent)
 	}
-	return nil
+	if owner := metav1.GetControllerOf(o); owner != nil && !slices.Contains(parents, string(owner.UID)) {
+		parents = append(parents, string(owner.UID))
+	}
+	return parents
 }
 
 // dataKeyOf names the DataKey that an object exports.
 func dataKeyOf(e *v1alpha1.ExportedDataKey) types.NamespacedName {
 	ref := e.Spec.DataKeyRef
+	if ref.Namespace == "" {
+		return inNamespace(e, string(ref.Name))
+	}
+	return types.NamespacedName{Namespace: string(ref.Namespace), Name: string(ref.Name)}
+}
+
+// masterKeyOf names the master key of an object's inline blob.
+func masterKeyOf(e *v1alpha1.ExportedDataKey) types.NamespacedName {
+	ref := e.Spec.KeyRef
 	if ref.Namespace == "" {
 		return inNamespace(e, string(ref.Name))
 	}
@@ -137,31 +134,28 @@ func exportVersion(o client.Object) []string {
 	if e.Spec.CiphertextBlob == "" {
 		return versions
 	}
-	version, err := kms.KeyVersionOf(e.Spec.CiphertextBlob)
-	if err != nil || version.String() == e.Status.KeyVersionID {
+	blob, err := kms.ParseBlob(e.Spec.CiphertextBlob)
+	version := blob.KeyVersionID().String()
+	if err != nil || version == e.Status.KeyVersionID {
 		return versions // no key can make it valid, or it is there already
 	}
-	return append(versions, version.String())
+	return append(versions, version)
 }
 
 func exportContent(o client.Object) []string {
-	spec := o.(*v1alpha1.ExportedDataKey).Spec
-	target := o.GetName()
-	if spec.Target != nil && spec.Target.Name != "" {
-		target = string(spec.Target.Name)
-	}
-	out := []string{contentIndex(secrets.Secret, target)}
-	if ref := spec.PublicKey.SecretKeyRef; ref != nil {
+	e := o.(*v1alpha1.ExportedDataKey)
+	out := []string{contentIndex(secrets.Secret, secrets.TargetName(e, secretTarget(e)))}
+	if ref := e.Spec.PublicKey.SecretKeyRef; ref != nil {
 		out = append(out, contentIndex(secrets.Secret, string(ref.Name)))
 	}
-	if ref := spec.PublicKey.ConfigMapKeyRef; ref != nil {
+	if ref := e.Spec.PublicKey.ConfigMapKeyRef; ref != nil {
 		out = append(out, contentIndex(secrets.ConfigMap, string(ref.Name)))
 	}
 	return out
 }
 
 // find lists objects by an index and asks for those that are wanted. The items are the cache's own and
-// must not be changed. An error means that the cache is gone, and the operator with it.
+// must not be changed. An error means that the cache has stopped, because the operator is stopping.
 func find[L client.ObjectList, T any, P interface {
 	*T
 	client.Object

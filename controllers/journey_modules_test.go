@@ -22,15 +22,15 @@ func TestJourney_fromModuleToModule_staysInsideTheModules(t *testing.T) {
 	e := newExport("convoy", toKey("receiver"), withRSA("RSAES_OAEP_SHA_1"))
 	receiver := importedKey("receiver", inClusterStore(to.Name), under("RSA_2048", "RSAES_OAEP_SHA_1"), func(s *v1alpha1.ImportedKeySpec) {
 		s.Material = &v1alpha1.MaterialSpec{
-			EncryptedKeyMaterialFrom: &v1alpha1.EntrySource{SecretKeyRef: &v1alpha1.EntryReference{Name: "convoy", Key: "exportedDataKey"}},
-			ImportTokenFrom:          &v1alpha1.EntrySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "token", Key: "token"}},
+			EncryptedKeyMaterialFrom: &v1alpha1.EntrySource{Type: v1alpha1.SourceSecret, SecretKeyRef: &v1alpha1.EntryReference{Name: "convoy", Key: "exportedDataKey"}},
+			ImportTokenFrom:          &v1alpha1.EntrySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "token", Key: "token"}},
 		}
 	})
 	o.create(t, e, receiver, k)
 	o.ready(t, k, e)
 	eventually(t, func() string {
 		message := o.waits(t, receiver, v1alpha1.ReasonSourceNotFound)
-		if !strings.Contains(message, "ImportToken: there is no entry token in ConfigMap "+o.namespace+"/token") {
+		if !strings.Contains(message, "ImportToken: entry token of ConfigMap "+o.namespace+"/token does not exist") {
 			return message
 		}
 		return ""

@@ -9,68 +9,73 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 func (r *keyStoreReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
 	var kind client.Object = &v1alpha1.KeyStore{}
-	if r.kind == kindClusterKeyStore {
+	if r.kind == keystore.KindClusterKeyStore {
 		kind = &v1alpha1.ClusterKeyStore{}
 	}
 	return ctrl.NewControllerManagedBy(mgr).
 		For(kind, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.storesOfPIN)).
-		WatchesRawSource(source.Channel(r.modules.suspected(), handler.EnqueueRequestsFromMapFunc(r.ofThisKind))).
+		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.storeOfKey), builder.WithPredicates(goneOrAdopted)).
+		WatchesRawSource(r.stores.Changes(r.suspects)).
 		WithOptions(options).
-		Complete(r)
+		Complete(reconciler.Logged(r))
 }
 
-// ofThisKind lets a key store through that this reconciler serves.
-func (r *keyStoreReconciler) ofThisKind(_ context.Context, store client.Object) []reconcile.Request {
-	if idOfObject(store).kind != r.kind {
+// goneOrAdopted lets the end of a key through, for which its key store may wait, and an adoption, after which a key
+// has a holder.
+var goneOrAdopted = predicate.Funcs{
+	CreateFunc: func(event.CreateEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		was, is := e.ObjectOld.(*v1alpha1.ImportedKey), e.ObjectNew.(*v1alpha1.ImportedKey)
+		return !keyring.Of(was).Holds() && keyring.Of(is).Holds()
+	},
+}
+
+// storeOfKey finds the key store that may have been waiting for a key's end.
+func (r *keyStoreReconciler) storeOfKey(_ context.Context, key client.Object) []reconcile.Request {
+	id := keyring.Of(key.(*v1alpha1.ImportedKey)).Store()
+	if id.Kind != r.kind {
 		return nil
 	}
-	return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(store)}}
+	return []reconcile.Request{{NamespacedName: id.Key()}}
+}
+
+// suspects finds the key stores of this kind whose module did not answer a call.
+func (r *keyStoreReconciler) suspects(_ context.Context, change keystore.Change) []reconcile.Request {
+	if change.State != keystore.Suspect || change.ID.Kind != r.kind {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: change.ID.Key()}}
 }
 
 // storesOfPIN finds the key stores whose PIN is in a Secret. There are few key stores, so it looks at
 // each.
 func (r *keyStoreReconciler) storesOfPIN(ctx context.Context, secret client.Object) []reconcile.Request {
 	var requests []reconcile.Request
-	for _, store := range r.listStores(ctx) {
-		if pinRef(store.spec) != nil && r.pinKey(store) == client.ObjectKeyFromObject(secret) {
+	stores, err := keystore.List(ctx, r.Client, r.kind)
+	if err != nil {
+		return nil // the cache has stopped, because the operator is stopping
+	}
+	for _, store := range stores {
+		if pinRef(store.Spec) != nil && r.pinSecret(store) == r.secrets.Ref(secret, secrets.Secret, secret.GetName()) {
 			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(store)})
 		}
 	}
 	return requests
-}
-
-// listStores lists the key stores of this reconciler's kind from the cache, for reading only. Should the cache be gone,
-// the operator is about to end, and nobody needs the answer.
-func (r *keyStoreReconciler) listStores(ctx context.Context) []storeObject {
-	var stores []storeObject
-	if r.kind == kindClusterKeyStore {
-		var all v1alpha1.ClusterKeyStoreList
-		_ = list(ctx, r.client, &all)
-		for i := range all.Items {
-			o := &all.Items[i]
-			stores = append(stores, storeObject{o, idOfObject(o), &o.Spec.KeyStoreSpec, o.Spec.AllowedNamespaces, &o.Status})
-		}
-		return stores
-	}
-	var all v1alpha1.KeyStoreList
-	_ = list(ctx, r.client, &all)
-	for i := range all.Items {
-		o := &all.Items[i]
-		stores = append(stores, storeObject{o, idOfObject(o), &o.Spec, nil, &o.Status})
-	}
-	return stores
 }
 
 func ready(conditions []metav1.Condition) bool {

@@ -11,9 +11,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
@@ -32,7 +32,7 @@ func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
 			o.givePIN(t, o.namespace, "12345678")
 			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: c.spec}
 			o.create(t, store)
-			o.stalls(t, store, v1alpha1.ReasonModuleMisconfigured, c.says)
+			o.waits(t, store, v1alpha1.ReasonModuleMisconfigured, c.says)
 			wantWords(t, o.event(t, store, v1alpha1.ReasonModuleMisconfigured), []string{c.says})
 		})
 	}
@@ -100,7 +100,7 @@ func TestKeyStore_software_warnsOnceOfItsRootKey(t *testing.T) {
 	store := o.store(t, onSoftware)
 	note := o.event(t, store, "RootKeyCreated")
 	root := o.rootKey(t)
-	wantWords(t, note, []string{root.Namespace + "/" + root.Name, "back it up"})
+	wantWords(t, note, []string{root.Namespace + "/" + root.Name, "Back it up"})
 	o.restart(t)
 	o.serves(t, store)
 	if all := o.events(t, store); len(all) != 1 {
@@ -152,7 +152,7 @@ func TestKeyStore_software_makesNoRootKeyBesideSealedKeys(t *testing.T) {
 	o.remove(t, root)
 
 	o.start(t)
-	o.stalls(t, store, v1alpha1.ReasonModuleMisconfigured, root.Name, "backup")
+	o.waits(t, store, v1alpha1.ReasonModuleMisconfigured, root.Name, "backup")
 	if err := o.Get(t.Context(), client.ObjectKeyFromObject(root), &corev1.Secret{}); client.IgnoreNotFound(err) != nil || err == nil {
 		t.Errorf("a root key was made: %v", err)
 	}
@@ -224,7 +224,13 @@ func TestKeyStore_restart_writesNothing(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			o := startOperator(t)
-			store, cluster := o.store(t, kind), o.clusterStore(t, kind)
+			// A token of its own: a ClusterKeyStore's status has the token's keys without a holder, and other tests come and go.
+			spec := storeSpec(kind)
+			if kind == onSoftHSM {
+				spec.PKCS11.Token.Label = ownToken(t).Label
+			}
+			store := o.store(t, kind, func(s *v1alpha1.KeyStoreSpec) { *s = spec })
+			cluster := o.clusterStore(t, kind, func(s *v1alpha1.ClusterKeyStoreSpec) { s.KeyStoreSpec = spec })
 			before := []string{store.ResourceVersion, cluster.ResourceVersion}
 			o.restart(t)
 			eventually(t, func() string {
@@ -266,7 +272,7 @@ func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 func TestKeyStore_openFails_isTriedAgain(t *testing.T) {
 	t.Parallel()
 	tries := 0
-	o := startOperator(t, beforeOpen(func(context.Context, controllers.ModuleRequest) error {
+	o := startOperator(t, beforeOpen(func(context.Context, keystore.Request) error {
 		if tries++; tries == 1 {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}

@@ -12,8 +12,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
@@ -61,7 +61,7 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 			}
 
 			o.touch(t, key)
-			o.waits(t, key, v1alpha1.ReasonPendingImport, "has ended", "same material")
+			o.waits(t, key, v1alpha1.ReasonPendingImport, "has expired", "same material")
 			if o.inModule(t, key) {
 				t.Error("the material is in the module still")
 			}
@@ -116,7 +116,7 @@ func TestExpiry_whileOperatorAndModuleAreDown_destroysWhenBothAreBack(t *testing
 	t.Parallel()
 	clock := testClock()
 	var away atomic.Bool
-	o := startOperator(t, withClock(clock), beforeOpen(func(context.Context, controllers.ModuleRequest) error {
+	o := startOperator(t, withClock(clock), beforeOpen(func(context.Context, keystore.Request) error {
 		if away.Load() {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}

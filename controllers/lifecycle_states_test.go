@@ -341,7 +341,7 @@ func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 		// The module's call waits for the event.
 		owner := key.DeepCopy()
 		o.module(t).Before("DestroyKey", func() {
-			wantWords(t, o.event(t, owner, "KeyInUse"), []string{"DataKeys still need this key", "lost for ever"})
+			wantWords(t, o.event(t, owner, "KeyInUse"), []string{"DataKeys still depend on this key", "permanently lost"})
 		})
 		o.remove(t, key)
 		o.gone(t, key)

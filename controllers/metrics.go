@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
@@ -30,15 +31,27 @@ var (
 		"ImportedKeys by key state.", []string{"state"}, nil)
 	exportsMetric = prometheus.NewDesc("keyconvoy_exports",
 		"Exported data keys by wrapping algorithm and custody.", []string{"algorithm", "custody"}, nil)
+	unheldKeysMetric = prometheus.NewDesc("keyconvoy_keys_without_holder",
+		"Master keys that no ImportedKey holds, by the kind of the key stores whose status reports them; absent while there are none.", []string{"kind"}, nil)
+	missingKeysMetric = prometheus.NewDesc("keyconvoy_missing_keys",
+		"Master keys that ImportedKeys hold and that the module of their key store does not have, by the kind of the key stores whose status reports them.", []string{"kind"}, nil)
 	materialExpiryMetric = prometheus.NewDesc("keyconvoy_next_material_expiry_seconds",
 		"Seconds until the first key material ends; absent when none ever does.", nil, nil)
 	tokenExpiryMetric = prometheus.NewDesc("keyconvoy_next_token_expiry_seconds",
 		"Seconds until the first import token of a key that waits for its material ends; absent when none waits.", nil, nil)
 )
 
+// newLeftInModule makes the counter of keys that were left behind in a module.
+func newLeftInModule() prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "keyconvoy_left_in_module_total",
+		Help: "ImportedKeys that were deleted while their module could not be reached any more, so that a key or import key pairs stayed in it.",
+	})
+}
+
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{objectsMetric, keysMetric, exportsMetric, materialExpiryMetric, tokenExpiryMetric} {
+	for _, d := range []*prometheus.Desc{objectsMetric, unheldKeysMetric, missingKeysMetric, keysMetric, exportsMetric, materialExpiryMetric, tokenExpiryMetric} {
 		ch <- d
 	}
 }
@@ -48,7 +61,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	s := scrape{objects: map[[3]string]int{}, keys: map[string]int{}, exports: map[[2]string]int{}}
+	s := scrape{unheld: map[string]int{}, missing: map[string]int{}, objects: map[[3]string]int{}, keys: map[string]int{}, exports: map[[2]string]int{}}
 	if s.read(ctx, c.client) != nil {
 		return
 	}
@@ -58,6 +71,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 // scrape is what one look at the cache counted.
 type scrape struct {
 	objects                 map[[3]string]int
+	unheld, missing         map[string]int // by kind of key store
 	keys                    map[string]int
 	exports                 map[[2]string]int
 	nextMaterial, nextToken time.Time // zero: none
@@ -86,18 +100,31 @@ func (s *scrape) count(kind string, conditions []metav1.Condition) {
 	s.objects[[3]string{kind, status, reason}]++
 }
 
+func (s *scrape) countKeys(kind string, status *v1alpha1.KeyStoreStatus) {
+	if status.KeysWithoutHolder != nil {
+		s.unheld[kind] += int(status.KeysWithoutHolder.Count)
+	}
+	missing := 0
+	if status.MissingKeys != nil {
+		missing = int(status.MissingKeys.Count)
+	}
+	s.missing[kind] += missing // 0 is a series, too, for the alert
+}
+
 func (s *scrape) readStores(ctx context.Context, c client.Reader) error {
 	var cluster v1alpha1.ClusterKeyStoreList
 	if err := list(ctx, c, &cluster); err != nil {
 		return err
 	}
 	for i := range cluster.Items {
-		s.count(kindClusterKeyStore, cluster.Items[i].Status.Conditions)
+		s.count(keystore.KindClusterKeyStore, cluster.Items[i].Status.Conditions)
+		s.countKeys(keystore.KindClusterKeyStore, &cluster.Items[i].Status)
 	}
 	var namespaced v1alpha1.KeyStoreList
 	err := list(ctx, c, &namespaced)
 	for i := range namespaced.Items {
-		s.count(kindKeyStore, namespaced.Items[i].Status.Conditions)
+		s.count(keystore.KindKeyStore, namespaced.Items[i].Status.Conditions)
+		s.countKeys(keystore.KindKeyStore, &namespaced.Items[i].Status)
 	}
 	return err
 }
@@ -114,7 +141,7 @@ func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
 		if at := status.MaterialExpireTime; at != nil {
 			s.nextMaterial = earlier(s.nextMaterial, at.Time)
 		}
-		// The token of a key that has its material is left to end: that tells nobody anything.
+		// The token of a key that has its material may expire: there is nothing to do about it.
 		if p := status.ImportParameters; p != nil && kms.KeyState(status.KeyState) == kms.StatePendingImport {
 			s.nextToken = earlier(s.nextToken, p.TokenExpireTime.Time)
 		}
@@ -166,6 +193,12 @@ func (s *scrape) send(ch chan<- prometheus.Metric, now time.Time) {
 	}
 	for labels, n := range s.objects {
 		gauge(objectsMetric, float64(n), labels[:]...)
+	}
+	for kind, n := range s.unheld {
+		gauge(unheldKeysMetric, float64(n), kind)
+	}
+	for kind, n := range s.missing {
+		gauge(missingKeysMetric, float64(n), kind)
 	}
 	for state, n := range s.keys {
 		gauge(keysMetric, float64(n), state)

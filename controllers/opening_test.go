@@ -10,8 +10,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
@@ -27,7 +27,7 @@ func (g *gate) close() {
 	g.ends = make(chan error, 1)
 }
 
-func (g *gate) pass(ctx context.Context, _ controllers.ModuleRequest) error {
+func (g *gate) pass(ctx context.Context, _ keystore.Request) error {
 	g.mu.Lock()
 	ends := g.ends
 	g.mu.Unlock()
@@ -102,7 +102,7 @@ func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
 	g.ends <- hsm.Errorf(hsm.Misconfigured, "There is no such token.")
 
 	for _, object := range waiting {
-		o.waits(t, object, v1alpha1.ReasonKeyStoreNotReady, "its conditions say why")
+		o.waits(t, object, v1alpha1.ReasonKeyStoreNotReady, "is not ready")
 	}
 }
 
@@ -115,6 +115,7 @@ func TestExpiry_ofAKeyWhoseStoreIsGone_isSaidAfterARestart(t *testing.T) {
 	end := clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", o.material(32), end)
 	o.remove(t, store)
+	o.editor(t, o.namespace).release(t, store)
 	o.gone(t, store)
 	o.stop(t)
 	clock.SetTime(end)

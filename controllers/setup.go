@@ -3,12 +3,15 @@ package controllers
 import (
 	"context"
 	"errors"
+	"maps"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apimachinery "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
@@ -21,23 +24,36 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 // Options are what the reconcilers need from the outside.
 type Options struct {
 	// OpenModule opens the modules of key stores.
-	OpenModule OpenModule
+	OpenModule keystore.OpenModule
 	// OperatorNamespace is where software stores keep their keys, and where the PINs of
 	// ClusterKeyStores are read.
 	OperatorNamespace string
+	// Namespaces are those that the manager is limited to (Namespaces.Limit).
+	Namespaces Namespaces
 	// Metrics is where the operator's own metrics are registered; nil for nowhere.
 	Metrics prometheus.Registerer
+	// Audit is where operations on keys are recorded; nil for nowhere.
+	Audit *audit.Log
+	// Caches observes the manager's caches; nil for not at all.
+	Caches *Caches
 	// Clock defaults to the wall clock.
 	Clock clock.PassiveClock
 	// HealthInterval is how often an open module is asked whether it still works; it defaults to a
 	// minute.
 	HealthInterval time.Duration
+	// ReconcileTimeout bounds one reconcile, and with it the wait for a module; it defaults to two minutes.
+	ReconcileTimeout time.Duration
 }
 
 // Scheme returns the types that the operator reads and writes.
@@ -49,31 +65,59 @@ func Scheme() (*apimachinery.Scheme, error) {
 // CacheOptions are how the manager's cache must be: of Secrets and ConfigMaps it holds some metadata, of
 // everything else not what API server and kubectl keep for themselves.
 func CacheOptions() cache.Options {
-	strip := secrets.StripMetadata(annotationTarget)
 	return cache.Options{
-		DefaultTransform: stripBookkeeping,
+		DefaultTransform: stripUnread,
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Secret{}:    {Transform: strip},
-			&corev1.ConfigMap{}: {Transform: strip},
+			&corev1.Secret{}:    {Transform: secrets.StripMetadata},
+			&corev1.ConfigMap{}: {Transform: secrets.StripMetadata},
 		},
 	}
 }
 
-// stripBookkeeping is a cache transform. The operator patches what it changes, so what is not in the cache stays
-// as it is; and an object that was applied by kubectl carries itself once more in an annotation.
-func stripBookkeeping(in any) (any, error) {
+// stripUnread is a cache transform that drops what the operator does not read: managed fields, labels (but those of
+// namespaces, which selectors ask for), and all annotations but its own. The operator patches what it changes, so what is
+// not in the cache stays as it is. Anyone who may write an object may put hundreds of KiB of them on it, and kubectl apply
+// puts the object itself there once more. config/policy bounds the finalizers and owners of our kinds.
+func stripUnread(in any) (any, error) {
 	m, err := meta.Accessor(in)
 	if err != nil {
 		return in, nil //nolint:nilerr // no object: a mark of the end of a list, for instance
 	}
-	// It may be called again for an object that is in the cache, which nobody may write to any more.
+	// It may be called again for an object that is in the cache, which must not be changed.
 	if m.GetManagedFields() != nil {
 		m.SetManagedFields(nil)
 	}
-	if m.GetAnnotations()[corev1.LastAppliedConfigAnnotation] != "" {
-		delete(m.GetAnnotations(), corev1.LastAppliedConfigAnnotation)
+	// What is watched as metadata only, and not transformed otherwise, are namespaces.
+	if _, ofNamespace := in.(*metav1.PartialObjectMetadata); !ofNamespace && m.GetLabels() != nil {
+		m.SetLabels(nil)
+	}
+	kept := map[string]string{}
+	for name, value := range m.GetAnnotations() {
+		if slices.Contains(readAnnotations, name) {
+			kept[name] = digested(value)
+		}
+	}
+	if !maps.Equal(kept, m.GetAnnotations()) {
+		m.SetAnnotations(kept) // a new map: the old one would keep its size
 	}
 	return in, nil
+}
+
+// readAnnotations are the annotations of objects of ours that the operator reads. The cache has no others.
+var readAnnotations = []string{
+	v1alpha1.AnnotationRenewImportParameters, v1alpha1.AnnotationDeleteKeyMaterial, v1alpha1.AnnotationDataKeyMade,
+}
+
+// maxAnnotation is how long an annotation's value is kept as it is.
+const maxAnnotation = 64
+
+// digested returns the value of an annotation as the cache and the status keep it: a long one as its digest, of which
+// this is the same again.
+func digested(value string) string {
+	if len(value) > maxAnnotation {
+		return secrets.DigestOf(value)
+	}
+	return value
 }
 
 // ClientOptions are how the manager's client must be: Secrets and ConfigMaps are read live, and a
@@ -85,7 +129,7 @@ func ClientOptions() client.Options {
 	}}
 }
 
-// reconcileTimeout bounds one reconcile, and with it the wait for a module's session.
+// reconcileTimeout is the default of Options.ReconcileTimeout.
 const reconcileTimeout = 2 * time.Minute
 
 // Setup adds every reconciler to a manager that has CacheOptions and ClientOptions.
@@ -96,30 +140,54 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	if o.HealthInterval == 0 {
 		o.HealthInterval = healthInterval
 	}
+	if o.ReconcileTimeout == 0 {
+		o.ReconcileTimeout = reconcileTimeout
+	}
+	live := o.Namespaces.limit(mgr.GetAPIReader(), mgr.GetScheme())
+	stores := keystore.New(mgr.GetClient(), o.OpenModule, o.Clock)
 	s := &shared{
-		client:   mgr.GetClient(),
-		secrets:  secrets.New(mgr.GetClient(), mgr.GetCache()),
-		modules:  newModules(),
-		recorder: mgr.GetEventRecorder("keyconvoy"),
-		clock:    o.Clock,
+		secrets: secrets.New(mgr.GetClient(), mgr.GetCache(), o.OperatorNamespace),
+		stores:  stores,
+		keys:    keyring.New(mgr.GetClient(), live, stores),
+		Frame:   reconciler.Frame{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("keyconvoy")},
+		clock:   o.Clock,
+		audit:   o.Audit,
+
+		namespaces:        o.Namespaces,
+		operatorNamespace: o.OperatorNamespace,
+		leftInModule:      newLeftInModule(),
 	}
 	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
-	calls := newModuleCalls()
-	if o.Metrics != nil {
-		if err := errors.Join(o.Metrics.Register(calls), o.Metrics.Register(&collector{mgr.GetClient(), o.Clock})); err != nil {
+	if o.Caches != nil {
+		if err := o.Caches.follow(ctx, mgr.GetCache()); err != nil {
+			return err
+		}
+		if o.Metrics != nil {
+			if err := o.Metrics.Register(o.Caches); err != nil {
+				return err
+			}
+		}
+	}
+	if o.Metrics != nil && o.Audit != nil {
+		if err := o.Metrics.Register(o.Audit.Failures()); err != nil {
 			return err
 		}
 	}
-	open := metered(o.OpenModule, calls)
+	if o.Metrics != nil {
+		if err := errors.Join(o.Metrics.Register(stores.Metrics()), o.Metrics.Register(s.leftInModule), o.Metrics.Register(&collector{mgr.GetClient(), o.Clock})); err != nil {
+			return err
+		}
+	}
+	guard := pins.New(s.secrets.PINRecord(), o.Clock.Now)
 	return errors.Join(
-		(&keyStoreReconciler{s, kindKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, keyStoreOptions()),
-		(&keyStoreReconciler{s, kindClusterKeyStore, open, o.OperatorNamespace, o.HealthInterval}).setup(mgr, keyStoreOptions()),
-		(&importedKeyReconciler{s}).setup(mgr, controllerOptions(2)),
-		(&dataKeyReconciler{s}).setup(mgr, controllerOptions(4)),
-		(&exportedDataKeyReconciler{s}).setup(mgr, controllerOptions(8)),
-		(&clusterExportReconciler{s}).setup(mgr, controllerOptions(1)),
+		(&keyStoreReconciler{s, keystore.KindKeyStore, guard, o.HealthInterval}).setup(mgr, o.keyStoreOptions()),
+		(&keyStoreReconciler{s, keystore.KindClusterKeyStore, guard, o.HealthInterval}).setup(mgr, o.keyStoreOptions()),
+		(&importedKeyReconciler{s}).setup(mgr, o.controllerOptions(2)),
+		(&dataKeyReconciler{s}).setup(mgr, o.controllerOptions(4)),
+		(&exportedDataKeyReconciler{s}).setup(mgr, o.controllerOptions(8)),
+		(&clusterExportReconciler{s}).setup(mgr, o.controllerOptions(1)),
 		mgr.Add(manager.RunnableFunc(s.closeModules)),
 	)
 }
@@ -129,27 +197,29 @@ func (s *shared) closeModules(ctx context.Context) error {
 	<-ctx.Done()
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	s.modules.closeAll(bounded)
+	s.stores.CloseAll(bounded)
 	return nil
 }
 
 // controllerOptions gives a controller that many workers for each core: they wait for the API server and
 // the module most of the time.
-func controllerOptions(perCore int) controller.Options {
+func (o Options) controllerOptions(perCore int) controller.Options {
+	workers := perCore * max(2, runtime.NumCPU())
 	return controller.Options{
-		MaxConcurrentReconciles: perCore * max(2, runtime.NumCPU()),
-		ReconciliationTimeout:   reconcileTimeout,
-		// Whoever waits to be the leader fills its caches meanwhile.
+		MaxConcurrentReconciles: workers,
+		// One namespace, whatever its reconciles wait for, never holds all of them.
+		NewQueue:              reconciler.NewFairQueue(workers),
+		ReconciliationTimeout: o.ReconcileTimeout,
+		// A replica that waits to be the leader fills its caches meanwhile.
 		EnableWarmup: ptr.To(true),
-		// From a second to minutes: the default makes its first eight tries within 1.3 s.
+		// From a second to minutes: the default makes its first eight attempts within 1.3 s.
 		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 5*time.Minute),
 	}
 }
 
-// keyStoreOptions has a module that fails asked again within seconds: everybody else waits for it and asks
-// nothing meanwhile.
-func keyStoreOptions() controller.Options {
-	options := controllerOptions(8) // one that hangs holds a worker, and nobody else up
+// keyStoreOptions retries a module that fails within seconds: other objects wait for it and make no calls meanwhile.
+func (o Options) keyStoreOptions() controller.Options {
+	options := o.controllerOptions(8) // one that hangs holds a worker
 	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 10*time.Second)
 	return options
 }

@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -61,7 +62,7 @@ var softHSMTokens = sync.OnceValue(func() (made struct {
 	made.common = tokens.SoftHSM(&process)
 	tokens.SoftHSMLabelled(&process, twinLabel)
 	tokens.SoftHSMLabelled(&process, twinLabel)
-	made.pins = make(chan tokens.Token, 8)
+	made.pins = make(chan tokens.Token, 16)
 	for range cap(made.pins) {
 		made.pins <- tokens.SoftHSM(&process)
 	}
@@ -106,13 +107,13 @@ func pinSecret(namespace, pin string) *corev1.Secret {
 // storeSpec is a key store on the embedded store or on the token that tests share.
 func storeSpec(kind string) v1alpha1.KeyStoreSpec {
 	if kind == onSoftware {
-		return v1alpha1.KeyStoreSpec{Software: &v1alpha1.SoftwareStore{}}
+		return v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware}
 	}
 	return tokenSpec(kind, commonToken(kind).Label)
 }
 
 func tokenSpec(library, label string) v1alpha1.KeyStoreSpec {
-	return v1alpha1.KeyStoreSpec{PKCS11: &v1alpha1.PKCS11Store{
+	return v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStorePKCS11, PKCS11: &v1alpha1.PKCS11Store{
 		Module: library, Token: v1alpha1.TokenSelector{Label: label},
 		PINSecretRef: &v1alpha1.EntryReference{Name: pinName, Key: pinEntry},
 	}}
@@ -153,7 +154,9 @@ func (o *operator) clusterStore(t testing.TB, kind string, change ...func(*v1alp
 // givePIN puts a PIN into its Secret, whether that exists or not.
 func (o *operator) givePIN(t testing.TB, namespace, pin string) {
 	t.Helper()
-	o.hide("PIN "+pin, []byte(pin))
+	if strings.TrimSpace(pin) != "" {
+		o.hide("PIN "+pin, []byte(pin))
+	}
 	s := pinSecret(namespace, pin)
 	if err := o.Create(t.Context(), s); client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)

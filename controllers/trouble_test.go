@@ -44,7 +44,7 @@ func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
 	}
 	o.create(t, waiting[1:]...)
 	for _, export := range waiting[1:] {
-		o.waits(t, export, v1alpha1.ReasonKeyStoreNotReady, "its conditions say why")
+		o.waits(t, export, v1alpha1.ReasonKeyStoreNotReady, "is not ready")
 	}
 	if n := o.calls()["ExportDataKey"]; n > 1 { // the first one's last try may have been under way
 		t.Errorf("a module that is known to fail was called %d times", n)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Sees to it that Debian packages are there: packages.sh PACKAGE…
-# Installs the missing ones when it may (root on a Debian), and otherwise says how to.
+# Makes sure that Debian packages are installed: packages.sh PACKAGE…
+# As root on Debian it installs the missing ones. Otherwise it prints the command that installs them.
 set -euo pipefail
 
-# A package counts as present when the files that we use are there, whoever put them there.
+# A package counts as present if the needed files exist, even if they come from elsewhere.
 present() {
   case $1 in
     gcc)       command -v gcc ;;
@@ -12,7 +12,7 @@ present() {
     libnss3-tools) command -v certutil ;;
     openssl)   command -v openssl ;;
     softhsm2)  test -e /usr/lib/softhsm/libsofthsm2.so && command -v softhsm2-util ;;
-    *)         echo "packages.sh: no such package in the list: $1" >&2; exit 2 ;;
+    *)         echo "packages.sh: unknown package: $1" >&2; exit 2 ;;
   esac >/dev/null
 }
 
@@ -41,7 +41,7 @@ apt-get -qq install --yes --no-install-recommends "${missing[@]}" >&2
 
 for package in "${missing[@]}"; do
   if ! present "$package"; then
-    echo "$package is installed, but its files are not where they are on Debian." >&2
+    echo "$package is installed, but its files are not in the same place as on Debian." >&2
     exit 1
   fi
 done

@@ -18,6 +18,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 	// Group=keyconvoy.io, Version=v1alpha1
 	case v1alpha1.SchemeGroupVersion.WithKind("AdoptSpec"):
 		return &apiv1alpha1.AdoptSpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ApprovedInputs"):
+		return &apiv1alpha1.ApprovedInputsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Capability"):
 		return &apiv1alpha1.CapabilityApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ClusterExportedDataKey"):
@@ -70,6 +72,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ImportParametersApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportParametersSpec"):
 		return &apiv1alpha1.ImportParametersSpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("KeyProtection"):
+		return &apiv1alpha1.KeyProtectionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyReference"):
 		return &apiv1alpha1.KeyReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyStore"):
@@ -80,8 +84,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.KeyStoreSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyStoreStatus"):
 		return &apiv1alpha1.KeyStoreStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("KeyVersions"):
+		return &apiv1alpha1.KeyVersionsApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("LabelRequirement"):
+		return &apiv1alpha1.LabelRequirementApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("LabelSelector"):
+		return &apiv1alpha1.LabelSelectorApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LocalReference"):
 		return &apiv1alpha1.LocalReferenceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("MasterKeyReference"):
+		return &apiv1alpha1.MasterKeyReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MaterialSpec"):
 		return &apiv1alpha1.MaterialSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ModuleInfo"):

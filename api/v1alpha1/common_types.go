@@ -2,45 +2,57 @@ package v1alpha1
 
 // Types of condition.
 const (
-	// ConditionReady is True when the object is what its spec asks for.
+	// ConditionReady is True when the object matches its spec.
 	ConditionReady = "Ready"
-	// ConditionReconciling is True while the operator works on the object or waits for something
-	// else; it is absent otherwise.
+	// ConditionReconciling is True after a reconcile that did not finish: the operator waits for something else or
+	// retries. Otherwise it is absent.
 	ConditionReconciling = "Reconciling"
-	// ConditionStalled is True when nothing will happen until somebody changes the object or
-	// something that it refers to; it is absent otherwise.
+	// ConditionStalled is True when the operator cannot continue until the object, or something that it refers to, is
+	// changed. Otherwise it is absent.
 	ConditionStalled = "Stalled"
+	// ConditionKeysMissing is True while a key store's module does not have all keys that ImportedKeys hold in the
+	// key store. Otherwise it is absent. It does not change Ready: the module works with the keys that it has.
+	ConditionKeysMissing = "KeysMissing"
 )
 
-// Reasons of conditions that are no error code of an operation. The others are the error codes
+// Reasons of conditions other than the error codes of the operations. Those are the error codes
 // without their dots (Forbidden.KeyNotFound is ForbiddenKeyNotFound).
 const (
-	// ReasonSucceeded: the object is what its spec asks for.
+	// ReasonSucceeded: the object matches its spec.
 	ReasonSucceeded = "Succeeded"
 	// ReasonPendingImport: the key waits for its material.
 	ReasonPendingImport = "PendingImport"
 	// ReasonKeyStoreNotFound: the key store that the object refers to does not exist.
 	ReasonKeyStoreNotFound = "KeyStoreNotFound"
-	// ReasonKeyStoreNotReady: the key store exists and does not serve yet.
+	// ReasonKeyStoreNotReady: the key store exists but is not ready.
 	ReasonKeyStoreNotReady = "KeyStoreNotReady"
-	// ReasonKeyNotReady: the key that the object refers to does not exist or is not usable yet.
+	// ReasonKeyNotReady: the key that the object refers to does not exist or is not ready.
 	ReasonKeyNotReady = "KeyNotReady"
 	// ReasonSourceNotFound: a Secret or ConfigMap, or the entry in it, does not exist.
 	ReasonSourceNotFound = "SourceNotFound"
-	// ReasonTargetNotOwned: a Secret of the target's name exists and belongs to somebody else.
+	// ReasonTargetNotOwned: a Secret with the target's name exists and is not managed by this object.
 	ReasonTargetNotOwned = "TargetNotOwned"
-	// ReasonKeyVersionTaken: another ImportedKey holds the key that this one would adopt.
+	// ReasonInputReplaced: the DataKey or ImportedKey that the object names was replaced by another with the same name.
+	ReasonInputReplaced = "InputReplaced"
+	// ReasonKeyStoreInUse: the key store is being deleted, but ImportedKeys still have keys or key pairs in its module.
+	ReasonKeyStoreInUse = "KeyStoreInUse"
+	// ReasonLeftInModule: the object is being deleted, but its key or key pairs can no longer be removed from the
+	// module.
+	ReasonLeftInModule = "LeftInModule"
+	// ReasonKeyVersionTaken: another ImportedKey already holds the key that this one is to adopt.
 	ReasonKeyVersionTaken = "KeyVersionTaken"
-	// ReasonNamespacesFailed: the export has failed in some of the selected namespaces.
+	// ReasonNamespacesFailed: the export failed in at least one of the selected namespaces.
 	ReasonNamespacesFailed = "NamespacesFailed"
-	// ReasonNamespacesPending: the export is on its way in some of the selected namespaces.
+	// ReasonNamespacesPending: the export is not ready yet in at least one of the selected namespaces.
 	ReasonNamespacesPending = "NamespacesPending"
 	// ReasonModuleMisconfigured: the module cannot be opened as configured.
 	ReasonModuleMisconfigured = "ModuleMisconfigured"
-	// ReasonPINRefused: the module refused the PIN, or it may not be tried.
+	// ReasonPINRefused: the module rejected the PIN, or the operator must not try it.
 	ReasonPINRefused = "PINRefused"
-	// ReasonAPIServer: the Kubernetes API refused or did not answer.
+	// ReasonAPIServer: the Kubernetes API rejected the request or did not respond.
 	ReasonAPIServer = "APIServer"
+	// ReasonNamespaceTerminating: the namespace is being deleted, so nothing is created in it.
+	ReasonNamespaceTerminating = "NamespaceTerminating"
 )
 
 // Labels and annotations.
@@ -49,13 +61,13 @@ const (
 	LabelManagedBy = "app.kubernetes.io/managed-by"
 	// ManagedBy is LabelManagedBy's value, and the field manager of every write.
 	ManagedBy = "keyconvoy"
-	// AnnotationRenewImportParameters, with any new value, asks for a new import key pair and token.
+	// AnnotationRenewImportParameters, with any new value, requests a new import key pair and token.
 	AnnotationRenewImportParameters = "keyconvoy.io/renew-import-parameters"
-	// AnnotationDeleteKeyMaterial, with any new value, destroys a key's material in the module. The key
-	// stays, and takes the same material again.
+	// AnnotationDeleteKeyMaterial, with any new value, destroys a key's material in the module. The key remains, and
+	// the same material can be imported again.
 	AnnotationDeleteKeyMaterial = "keyconvoy.io/delete-key-material"
 	// AnnotationDataKeyMade is the key version under which the operator made or took over the data key of
-	// a DataKey. An object that has it gets no new data key.
+	// a DataKey. The operator never generates a new data key for an object that has it.
 	AnnotationDataKeyMade = "keyconvoy.io/data-key-made"
 )
 
@@ -68,20 +80,19 @@ const (
 	SecretTypeExportedDataKey = "keyconvoy.io/exported-data-key" //nolint:gosec // a type, not a credential
 )
 
-// Custody says where plaintext key bytes existed: Module (only inside the cryptographic module), Host
-// (for the time of one call in the operator's memory), Software (the embedded store) or Unknown (the
-// key was brought in and its past is not known).
+// Custody is where plaintext key bytes existed: Module (only inside the cryptographic module), Host (in the
+// operator's memory, during one call), Software (in the embedded store) or Unknown (the key was created elsewhere).
 // +kubebuilder:validation:Enum=Module;Host;Software;Unknown
 type Custody string
 
-// CustodyUnknown is the custody of a data key that was brought in as a blob.
+// CustodyUnknown is the custody of a data key that was taken over as a blob.
 const CustodyUnknown Custody = "Unknown"
 
-// KeySpec is the type of a master key (Aliyun_ before it in the seeds).
+// KeySpec is the type of a master key: AES_128, AES_192, AES_256 or SM4.
 // +kubebuilder:validation:Enum=AES_128;AES_192;AES_256;SM4
 type KeySpec string
 
-// WrappingKeySpec is the type of a public key.
+// WrappingKeySpec is the type of a public key: RSA_2048, RSA_3072, RSA_4096 or EC_SM2.
 // +kubebuilder:validation:Enum=RSA_2048;RSA_3072;RSA_4096;EC_SM2
 type WrappingKeySpec string
 
@@ -103,7 +114,7 @@ type NamespaceName string
 // +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
 type EntryKey string
 
-// EntryReference names an entry in a Secret or ConfigMap of the same namespace.
+// EntryReference names an entry in a Secret or ConfigMap in the same namespace.
 type EntryReference struct {
 	// Name of the Secret or ConfigMap.
 	// +required
@@ -113,25 +124,48 @@ type EntryReference struct {
 	Key EntryKey `json:"key"`
 }
 
-// LocalReference names an object of the same namespace.
+// LocalReference names an object in the same namespace.
 type LocalReference struct {
 	// Name of the object.
 	// +required
 	Name ObjectName `json:"name"`
 }
 
-// EntrySource says where a text comes from. Exactly one field is set.
-// +kubebuilder:validation:XValidation:rule="has(self.secretKeyRef) != has(self.configMapKeyRef)",message="exactly one of secretKeyRef and configMapKeyRef is needed"
+// SourceType is which field of a source is set.
+type SourceType string
+
+// The types of source.
+const (
+	// SourceBlob is a value in the object itself.
+	SourceBlob SourceType = "Blob"
+	// SourceSecret is an entry of a Secret.
+	SourceSecret SourceType = "SecretKeyRef"
+	// SourceConfigMap is an entry of a ConfigMap.
+	SourceConfigMap SourceType = "ConfigMapKeyRef"
+	// SourceImportedKey is the import public key of an ImportedKey.
+	SourceImportedKey SourceType = "ImportedKeyRef"
+)
+
+// EntrySource is where a text is read from.
+// +kubebuilder:validation:XValidation:rule="has(self.secretKeyRef) == (self.type == 'SecretKeyRef')",message="secretKeyRef must be set if type is SecretKeyRef, and only then"
+// +kubebuilder:validation:XValidation:rule="has(self.configMapKeyRef) == (self.type == 'ConfigMapKeyRef')",message="configMapKeyRef must be set if type is ConfigMapKeyRef, and only then"
 type EntrySource struct {
+	// Type is the field that is set: SecretKeyRef or ConfigMapKeyRef.
+	// +required
+	// +unionDiscriminator
+	// +kubebuilder:validation:Enum=SecretKeyRef;ConfigMapKeyRef
+	Type SourceType `json:"type"`
 	// SecretKeyRef reads an entry of a Secret.
 	// +optional
+	// +unionMember
 	SecretKeyRef *EntryReference `json:"secretKeyRef,omitempty"`
 	// ConfigMapKeyRef reads an entry of a ConfigMap.
 	// +optional
+	// +unionMember
 	ConfigMapKeyRef *EntryReference `json:"configMapKeyRef,omitempty"`
 }
 
-// KeyStoreReference names a KeyStore of the same namespace or a ClusterKeyStore.
+// KeyStoreReference names a KeyStore in the same namespace, or a ClusterKeyStore.
 type KeyStoreReference struct {
 	// Kind is KeyStore or ClusterKeyStore.
 	// +required
@@ -146,26 +180,28 @@ type KeyStoreReference struct {
 // +kubebuilder:validation:MaxLength=1024
 type MetadataValue string
 
-// SecretTarget is the Secret that an object writes.
+// SecretTarget is the Secret that the operator writes for an object.
 type SecretTarget struct {
-	// Name of the Secret; absent means the object's own name. It cannot be changed.
+	// Name of the Secret. Defaults to the name of this object. It cannot be changed.
 	// +optional
 	Name ObjectName `json:"name,omitempty"`
-	// Labels to put on the Secret.
+	// Labels to put on the Secret, at most 32. Setting them requires the verb create on Secrets.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
+	// +kubebuilder:validation:XValidation:rule="self.all(name, size(name) <= 317 && size(self[name]) <= 63)",message="the name of a label has at most 317 characters, and its value 63"
 	Labels map[string]MetadataValue `json:"labels,omitempty"`
-	// Annotations to put on the Secret.
+	// Annotations to put on the Secret, at most 32. Setting them requires the verb create on Secrets.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
+	// +kubebuilder:validation:XValidation:rule="self.all(name, size(name) <= 317)",message="the name of an annotation has at most 317 characters"
 	Annotations map[string]MetadataValue `json:"annotations,omitempty"`
 }
 
 // ContextValue is a value of an EncryptionContext.
-// +kubebuilder:validation:MaxLength=8192
+// +kubebuilder:validation:MaxLength=8185
 type ContextValue string
 
-// SecretReference is the Secret that was written, as it was then.
+// SecretReference identifies the Secret and the content that the operator wrote.
 type SecretReference struct {
 	// Name of the Secret.
 	// +required
@@ -175,11 +211,11 @@ type SecretReference struct {
 	// +required
 	// +kubebuilder:validation:MaxLength=64
 	UID string `json:"uid"`
-	// ResourceVersion of the Secret when its content was last known to be right.
+	// ResourceVersion of the Secret when the operator last verified its content.
 	// +required
 	// +kubebuilder:validation:MaxLength=64
 	ResourceVersion string `json:"resourceVersion"`
-	// Digest of the Secret's data (SHA-256, hexadecimal), by which a foreign change is noticed.
+	// Digest of the Secret's data (SHA-256, hexadecimal), with which the operator detects changes made by others.
 	// +required
 	// +kubebuilder:validation:MaxLength=64
 	Digest string `json:"digest"`

@@ -4,7 +4,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// KeyReference names a master key of the same namespace.
+// KeyReference names a master key in the same namespace.
 type KeyReference struct {
 	// Kind is ImportedKey.
 	// +required
@@ -15,59 +15,67 @@ type KeyReference struct {
 	Name ObjectName `json:"name"`
 }
 
-// DataKeySpec is what GenerateDataKeyWithoutPlaintext is asked for.
-// +kubebuilder:validation:XValidation:rule="self.keyRef == oldSelf.keyRef",message="keyRef cannot be changed: make another DataKey"
-// +kubebuilder:validation:XValidation:rule="has(self.keySpec) == has(oldSelf.keySpec) && (!has(self.keySpec) || self.keySpec == oldSelf.keySpec)",message="keySpec cannot be changed: make another DataKey"
-// +kubebuilder:validation:XValidation:rule="has(self.numberOfBytes) == has(oldSelf.numberOfBytes) && (!has(self.numberOfBytes) || self.numberOfBytes == oldSelf.numberOfBytes)",message="numberOfBytes cannot be changed: make another DataKey"
-// +kubebuilder:validation:XValidation:rule="has(self.encryptionContext) == has(oldSelf.encryptionContext) && (!has(self.encryptionContext) || self.encryptionContext == oldSelf.encryptionContext)",message="encryptionContext cannot be changed: make another DataKey"
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.ciphertextBlob) || (has(self.ciphertextBlob) && self.ciphertextBlob == oldSelf.ciphertextBlob)",message="ciphertextBlob cannot be changed once set: make another DataKey"
-// +kubebuilder:validation:XValidation:rule="(has(self.target) && has(self.target.name)) == (has(oldSelf.target) && has(oldSelf.target.name)) && (!has(self.target) || !has(self.target.name) || self.target.name == oldSelf.target.name)",message="target.name cannot be changed: make another DataKey"
+// DataKeySpec holds the parameters of GenerateDataKeyWithoutPlaintext.
+// +kubebuilder:validation:XValidation:rule="self.keyRef == oldSelf.keyRef",message="keyRef cannot be changed: create another DataKey"
+// +kubebuilder:validation:XValidation:rule="has(self.keySpec) == has(oldSelf.keySpec) && (!has(self.keySpec) || self.keySpec == oldSelf.keySpec)",message="keySpec cannot be changed: create another DataKey"
+// +kubebuilder:validation:XValidation:rule="has(self.numberOfBytes) == has(oldSelf.numberOfBytes) && (!has(self.numberOfBytes) || self.numberOfBytes == oldSelf.numberOfBytes)",message="numberOfBytes cannot be changed: create another DataKey"
+// +kubebuilder:validation:XValidation:rule="has(self.encryptionContext) == has(oldSelf.encryptionContext) && (!has(self.encryptionContext) || self.encryptionContext == oldSelf.encryptionContext)",message="encryptionContext cannot be changed: create another DataKey"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.ciphertextBlob) || (has(self.ciphertextBlob) && self.ciphertextBlob == oldSelf.ciphertextBlob)",message="ciphertextBlob cannot be changed once set: create another DataKey"
+// +kubebuilder:validation:XValidation:rule="(has(self.target) && has(self.target.name)) == (has(oldSelf.target) && has(oldSelf.target.name)) && (!has(self.target) || !has(self.target.name) || self.target.name == oldSelf.target.name)",message="target.name cannot be changed: create another DataKey"
 type DataKeySpec struct {
-	// KeyRef names the master key.
+	// KeyRef names the master key. It cannot be changed.
 	// +required
 	KeyRef KeyReference `json:"keyRef"`
-	// KeySpec is AES_256 (32 bytes) or AES_128 (16 bytes).
+	// KeySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). It has no effect if numberOfBytes
+	// is set. Defaults to AES_256. It cannot be changed.
 	// +optional
 	// +kubebuilder:validation:Enum=AES_256;AES_128
 	KeySpec string `json:"keySpec,omitempty"`
-	// NumberOfBytes is the length of the data key; it wins over keySpec. With neither it is 32.
+	// NumberOfBytes is the length of the data key in bytes, from 1 to 1024. It takes precedence over keySpec. Defaults
+	// to the length that keySpec states. It cannot be changed.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1024
 	NumberOfBytes int32 `json:"numberOfBytes,omitempty"`
-	// EncryptionContext is bound to the data key: it opens under the same context only. It is not
-	// secret. At most 8192 characters as JSON.
+	// EncryptionContext is authenticated data, for example {app: ledger}: the data key can be decrypted with the same
+	// context only. It is not secret, cannot be changed, and has at most 8192 characters as JSON. (This schema counts
+	// a character that JSON escapes as one; the operation counts its escaped form.) Defaults to an empty context.
 	// +optional
-	// +kubebuilder:validation:MaxProperties=64
+	// +kubebuilder:validation:MaxProperties=1170
+	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k) + size(self[k]) + 6).sum() <= 8191",message="the EncryptionContext must be at most 8192 characters long as JSON"
 	EncryptionContext map[string]ContextValue `json:"encryptionContext,omitempty"`
-	// CiphertextBlob is an existing data key to take over, in Base64. It must have the length that
-	// numberOfBytes or keySpec says, where one of them does.
+	// CiphertextBlob is an existing data key to take over, in Base64, for example status.ciphertextBlob of a DataKey in
+	// another cluster. If numberOfBytes or keySpec is set, the data key must have that length. By default the operator
+	// generates a data key. Setting this field requires the verb export on the ImportedKey that keyRef names.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=4096
 	CiphertextBlob string `json:"ciphertextBlob,omitempty"`
-	// Target is the Secret that keeps the blob. It stays when this object is deleted: a data key
-	// that is lost cannot be made again.
+	// Target is the Secret in which the operator stores the blob. Defaults to a Secret with the name of this object.
+	// The Secret remains when this object is deleted, because a lost data key cannot be generated again.
 	// +optional
 	Target *SecretTarget `json:"target,omitempty"`
 }
 
-// DataKeyStatus is the data key as it is.
+// DataKeyStatus is the observed state of the data key.
 type DataKeyStatus struct {
-	// ObservedGeneration is the generation that the status speaks of.
+	// ObservedGeneration is the generation of the spec that this status describes.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=9007199254740991
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Conditions: Ready, Reconciling, Stalled.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:XValidation:rule="self.all(c, c.lastTransitionTime > timestamp('1970-01-01T00:00:00Z') && c.lastTransitionTime <= timestamp('9999-12-31T23:59:59Z') && (!has(c.observedGeneration) || c.observedGeneration <= 9007199254740991))",message="a lastTransitionTime or observedGeneration is invalid"
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
-	// KeyID is the master key's.
+	// KeyID is the identifier of the master key.
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyID string `json:"keyID,omitempty"`
-	// KeyVersionID is the master key's.
+	// KeyVersionID is the identifier of the master key's version.
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyVersionID string `json:"keyVersionID,omitempty"`
@@ -75,15 +83,21 @@ type DataKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=2048
 	CiphertextBlob string `json:"ciphertextBlob,omitempty"`
-	// Custody says where the data key was in plaintext when it was made.
+	// BlobTag is the module's message authentication code over CiphertextBlob and the namespace and name of this
+	// object. The operator takes over a blob from a Secret only if the Secret has a valid tag.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	BlobTag string `json:"blobTag,omitempty"`
+	// Custody is where the data key existed in plaintext when it was generated: Module, Host or Software. It is
+	// Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
 	// +optional
 	Custody Custody `json:"custody,omitempty"`
-	// SecretRef is the Secret that keeps the blob.
+	// SecretRef is the Secret that holds the blob.
 	// +optional
 	SecretRef *SecretReference `json:"secretRef,omitempty"`
 }
 
-// DataKey is a data key that nobody has seen (GenerateDataKeyWithoutPlaintext).
+// DataKey is a data key that is generated without ever revealing its plaintext (GenerateDataKeyWithoutPlaintext).
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:categories=keyconvoy,shortName=dk
@@ -92,6 +106,7 @@ type DataKeyStatus struct {
 // +kubebuilder:printcolumn:name="Secret",type=string,JSONPath=`.status.secretRef.name`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].message`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type DataKey struct {
 	metav1.TypeMeta `json:",inline"`
@@ -102,6 +117,8 @@ type DataKey struct {
 	Spec DataKeySpec `json:"spec"`
 	// +optional
 	Status DataKeyStatus `json:"status,omitempty"`
+
+	Decoding `json:"-"`
 }
 
 // DataKeyList is a list of DataKeys.

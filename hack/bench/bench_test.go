@@ -16,12 +16,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// The benchmark is run on a handful of objects, with a product and a launcher built from this tree: what it counts
-// must be right, how fast it was is nobody's business here.
+// The tests run the benchmark with a few objects, and with a product and a launcher built from this tree. They check
+// what it counts, not how fast it is.
 
 func TestMain(m *testing.M) {
 	log.SetLogger(logr.Discard())             // as main does
-	if err := os.Chdir("../.."); err != nil { // it is run in the root of the repository
+	if err := os.Chdir("../.."); err != nil { // the benchmark runs in the root of the repository
 		panic(err)
 	}
 	os.Exit(m.Run())
@@ -99,7 +99,7 @@ func checkRestart(t *testing.T, runs []restartRun, n int) {
 		t.Fatalf("restart was measured as %+v", runs)
 	}
 	run := runs[0]
-	// Those of the export that was new.
+	// Only the new export costs writes and a call.
 	if run.Requests["APPLY secrets"] != 1 || run.Requests["PATCH exporteddatakeys/status"] != 1 || run.Calls["ExportDataKey OK"] != 1 {
 		t.Errorf("a restart cost the requests %v and the calls %v", run.Requests, run.Calls)
 	}
@@ -108,7 +108,7 @@ func checkRestart(t *testing.T, runs []restartRun, n int) {
 	}
 }
 
-// drawn checks that charts are drawn from what the JSON holds.
+// drawn checks that charts are drawn from the JSON of runs.
 func drawn(t *testing.T, r *report) {
 	t.Helper()
 	dir := t.TempDir()
@@ -167,7 +167,7 @@ func TestParse_refusesWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
-// What the README tells people to type is accepted.
+// The benchmark accepts the commands in the README.
 func TestReadme_commandsAreTheBenchmarks(t *testing.T) {
 	text, err := os.ReadFile("hack/bench/README.md")
 	if err != nil {

@@ -15,21 +15,21 @@ import (
 	_ "gonum.org/v1/plot/vg/vgsvg" // the format
 )
 
-// charts are what is drawn over the number of exports, each into a file of its own.
+// charts are the figures over the number of exports, and the files into which they are drawn.
 var charts = []struct {
 	file  string
 	title string
 	y     string
 	of    func(convergeRun) float64
-	limit bool // with the line of the bare client
+	limit bool // also draws the bare client
 }{
 	{"converge.svg", "Exports until Ready", "objects per second", func(r convergeRun) float64 { return r.PerSecond }, true},
 	{"memory.svg", "Peak resident memory of the operator", "MiB", func(r convergeRun) float64 { return r.PeakMiB }, false},
 }
 
-const chartUsage = "bench chart DIRECTORY FILE.json …: draw into a directory what was measured with several numbers of objects"
+const chartUsage = "bench chart DIRECTORY FILE.json …"
 
-// chart draws what several runs with other numbers of exports measured.
+// chart draws the results of several runs with different numbers of exports.
 func chart(args []string) error {
 	if len(args) < 2 {
 		return errors.New("usage: " + chartUsage)
@@ -62,7 +62,7 @@ func chart(args []string) error {
 	return nil
 }
 
-// linesOf takes one figure of the exports with an inline public key and the first algorithm, by store.
+// linesOf returns a figure by store, for exports with an inline public key and the first algorithm.
 func linesOf(reports []report, of func(convergeRun) float64) map[string]plotter.XYs {
 	lines := map[string]plotter.XYs{}
 	for _, r := range reports {
@@ -75,7 +75,7 @@ func linesOf(reports []report, of func(convergeRun) float64) map[string]plotter.
 	return lines
 }
 
-// meanLimit is the mean of all runs of the bare client at the best concurrency, and of how many objects.
+// meanLimit returns the mean of all runs of the bare client at the best concurrency, and their number of objects.
 func (r *report) meanLimit() (objects int, perSecond float64) {
 	best, runs := r.bestLimit(), 0.0
 	for _, run := range r.Limit {

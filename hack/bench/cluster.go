@@ -28,16 +28,16 @@ import (
 const (
 	operatorNamespace = "keyconvoy-system"
 	operatorAccount   = "keyconvoy-controller-manager"
-	namespace         = "bench" // of everything that is measured
+	namespace         = "bench" // of all measured objects
 )
 
-// cluster is a control plane of its own, with an empty etcd that flushes each write to the disk, and Keyconvoy
-// installed as config/default says, but for the Deployment: there is no node.
+// cluster is a separate control plane, with an empty etcd that flushes each write to the disk. Keyconvoy is installed
+// as in config/default, but without the Deployment, because there is no node.
 type cluster struct {
-	client.Client // the administrator's
+	client.Client // with the permissions of an administrator
 
 	tools      *tools
-	dir        string // the control plane's and the operator's files
+	dir        string // files of the control plane and the operator
 	kubeconfig string
 	cfg        *rest.Config
 	http       *http.Client
@@ -51,7 +51,7 @@ type tools struct {
 }
 
 func findTools() (*tools, error) {
-	const assets = "KUBEBUILDER_ASSETS" // which the launcher reads, too
+	const assets = "KUBEBUILDER_ASSETS" // the launcher reads it too
 	dir, err := filepath.Abs(cmp.Or(os.Getenv(assets), "bin/controlplane"))
 	if err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func findTools() (*tools, error) {
 	return t, nil
 }
 
-// newCluster starts a control plane. It must be stopped, also after an error.
+// newCluster starts a control plane. The caller must stop it, even after an error.
 func newCluster(ctx context.Context, t *tools) (*cluster, error) {
 	dir, err := os.MkdirTemp("", "keyconvoy-bench-")
 	if err != nil {
@@ -140,7 +140,7 @@ func (c *cluster) install(ctx context.Context) error {
 	return nil
 }
 
-// token makes a token of a ServiceAccount.
+// token requests a token of a ServiceAccount.
 func (c *cluster) token(ctx context.Context, namespace, name string) (string, error) {
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 	request := &authenticationv1.TokenRequest{}

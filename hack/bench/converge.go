@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// convergeRun is n exports over one data key, from nothing to Ready. They are there before the operator starts,
-// so that their creation costs nothing of what is measured; the clock starts when its caches are filled.
+// convergeRun is the reconciliation of n new exports of one data key until all are Ready. They exist before the operator
+// starts, so that the measurement does not include their creation. The clock starts when its caches are filled.
 type convergeRun struct {
 	Store     string         `json:"store"`
 	Algorithm string         `json:"algorithm"`
@@ -19,7 +19,7 @@ type convergeRun struct {
 	PerSecond float64        `json:"perSecond"`
 	Limit     float64        `json:"limitPerSecond"` // of the bare client at its best concurrency, just before and after
 	Ratio     float64        `json:"ratioToLimit"`
-	Ratios    []float64      `json:"ratios"` // of all the runs of which this is the median
+	Ratios    []float64      `json:"ratios"` // of all runs; this is the median run
 	Writes    float64        `json:"writesPerObject"`
 	Reads     float64        `json:"readsPerObject"`
 	Requests  map[string]int `json:"requests"`
@@ -28,32 +28,32 @@ type convergeRun struct {
 	PeakMiB   float64        `json:"peakMiB"`
 }
 
-// restartRun is a start with n exports that are Ready, and one that is created when the process starts.
+// restartRun is a start of the operator with n Ready exports, and a new one that is created at the same time.
 type restartRun struct {
 	Store    string         `json:"store"`
 	Objects  int            `json:"objects"`
 	Start    float64        `json:"startSeconds"`     // from the start of the process until its caches are filled
 	New      float64        `json:"newObjectSeconds"` // from then until the new export is Ready
-	Settled  float64        `json:"settledSeconds"`   // from then until every old export was looked at
-	Requests map[string]int `json:"requests"`         // all; the new export costs two writes
-	Calls    map[string]int `json:"moduleCalls"`      // the new export's one among them
+	Settled  float64        `json:"settledSeconds"`   // from then until every old export was reconciled
+	Requests map[string]int `json:"requests"`         // all, including two writes for the new export
+	Calls    map[string]int `json:"moduleCalls"`      // including the one for the new export
 	CPU      float64        `json:"cpuSeconds"`
 	PeakMiB  float64        `json:"peakMiB"`
 }
 
-// steadyRun is a while with n exports that are Ready, and nothing to do.
+// steadyRun is a period in which n exports are Ready and the operator has nothing to do.
 type steadyRun struct {
 	Store    string         `json:"store"`
 	Objects  int            `json:"objects"`
 	Seconds  float64        `json:"seconds"`
 	Requests map[string]int `json:"requests"`
-	Sent     int            `json:"requestsSent"` // all of the operator's, by its own count
+	Sent     int            `json:"requestsSent"` // by the operator, as it counts them
 	Rate     float64        `json:"requestsPerSecond"`
 	CPU      float64        `json:"cpuSeconds"`
 	PeakMiB  float64        `json:"peakMiB"`
 }
 
-// scene is a cluster with a key in a store, a data key, and n exports that nobody has served yet.
+// scene is a cluster with a key in a store, a data key, and n exports that were not reconciled yet.
 type scene struct {
 	*cluster
 	store     *store
@@ -61,7 +61,7 @@ type scene struct {
 	n         int
 }
 
-// newScene makes one. It must be stopped, also after an error.
+// newScene creates a scene. The caller must stop it, even after an error.
 func newScene(ctx context.Context, t *tools, newStore storeMaker, r *recipient, n int) (*scene, error) {
 	c, err := newCluster(ctx, t)
 	s := &scene{cluster: c, recipient: r, n: n}
@@ -84,7 +84,7 @@ func newScene(ctx context.Context, t *tools, newStore storeMaker, r *recipient, 
 	return s, c.createExports(ctx, r, 0, n)
 }
 
-// storeMaker makes a store in a directory.
+// storeMaker creates a store, with its files in a directory.
 type storeMaker func(ctx context.Context, dir string) (*store, error)
 
 func storeNamed(name string) storeMaker {
@@ -99,9 +99,9 @@ func (s *scene) stop() {
 	}
 }
 
-// converge lets the operator serve all exports, and leaves it running.
+// converge waits until the operator has reconciled all exports, and leaves it running.
 //
-// With profiles, a directory, it also keeps profiles of the operator there, which costs it a little.
+// If profiles is a directory, it also writes profiles of the operator there, which slows the operator down a little.
 func (s *scene) converge(ctx context.Context, profiles string) (*operator, convergeRun, error) {
 	run := convergeRun{Store: s.store.name, Algorithm: s.recipient.Algorithm, PublicKey: s.recipient.From, Objects: s.n}
 	seen, err := s.observe(ctx)
@@ -191,12 +191,12 @@ func (s *scene) restart(ctx context.Context, o *operator) (*operator, restartRun
 	spent := after.since(counts{requests: before})
 	run.Start, run.New, run.Settled = start.Seconds(), served.Sub(o.sync()).Seconds(), settled.Sub(o.sync()).Seconds()
 	run.Requests, run.Calls = spent.requests, spent.calls
-	delete(run.Requests, "POST exporteddatakeys") // the benchmark's own
+	delete(run.Requests, "POST exporteddatakeys") // by the benchmark itself
 	run.CPU, run.PeakMiB = spent.usage.cpu.Seconds(), mib(spent.usage.peak)
 	return o, run, s.verify(ctx, s.recipient, s.n)
 }
 
-// steady watches the operator do nothing.
+// steady counts the requests and calls of an operator that has nothing to do.
 func (s *scene) steady(ctx context.Context, o *operator, during time.Duration) (steadyRun, error) {
 	run := steadyRun{Store: s.store.name, Objects: s.n}
 	before, err := o.count(ctx)
@@ -218,7 +218,7 @@ func (s *scene) steady(ctx context.Context, o *operator, during time.Duration) (
 	return run, nil
 }
 
-// pause waits: what is measured is a length of time.
+// pause waits. The duration is part of the measurement.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):

@@ -18,16 +18,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// counts is what was counted since the processes began: by the API server, and by the operator.
+// counts are requests and calls since the processes started, as the API server and the operator count them.
 type counts struct {
-	requests map[string]int // that the API server answered, by verb and resource: "APPLY secrets"
-	sent     int            // all that the operator sent
+	requests map[string]int // answered by the API server, by verb and resource: "APPLY secrets"
+	sent     int            // sent by the operator
 	calls    map[string]int // into the module, by operation and result: "ExportDataKey OK"
 	usage    usage
 }
 
-// count reads the counters of both. The reading itself costs the operator two requests: it asks the API server who
-// reads.
+// count reads the counters of both. Reading them costs the operator two requests, with which it authenticates and
+// authorizes the reader.
 func (o *operator) count(ctx context.Context) (counts, error) {
 	var c counts
 	var err error
@@ -48,7 +48,7 @@ func (o *operator) count(ctx context.Context) (counts, error) {
 	return c, err
 }
 
-// requestsUntilNow are those that the API server has answered since its start.
+// requestsUntilNow returns the requests that the API server has answered since its start.
 func (c *cluster) requestsUntilNow(ctx context.Context) (map[string]int, error) {
 	server, err := scrape(ctx, c.http, c.cfg.Host+"/metrics", "")
 	if err != nil {
@@ -73,7 +73,7 @@ func (o *operator) waitSettled(ctx context.Context, n int) (time.Time, error) {
 	return at, err
 }
 
-// since is what was counted after before was taken.
+// since returns what was counted after before was read.
 func (c counts) since(before counts) counts {
 	return counts{
 		requests: minus(c.requests, before.requests),
@@ -93,15 +93,15 @@ func minus(a, b map[string]int) map[string]int {
 	return out
 }
 
-// operatorResources are those that the operator asks for. The API server counts all clients together; of
-// these resources the others are the benchmark itself, which creates and watches ExportedDataKeys, and the API
-// server, which keeps a lease.
+// operatorResources are the resources that the operator requests. The API server counts all clients together. The other
+// clients of these resources are the benchmark itself, which creates and watches ExportedDataKeys, and the API server,
+// which renews a lease.
 var operatorResources = []string{
 	"secrets", "configmaps", "namespaces", "events", "leases", "tokenreviews", "subjectaccessreviews",
 	"keystores", "clusterkeystores", "importedkeys", "datakeys", "exporteddatakeys", "clusterexporteddatakeys",
 }
 
-// ofOperator names a request, or is "" for one that is not the operator's.
+// ofOperator returns the name of a request, or "" if the operator did not send it.
 func ofOperator(l map[string]string) string {
 	resource := l["resource"]
 	if !slices.Contains(operatorResources, resource) {
@@ -113,13 +113,13 @@ func ofOperator(l map[string]string) string {
 	return l["verb"] + " " + resource
 }
 
-// The classes of requests. Lists and watches are the caches'.
+// The classes of requests. Only caches list and watch.
 var (
 	writeVerbs = []string{"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"}
 	readVerbs  = []string{"GET"}
 )
 
-// perObject adds up the requests of those verbs for exports: of Secrets, ConfigMaps, exports and events.
+// perObject returns the number of requests with the given verbs for Secrets, ConfigMaps, exports and events.
 func (c counts) perObject(verbs []string, objects int) float64 {
 	n := 0
 	for request, count := range c.requests {
@@ -132,7 +132,7 @@ func (c counts) perObject(verbs []string, objects int) float64 {
 	return float64(n) / float64(objects)
 }
 
-// sum adds up a family's counters, or the counts of its histograms, by what name makes of their labels.
+// sum adds up the counters of a family, or the counts of its histograms, by the name that name returns for their labels.
 func sum(family *dto.MetricFamily, name func(labels map[string]string) string) map[string]int {
 	out := map[string]int{}
 	for _, m := range family.GetMetric() {
@@ -147,8 +147,8 @@ func sum(family *dto.MetricFamily, name func(labels map[string]string) string) m
 	return out
 }
 
-// scrape reads the operator's metrics. Their certificate is one that it has made for itself: until it has, nobody
-// listens.
+// scrape reads the operator's metrics. It retries, because the operator does not listen before it has generated its
+// self-signed certificate.
 func (o *operator) scrape(ctx context.Context) (families map[string]*dto.MetricFamily, err error) {
 	insecure := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // on the loopback interface
 	defer insecure.CloseIdleConnections()
@@ -169,5 +169,5 @@ func scrape(ctx context.Context, c *http.Client, url, bearer string) (map[string
 	return parser.TextToMetricFamilies(body)
 }
 
-// sorted are a map's names in order.
+// sorted returns the keys of a map in order.
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

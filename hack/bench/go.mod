@@ -1,9 +1,12 @@
-// The benchmark: the operator beside what a bare client can do on the same API server.
+// The benchmark, which compares the operator with a bare client on the same API server.
 module github.com/keyconvoy/keyconvoy/hack/bench
 
 go 1.26.4
 
-replace github.com/keyconvoy/keyconvoy => ../..
+replace (
+	github.com/keyconvoy/keyconvoy => ../..
+	github.com/keyconvoy/keyconvoy/api => ../../api
+)
 
 require (
 	github.com/go-logr/logr v1.4.3
@@ -12,9 +15,9 @@ require (
 	github.com/prometheus/common v0.70.0
 	golang.org/x/sync v0.22.0
 	gonum.org/v1/plot v0.17.0
-	k8s.io/api v0.37.0
-	k8s.io/apimachinery v0.37.0
-	k8s.io/client-go v0.37.0
+	k8s.io/api v0.37.2
+	k8s.io/apimachinery v0.37.2
+	k8s.io/client-go v0.37.2
 	sigs.k8s.io/controller-runtime v0.25.2
 )
 
@@ -49,6 +52,7 @@ require (
 	github.com/google/gnostic-models v0.7.0 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
+	github.com/keyconvoy/keyconvoy/api v0.0.0
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
 	github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect

@@ -17,20 +17,20 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// The limit is a bare client that makes, for each export, the two writes that the operator makes: the same
-// Secret by the same kind of request, and the same status. It knows all bodies beforehand, watches nothing and
-// decides nothing: on one machine nothing that makes these two writes can be faster.
+// The limit is the speed of a bare client that makes, for each export, the same two writes as the operator: the same
+// Secret with the same kind of request, and the same status. It prepares all bodies in advance, watches nothing and
+// decides nothing, so nothing that makes these two writes on the same machine can be faster.
 
-// bodies are what the operator wrote for one export, with the name of the export in it.
+// bodies are the requests that the operator sent for one export, which contain the name of the export.
 type bodies struct {
 	Secret []byte // of a server-side apply
 	Status []byte // of a merge patch
 }
 
-// placeholder is the export that the bodies were taken from.
+// placeholder is the name of the export from which the bodies are copied.
 const placeholder = 0
 
-// sampleBodies lets the operator serve one export, and returns what it wrote.
+// sampleBodies lets the operator reconcile one export, and returns what it wrote.
 func sampleBodies(ctx context.Context, t *tools, r *recipient) (bodies, error) {
 	c, err := newCluster(ctx, t)
 	if c != nil {
@@ -68,7 +68,7 @@ func sampleBodies(ctx context.Context, t *tools, r *recipient) (bodies, error) {
 }
 
 func bodiesOf(secret *corev1.Secret, export *v1alpha1.ExportedDataKey) (b bodies, err error) {
-	// The object of the new cluster is the owner of nothing here: an owner's UID is not checked.
+	// The owner does not exist in the new cluster. The API server does not check the UIDs of owners.
 	applied := &corev1.Secret{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
 		ObjectMeta: metav1.ObjectMeta{
@@ -86,14 +86,14 @@ func bodiesOf(secret *corev1.Secret, export *v1alpha1.ExportedDataKey) (b bodies
 
 // limitRun is one run of the bare client.
 type limitRun struct {
-	Write       string  `json:"write"` // how it made the Secret: apply or create
+	Write       string  `json:"write"` // how it wrote the Secret: apply or create
 	Concurrency int     `json:"concurrency"`
 	Objects     int     `json:"objects"`
 	Seconds     float64 `json:"seconds"`
 	PerSecond   float64 `json:"perSecond"`
 }
 
-// The ways to make a Secret. The operator applies; to create is what is cheapest for the API server.
+// The ways to write a Secret. The operator applies; create is the cheapest request for the API server.
 const (
 	byApply  = "apply"
 	byCreate = "create"
@@ -107,7 +107,7 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 	if err != nil {
 		return run, err
 	}
-	// One more, which warms the API server: it has seen an operator before converge, too.
+	// One additional export warms up the API server, as the operator does before converge.
 	if err := c.createExports(ctx, r, 0, n+1); err != nil {
 		return run, err
 	}
@@ -119,7 +119,7 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 	if err := o.waitSeen(ctx, n+1); err != nil {
 		return run, err
 	}
-	// Who may do everything is asked less by the API server than anybody that an operator could be.
+	// The API server authorizes an administrator with less work than a ServiceAccount, so use the operator's.
 	sender, err := c.asOperator(ctx)
 	if err != nil {
 		return run, err
@@ -139,7 +139,7 @@ func measureLimit(ctx context.Context, t *tools, r *recipient, b bodies, write s
 	return limitRun{Write: write, Concurrency: concurrency, Objects: n, Seconds: seconds, PerSecond: float64(n) / seconds}, nil
 }
 
-// writeBoth writes one Secret and one status.
+// writeBoth writes a Secret and a status.
 func (c *cluster) writeBoth(ctx context.Context, sender *http.Client, b bodies, write string, i int) error {
 	was, name := []byte(exportName(placeholder)), exportName(i)
 	secret, status := bytes.ReplaceAll(b.Secret, was, []byte(name)), bytes.ReplaceAll(b.Status, was, []byte(name))
@@ -157,7 +157,7 @@ func (c *cluster) writeBoth(ctx context.Context, sender *http.Client, b bodies, 
 	return send(ctx, sender, http.MethodPatch, exports+name+"/status", "application/merge-patch+json", status)
 }
 
-// send sends a request and reads the answer to its end, so that the connection is used again.
+// send sends a request and reads the whole response, so that the connection is reused.
 func send(ctx context.Context, c *http.Client, method, url, contentType string, body []byte) error {
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {

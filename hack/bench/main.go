@@ -1,5 +1,5 @@
-// Bench measures the operator beside a bare client that makes the same writes on the same API server. It runs
-// the built binary, with the flags and permissions of config/, as a process of its own.
+// Bench compares the operator with a bare client that makes the same writes on the same API server. It runs the built
+// binary as a process, with the flags and permissions in config/.
 package main
 
 import (
@@ -22,27 +22,27 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-const usageText = `Measure the operator beside the limit: a bare client on the same API server.
+const usageText = `Compare the operator with the limit: a bare client on the same API server.
 
 Usage, in the root of the repository after make build:
-  bench [flags]                    measure, print a table and write JSON
-  bench chart DIRECTORY FILE.json …  draw what was measured with several numbers of objects
+  bench [flags]                      measure, print tables and write a JSON report
+  bench chart DIRECTORY FILE.json …  draw charts from reports with different numbers of objects
 
 Scenarios:
-  limit       a bare client: one Secret and one status for each export, at several concurrencies
-  converge    as many exports over one data key, until all are Ready
-  restart     the operator starts with all of them Ready, and one that is new
-  steady      nothing to do
-  trouble     the module answers errors in the middle of the work
-  namespaces  one ClusterExportedDataKey to many namespaces
+  limit       a bare client writes one Secret and one status for each export, at several concurrencies
+  converge    the operator reconciles new exports of one data key, until all are Ready
+  restart     the operator starts with Ready exports and one new export
+  steady      the operator has nothing to do
+  trouble     the module returns errors for a while
+  namespaces  one ClusterExportedDataKey exports to many namespaces
 
-Each has a control plane of its own with an empty etcd that flushes to the disk; restart and steady go on
-with that of converge.
+Each scenario has its own control plane, with an empty etcd that flushes to the disk, except that restart
+and steady use the control plane of converge.
 
 Flags:
 `
 
-// options say what is measured.
+// options are the parsed flags.
 type options struct {
 	n          int
 	namespaces int
@@ -58,7 +58,7 @@ type options struct {
 	profiles   string
 }
 
-// list is a flag of names, separated by commas, out of those that are allowed.
+// list is a flag that takes allowed names, separated by commas.
 type list struct {
 	chosen  []string
 	allowed []string
@@ -110,7 +110,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	// What was measured until an error, or ^C, is kept.
+	// After an error or an interrupt, write what was measured until then.
 	measureErr := measure(ctx, t, o, report)
 	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
@@ -140,18 +140,18 @@ func parse(args []string) (options, error) {
 		fmt.Fprint(flags.Output(), usageText)
 		flags.PrintDefaults()
 	}
-	flags.IntVar(&o.n, "n", 1000, "how many exports")
-	flags.IntVar(&o.namespaces, "namespaces", 1000, "how many namespaces")
-	flags.Var(&o.scenarios, "scenarios", "what is measured")
-	flags.Var(&o.stores, "stores", "on which modules")
-	flags.Var(&o.bare, "concurrency", "of the bare client")
-	flags.Var(&o.algorithms, "algorithms", "converge with these; everything else with the first")
-	flags.Var(&o.publicKeys, "public-keys", "where the exports of converge find their public key")
-	flags.IntVar(&o.repeat, "repeat", 1, "how often each converge is measured: the one with the median ratio counts, and the highest peak of all")
-	flags.DurationVar(&o.steady, "steady", time.Minute, "how long the operator is watched doing nothing")
-	flags.DurationVar(&o.trouble, "trouble", 30*time.Second, "how long the module answers errors")
-	flags.StringVar(&o.out, "out", "bin/bench.json", "where the JSON goes")
-	flags.StringVar(&o.profiles, "profiles", "", "keep profiles of the operator's converge in this directory; costs a few percent")
+	flags.IntVar(&o.n, "n", 1000, "number of exports")
+	flags.IntVar(&o.namespaces, "namespaces", 1000, "number of namespaces")
+	flags.Var(&o.scenarios, "scenarios", "scenarios to run")
+	flags.Var(&o.stores, "stores", "modules to use")
+	flags.Var(&o.bare, "concurrency", "concurrencies of the bare client")
+	flags.Var(&o.algorithms, "algorithms", "algorithms for converge; the other scenarios use the first")
+	flags.Var(&o.publicKeys, "public-keys", "sources of the public key of the exports in converge")
+	flags.IntVar(&o.repeat, "repeat", 1, "number of runs of each converge; the result is the run with the median ratio, and the highest peak of all runs")
+	flags.DurationVar(&o.steady, "steady", time.Minute, "duration of the scenario steady")
+	flags.DurationVar(&o.trouble, "trouble", 30*time.Second, "how long the module returns errors")
+	flags.StringVar(&o.out, "out", "bin/bench.json", "file for the JSON report")
+	flags.StringVar(&o.profiles, "profiles", "", "write profiles of the operator during converge to this directory; slows it down by a few percent")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -159,12 +159,12 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if o.n < 1 || o.namespaces < 1 || o.repeat < 1 {
-		return o, errors.New("measure one object at least, and once")
+		return o, errors.New("-n, -namespaces and -repeat must be at least 1")
 	}
 	return o, nil
 }
 
-// measure runs the scenarios that were asked for.
+// measure runs the selected scenarios.
 func measure(ctx context.Context, t *tools, o options, report *report) error {
 	r, err := newRecipient(o.algorithms.chosen[0], inline)
 	if err != nil {
@@ -192,15 +192,15 @@ func measure(ctx context.Context, t *tools, o options, report *report) error {
 	return nil
 }
 
-// limits measures the bare client, as often as it is asked to.
+// limits measures the bare client, with a new run on each request.
 type limits struct {
 	tools     *tools
 	recipient *recipient
 	bodies    bodies
 	n         int
 	report    *report
-	// last is the last run at the best concurrency. The speed of a shared machine drifts, so what is compared with
-	// the bare client is measured between two runs of it.
+	// last is the last run at the best concurrency. The speed of a shared machine changes over time, so each run that is
+	// compared with the bare client is measured between two runs of it.
 	last limitRun
 }
 
@@ -214,7 +214,7 @@ func (l *limits) run(ctx context.Context, write string, concurrency int) (limitR
 	return run, nil
 }
 
-// measureLimits runs the bare client at each concurrency. Without that scenario it returns nil.
+// measureLimits runs the bare client at each concurrency. It returns nil if the scenario limit is not selected.
 func measureLimits(ctx context.Context, t *tools, r *recipient, o options, report *report) (*limits, error) {
 	if !o.scenarios.has("limit") {
 		return nil, nil
@@ -234,7 +234,7 @@ func measureLimits(ctx context.Context, t *tools, r *recipient, o options, repor
 		}
 	}
 	best := report.bestLimit().Concurrency
-	// For comparison: what the operator would gain if it did not apply.
+	// For comparison: the speed if the operator created Secrets instead of applying them.
 	if _, err := l.run(ctx, byCreate, best); err != nil {
 		return nil, err
 	}
@@ -242,7 +242,7 @@ func measureLimits(ctx context.Context, t *tools, r *recipient, o options, repor
 	return l, nil
 }
 
-// again measures the bare client just before something that is compared with it.
+// again measures the bare client, before a run that is compared with it.
 func (l *limits) again(ctx context.Context) (err error) {
 	if l != nil {
 		l.last, err = l.run(ctx, byApply, l.last.Concurrency)
@@ -250,7 +250,7 @@ func (l *limits) again(ctx context.Context) (err error) {
 	return err
 }
 
-// compare sets the ratio of a run that has just ended.
+// compare measures the bare client again and sets the ratio of the run that has just ended.
 func (l *limits) compare(ctx context.Context, run *convergeRun) error {
 	if l == nil {
 		return nil
@@ -267,7 +267,7 @@ func (l *limits) compare(ctx context.Context, run *convergeRun) error {
 	return nil
 }
 
-// measureStore converges with each algorithm, and goes on to restart and steady with the first one.
+// measureStore measures converge with each algorithm, and restart and steady with the first one.
 func measureStore(ctx context.Context, t *tools, name string, o options, l *limits, report *report) error {
 	for i, algorithm := range o.algorithms.chosen {
 		if !o.publicKeys.has(inline) {
@@ -289,7 +289,7 @@ func measureConverge(ctx context.Context, t *tools, name, algorithm, from string
 		return err
 	}
 	if goOn && (o.scenarios.has("restart") || o.scenarios.has("steady")) {
-		// Not one of those that are compared: a minute of steady lies between it and the next.
+		// This run is not compared with the bare client: the minute of steady lies between it and the next one.
 		if _, err := convergeOnce(ctx, t, name, r, o, true, report); err != nil {
 			return err
 		}
@@ -342,7 +342,7 @@ func convergeOnce(ctx context.Context, t *tools, name string, r *recipient, o op
 	return run, operator.stop()
 }
 
-// goOn measures restart and steady with the exports of converge.
+// goOn measures restart and steady, with the exports of converge.
 func (s *scene) goOn(ctx context.Context, operator *operator, o options, report *report) (*operator, error) {
 	if o.scenarios.has("restart") {
 		progress("restart: %s", s.store.name)
@@ -394,7 +394,7 @@ func measureNamespaces(ctx context.Context, t *tools, r *recipient, o options, r
 	return nil
 }
 
-// progress says what is measured now. A control plane and the objects are made first, which takes a while.
+// progress prints what is measured next. Creating the control plane and the objects takes a while.
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, time.Now().Format(time.TimeOnly)+" "+format+" …\n", args...)
 }

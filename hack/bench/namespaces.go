@@ -11,7 +11,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// namespacesRun is one ClusterExportedDataKey to n namespaces.
+// namespacesRun is an export to n namespaces by one ClusterExportedDataKey.
 type namespacesRun struct {
 	Store      string         `json:"store"`
 	Namespaces int            `json:"namespaces"`
@@ -29,7 +29,7 @@ const (
 	everywhere  = "everywhere" // the ClusterExportedDataKey
 )
 
-// distribute sends the scene's data key to n namespaces.
+// distribute exports the data key of the scene to n namespaces.
 func (s *scene) distribute(ctx context.Context, n int) (namespacesRun, error) {
 	run := namespacesRun{Store: s.store.name, Namespaces: n}
 	err := forEach(ctx, n, setUpConcurrency, func(ctx context.Context, i int) error {
@@ -84,10 +84,10 @@ func (s *scene) everywhere() *v1alpha1.ClusterExportedDataKey {
 	return &v1alpha1.ClusterExportedDataKey{
 		ObjectMeta: metav1.ObjectMeta{Name: everywhere},
 		Spec: v1alpha1.ClusterExportedDataKeySpec{
-			NamespaceSelector: metav1.LabelSelector{MatchLabels: map[string]string{labelWanted: "yes"}},
+			NamespaceSelector: v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{labelWanted: "yes"}},
 			Template: v1alpha1.ExportTemplate{
 				DataKeyRef:        v1alpha1.NamespacedReference{Namespace: namespace, Name: dataKeyName},
-				PublicKey:         v1alpha1.DistributedPublicKeySource{Blob: s.recipient.key.Public().Base64()},
+				PublicKey:         v1alpha1.DistributedPublicKeySource{Type: v1alpha1.SourceBlob, Blob: s.recipient.key.Public().Base64()},
 				WrappingKeySpec:   s.recipient.keySpec(),
 				WrappingAlgorithm: v1alpha1.ExportAlgorithm(s.recipient.Algorithm),
 			},

@@ -23,11 +23,11 @@ const (
 	keyName     = "payments"
 	dataKeyName = "ledger"
 	recipients  = "recipients" // a ConfigMap
-	// setUpConcurrency is how many objects are created at once when nobody measures.
+	// setUpConcurrency is how many objects are created at once, outside of a measurement.
 	setUpConcurrency = 16
 )
 
-// recipient is who the exports are for, and how they are wrapped.
+// recipient is the key pair to which data keys are exported, and the algorithm.
 type recipient struct {
 	Algorithm string // e.g. RSAES_OAEP_SHA_256
 	From      string // where the exports find the public key: "inline" or "ConfigMap"
@@ -57,9 +57,9 @@ func (r *recipient) keySpec() v1alpha1.WrappingKeySpec {
 
 func (r *recipient) source() v1alpha1.PublicKeySource {
 	if r.From == fromConfigMap {
-		return v1alpha1.PublicKeySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: recipients, Key: "key"}}
+		return v1alpha1.PublicKeySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: recipients, Key: "key"}}
 	}
-	return v1alpha1.PublicKeySource{Blob: r.key.Public().Base64()}
+	return v1alpha1.PublicKeySource{Type: v1alpha1.SourceBlob, Blob: r.key.Public().Base64()}
 }
 
 func exportName(i int) string { return fmt.Sprintf("export-%05d", i) }
@@ -75,7 +75,7 @@ func (r *recipient) export(i int) *v1alpha1.ExportedDataKey {
 	}
 }
 
-// createExports creates the ExportedDataKeys from one number to before another. None is served while no operator runs.
+// createExports creates the ExportedDataKeys with the numbers from up to, but not including, to.
 func (c *cluster) createExports(ctx context.Context, r *recipient, from, to int) error {
 	if r.From == fromConfigMap {
 		m := &corev1.ConfigMap{
@@ -89,15 +89,15 @@ func (c *cluster) createExports(ctx context.Context, r *recipient, from, to int)
 	return forEach(ctx, to-from, setUpConcurrency, func(ctx context.Context, i int) error { return c.Create(ctx, r.export(from+i)) })
 }
 
-// bringKey applies a key store, brings a key of its own into it with the command line, and makes a data key.
-// An operator must run.
+// bringKey applies a key store, imports a key into it with the command line, and creates a data key. The operator must
+// be running.
 func (c *cluster) bringKey(ctx context.Context, s *store) error {
 	key := &v1alpha1.ImportedKey{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: keyName},
 		Spec: v1alpha1.ImportedKeySpec{
 			KeyStoreRef:      v1alpha1.KeyStoreReference{Kind: "ClusterKeyStore", Name: storeName},
 			KeySpec:          "AES_256",
-			ImportParameters: v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256"},
+			ImportParameters: &v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256"},
 			ExportPolicy:     &v1alpha1.ExportPolicy{Namespaces: &v1alpha1.ExportNamespaces{From: "All"}},
 		},
 	}
@@ -135,7 +135,7 @@ func (c *cluster) bringKey(ctx context.Context, s *store) error {
 	return c.until(ctx, dataKey, func() bool { return meta.IsStatusConditionTrue(dataKey.Status.Conditions, v1alpha1.ConditionReady) })
 }
 
-// until reads an object until it is as wanted.
+// until reads an object until a condition is true.
 func (c *cluster) until(ctx context.Context, o client.Object, wanted func() bool) error {
 	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
 		err := c.Get(ctx, client.ObjectKeyFromObject(o), o)
@@ -147,8 +147,8 @@ func (c *cluster) until(ctx context.Context, o client.Object, wanted func() bool
 	return nil
 }
 
-// verify checks that n exports are really there: every Secret is the one that its export's status names, and
-// what the recipient opens is one data key everywhere. It opens every hundredth.
+// verify checks that there are n exports, that each Secret is the one in the status of its export, and that the recipient
+// decrypts the same data key from all of them. It decrypts every hundredth.
 func (c *cluster) verify(ctx context.Context, r *recipient, n int) error {
 	var exports v1alpha1.ExportedDataKeyList
 	if err := c.List(ctx, &exports, client.InNamespace(namespace)); err != nil {

@@ -18,24 +18,24 @@ import (
 	"time"
 )
 
-// operator is the built binary as a process, started with the flags of config/manager.
+// operator is a process of the built binary, with the flags of config/manager.
 type operator struct {
 	cluster *cluster
 	cmd     *exec.Cmd
 	log     *os.File
-	metrics string // where its metrics are
-	pprof   string // where its profiles are; empty for nowhere
-	bearer  string // who may read them
+	metrics string // the address of its metrics
+	pprof   string // the address of its profiles; empty without profiles
+	bearer  string // the token of an account that may read them
 	started time.Time
 
 	mu     sync.Mutex
-	synced time.Time     // when the workers of exports started: the caches are filled
+	synced time.Time     // when the export workers started, after the caches were filled
 	ready  chan struct{} // closed then
 	ended  chan struct{} // closed when the process has ended
 }
 
-// workersStarted is in the line that controller-runtime logs when a controller's caches are filled. The
-// binary's log is JSON.
+// workersStarted is in the line that controller-runtime logs when the caches of a controller are filled. The log of the
+// binary is in JSON.
 const workersStarted, ofExports = `"msg":"Starting workers"`, `"controller":"exporteddatakey"`
 
 // startOperator starts the operator and returns at once.
@@ -59,6 +59,7 @@ func (c *cluster) startOperator(ctx context.Context, s *store, profiling bool) (
 	args := append([]string{
 		"manager", "--kubeconfig", kubeconfig,
 		"--leader-elect", "--metrics-bind-address", ports[0], "--health-probe-bind-address", ports[1],
+		"--zap-log-level", "1", // the level of the line with workersStarted
 	}, s.flags...)
 	if profiling {
 		o.pprof = "http://" + ports[2] + "/debug/pprof/"
@@ -66,7 +67,7 @@ func (c *cluster) startOperator(ctx context.Context, s *store, profiling bool) (
 	}
 	o.cmd = exec.Command(c.tools.keyconvoy, args...)
 	o.cmd.Env = append(append(os.Environ(), "POD_NAMESPACE="+operatorNamespace), s.env...)
-	// An interrupted benchmark leaves no operator behind.
+	// If the benchmark is killed, the operator must end too.
 	o.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := o.cmd.StderrPipe()
 	if err != nil {
@@ -99,8 +100,8 @@ func (o *operator) follow(log io.Reader) {
 	_ = o.cmd.Wait()
 }
 
-// waitReady waits until the caches are filled and the workers work, and returns how long after the start
-// of the process that was.
+// waitReady waits until the caches are filled and the workers have started, and returns the time since the start of the
+// process.
 func (o *operator) waitReady(ctx context.Context) (time.Duration, error) {
 	select {
 	case <-o.ready:
@@ -108,7 +109,7 @@ func (o *operator) waitReady(ctx context.Context) (time.Duration, error) {
 	case <-o.ended:
 		return 0, fmt.Errorf("the operator has ended:\n%s", o.lastWords())
 	case <-time.After(2 * time.Minute):
-		return 0, errors.New("the operator fills its caches for two minutes")
+		return 0, errors.New("the operator did not fill its caches within two minutes")
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -128,7 +129,7 @@ func (o *operator) lastWords() string {
 	return string(text[max(0, len(text)-2000):])
 }
 
-// stop ends the operator as a rollout does.
+// stop ends the operator with the same signal as a rollout.
 func (o *operator) stop() error {
 	if err := o.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -142,13 +143,13 @@ func (o *operator) stop() error {
 	return o.log.Close()
 }
 
-// usage is what the process used until now.
+// usage is the resources that a process has used since its start.
 type usage struct {
 	cpu  time.Duration
 	peak uint64 // bytes of resident memory, at most
 }
 
-// clockTick is USER_HZ, which Linux promises to user space (proc(5)).
+// clockTick is USER_HZ, which is fixed in Linux's interface to user space (proc(5)).
 const clockTick = 100
 
 func (o *operator) usage() (usage, error) {
@@ -157,7 +158,7 @@ func (o *operator) usage() (usage, error) {
 	if err != nil {
 		return usage{}, err
 	}
-	// The name in parentheses may hold spaces; the fields after it begin with the third.
+	// The second field, a name in parentheses, may contain spaces. The third field follows it.
 	fields := strings.Fields(string(stat[strings.LastIndex(string(stat), ")")+1:]))
 	var ticks int
 	for _, field := range fields[11:13] { // utime and stime
@@ -179,7 +180,7 @@ func (o *operator) usage() (usage, error) {
 	return usage{cpu: time.Duration(ticks) * time.Second / clockTick, peak: kib << 10}, nil
 }
 
-// freePorts finds addresses on the loopback interface where nobody listens.
+// freePorts returns free addresses on the loopback interface.
 func freePorts(n int) ([]string, error) {
 	var addresses []string
 	for range n {
@@ -187,7 +188,7 @@ func freePorts(n int) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() //nolint:gocritic // all of them together, so that they differ
+		defer l.Close() //nolint:gocritic // keeps all open until the end, so that they differ
 		addresses = append(addresses, l.Addr().String())
 	}
 	return addresses, nil

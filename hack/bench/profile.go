@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 )
 
-// profile begins a profile of the processor, about as long as n exports take. keep ends it and writes it to
-// NAME.cpu.pprof, and what is in memory to NAME.heap.pprof; without --profiling it does nothing.
+// profile starts a CPU profile, for about as long as n exports take. keep ends it and writes it to NAME.cpu.pprof, and a
+// heap profile to NAME.heap.pprof. Without --profiling, keep does nothing.
 func (o *operator) profile(ctx context.Context, n int) (keep func(name string) error) {
 	if o.pprof == "" {
 		return func(string) error { return nil }

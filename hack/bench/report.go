@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// report is all that one run of the benchmark measured. It is what the JSON holds.
+// report contains the results of a run of the benchmark, in the form of its JSON.
 type report struct {
 	Time       string          `json:"time"`
 	Machine    machine         `json:"machine"`
@@ -24,7 +24,7 @@ type report struct {
 	Namespaces []namespacesRun `json:"namespaces,omitempty"`
 }
 
-// machine is where it was measured.
+// machine describes the machine of the measurement.
 type machine struct {
 	Processor string `json:"processor"`
 	Cores     int    `json:"cores"`
@@ -32,7 +32,7 @@ type machine struct {
 	Kernel    string `json:"kernel"`
 	Go        string `json:"go"`
 	Version   string `json:"version"` // of Keyconvoy
-	// Flush is how long one small write takes until it is on the disk: what an etcd waits for.
+	// Flush is the time that a small write takes until it is on the disk, as for each write of etcd, in milliseconds.
 	Flush float64 `json:"flushMilliseconds"`
 }
 
@@ -79,10 +79,10 @@ func field(path, name string) (string, error) {
 			return strings.TrimSpace(value), nil
 		}
 	}
-	return "", fmt.Errorf("%s says no %s", path, name)
+	return "", fmt.Errorf("%s has no line %q", path, name)
 }
 
-// flushTime measures a small write and its flush to the disk, in milliseconds.
+// flushTime measures how long a small write and its flush to the disk take, in milliseconds.
 func flushTime() (float64, error) {
 	file, err := os.CreateTemp("", "keyconvoy-bench-")
 	if err != nil {
@@ -103,7 +103,7 @@ func flushTime() (float64, error) {
 	return float64(time.Since(start).Microseconds()) / 1000 / times, nil
 }
 
-// bestLimit is the fastest run of the bare client that writes as the operator does.
+// bestLimit returns the fastest run of the bare client with the same requests as the operator.
 func (r *report) bestLimit() limitRun {
 	var best limitRun
 	for _, run := range r.Limit {
@@ -114,7 +114,7 @@ func (r *report) bestLimit() limitRun {
 	return best
 }
 
-// print writes the tables for people.
+// print writes the results as tables.
 func (r *report) print(out io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(out, "\n%s, %d cores, %d GiB, %s, %s, Keyconvoy %s; flush to disk %.2f ms\n",
@@ -164,7 +164,7 @@ func (r *report) print(out io.Writer) {
 	}
 }
 
-// figure is a dash where nothing was measured.
+// figure formats a number; it is a dash if nothing was measured.
 func figure(format string, f float64) string {
 	if f == 0 {
 		return "-"

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// forEach does something n times, so many at once, and ends at the first error.
+// forEach calls a function n times, with the given concurrency, and stops at the first error.
 func forEach(ctx context.Context, n, concurrency int, do func(ctx context.Context, i int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(concurrency)

@@ -9,13 +9,12 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// store is a key store on one of the three modules: how the operator must be started for it, and what is
-// applied.
+// store is a key store on one of the three modules: the flags and environment of the operator, and the objects to apply.
 type store struct {
 	name  string
 	flags []string // of the operator
 	env   []string // of the operator
-	pin   string   // kept in a Secret; empty for the software store
+	pin   string   // for the Secret; empty for the software store
 	spec  v1alpha1.KeyStoreSpec
 }
 
@@ -24,16 +23,16 @@ const (
 	onSoftHSM  = "softhsm"
 	onNSS      = "nss"
 
-	pin       = "12345678" // of tokens that live as long as one measurement
+	pin       = "12345678" // of tokens that exist during one measurement only
 	pinSecret = "pin"
-	nssLabel  = "NSS Certificate DB" // fixed in NSS
+	nssLabel  = "NSS Certificate DB" // NSS uses it for every token
 )
 
-// newStore makes the store of that name, with a new token in dir where it needs one.
+// newStore creates the store with that name, with a new token in dir if it needs one.
 func newStore(ctx context.Context, name, dir string) (*store, error) {
 	switch name {
 	case onSoftware:
-		return &store{name: name, spec: v1alpha1.KeyStoreSpec{Software: &v1alpha1.SoftwareStore{}}}, nil
+		return &store{name: name, spec: v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware}}, nil
 	case onSoftHSM:
 		return newSoftHSM(ctx, dir)
 	case onNSS:
@@ -90,19 +89,19 @@ func newNSS(ctx context.Context, dir string) (*store, error) {
 }
 
 func tokenSpec(module, label string) v1alpha1.KeyStoreSpec {
-	return v1alpha1.KeyStoreSpec{PKCS11: &v1alpha1.PKCS11Store{
+	return v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStorePKCS11, PKCS11: &v1alpha1.PKCS11Store{
 		Module:       module,
 		Token:        v1alpha1.TokenSelector{Label: label},
 		PINSecretRef: &v1alpha1.EntryReference{Name: pinSecret, Key: pinSecret},
 	}}
 }
 
-// library returns the first of the patterns that a file matches.
+// library returns the first file that matches one of the patterns.
 func library(patterns ...string) (string, error) {
 	for _, pattern := range patterns {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			return found[0], nil
 		}
 	}
-	return "", fmt.Errorf("none of %q is there; make bench installs it", patterns)
+	return "", fmt.Errorf("no file matches %q; make bench installs it", patterns)
 }

@@ -14,27 +14,27 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// troubleRun is a module that answers every call with an error for a while, in the middle of its work.
+// troubleRun is a period in which every call into the module fails, after a quarter of the exports.
 type troubleRun struct {
 	Store     string         `json:"store"`
 	Objects   int            `json:"objects"`
-	Ready     int            `json:"readyDuring"`    // exports that were Ready when it ended
-	Seconds   float64        `json:"troubleSeconds"` // how long it lasted
-	Requests  map[string]int `json:"requests"`       // during it
+	Ready     int            `json:"readyDuring"`    // exports that were Ready at the end of the period
+	Seconds   float64        `json:"troubleSeconds"` // length of the period
+	Requests  map[string]int `json:"requests"`       // during the period
 	Sent      int            `json:"requestsSent"`
 	Calls     map[string]int `json:"moduleCalls"`
-	Recovery  float64        `json:"recoverySeconds"` // from its end until all are Ready
+	Recovery  float64        `json:"recoverySeconds"` // from the end of the period until all are Ready
 	Writes    float64        `json:"writesPerObject"` // of the whole run
 	PeakMiB   float64        `json:"peakMiB"`
-	PerSecond float64        `json:"perSecondAfter"` // of those that were left, from its end
+	PerSecond float64        `json:"perSecondAfter"` // of the remaining exports, after the period
 }
 
-// faultyModule is a PKCS#11 library that passes all calls on to another one, or refuses them.
+// faultyModule is a PKCS#11 library that forwards all calls to another one, or fails them.
 //
 //go:embed faulty/faulty.c
 var faultyModule string
 
-// newFaulty is SoftHSM behind a library that fails as breakAfter says.
+// newFaulty returns a store on SoftHSM, behind a library that fails after breakAfter is called.
 func newFaulty(ctx context.Context, dir string) (*store, error) {
 	s, err := newSoftHSM(ctx, dir)
 	if err != nil {
@@ -59,7 +59,7 @@ func newFaulty(ctx context.Context, dir string) (*store, error) {
 
 func troubleFile(dir string) string { return filepath.Join(dir, "trouble") }
 
-// breakAfter lets the module fail once it has unwrapped that many keys more. The file is there at once and whole.
+// breakAfter lets the module fail after it has unwrapped that many more keys. It writes the file atomically.
 func (s *scene) breakAfter(unwrapped int) error {
 	whole := troubleFile(s.dir) + ".new"
 	if err := os.WriteFile(whole, []byte(strconv.Itoa(unwrapped)), 0o600); err != nil {
@@ -68,12 +68,12 @@ func (s *scene) breakAfter(unwrapped int) error {
 	return os.Rename(whole, troubleFile(s.dir))
 }
 
-// trouble breaks the module after a quarter of the exports, which are created meanwhile, and repairs it after a
-// while. Of its own n exports the scene has one: when that is Ready, the module was opened.
+// trouble creates n exports, breaks the module after a quarter of them, and repairs it after a while. The scene itself
+// has one export: when it is Ready, the operator has opened the module.
 func (s *scene) trouble(ctx context.Context, n int, during time.Duration) (troubleRun, error) {
 	run := troubleRun{Store: s.store.name, Objects: n}
 	if n <= s.n {
-		return run, errors.New("there must be more exports than one")
+		return run, errors.New("trouble requires at least two exports")
 	}
 	seen, err := s.observe(ctx)
 	if err != nil {
@@ -123,7 +123,7 @@ func (s *scene) trouble(ctx context.Context, n int, during time.Duration) (troub
 	}
 	spent, all := after.since(before), whole.since(counts{requests: start})
 	for _, c := range []counts{spent, all} {
-		delete(c.requests, "POST exporteddatakeys") // the benchmark's own
+		delete(c.requests, "POST exporteddatakeys") // by the benchmark itself
 	}
 	run.Seconds, run.Recovery = repaired.Sub(begun).Seconds(), end.Sub(repaired).Seconds()
 	run.Requests, run.Sent, run.Calls = spent.requests, spent.sent, spent.calls
@@ -135,7 +135,7 @@ func (s *scene) trouble(ctx context.Context, n int, during time.Duration) (troub
 	return run, o.stop()
 }
 
-// waitBroken waits until an export has failed in the module, and returns what was counted by then.
+// waitBroken waits until an export has failed in the module, and returns the counts at that time.
 func (o *operator) waitBroken(ctx context.Context) (c counts, err error) {
 	err = wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
 		c, err = o.count(ctx)

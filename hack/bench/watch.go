@@ -12,8 +12,8 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// observer follows the ExportedDataKeys of the cluster, and knows when how many are Ready. Each run has one, that
-// of the bare client too: a watch costs the API server something.
+// observer watches the ExportedDataKeys of the cluster and counts those that are Ready. Each run has one, even a run of
+// the bare client, because a watch costs the API server time.
 type observer struct {
 	stop context.CancelFunc
 
@@ -21,10 +21,10 @@ type observer struct {
 	objects map[string]bool // by namespace and name: whether it is Ready
 	ready   int
 	changed chan struct{} // closed at the next change
-	err     error         // why it has ended
+	err     error         // why the watch ended
 }
 
-// watchEvent is what is needed of a watch event.
+// watchEvent contains the needed fields of a watch event.
 type watchEvent struct {
 	Type   string
 	Object struct {
@@ -48,7 +48,7 @@ func (c *cluster) observe(ctx context.Context) (*observer, error) {
 		return nil, err
 	}
 	go func() {
-		// The API server ends the watch of whoever reads too slowly. A new one begins with all that there is.
+		// The API server ends a watch whose client reads too slowly. A new watch begins with all existing objects.
 		for err == nil && ctx.Err() == nil {
 			o.follow(body)
 			body, err = c.watchExports(ctx)
@@ -62,7 +62,7 @@ func (c *cluster) watchExports(ctx context.Context) (io.ReadCloser, error) {
 	return httpGet(ctx, c.http, c.cfg.Host+"/apis/keyconvoy.io/v1alpha1/exporteddatakeys?watch=1", "")
 }
 
-// follow reads events until there are no more.
+// follow reads events until the watch ends.
 func (o *observer) follow(body io.ReadCloser) {
 	defer body.Close()
 	in := json.NewDecoder(bufio.NewReaderSize(body, 1<<16))
@@ -106,7 +106,7 @@ func (e *watchEvent) isReady() bool {
 	return false
 }
 
-// wait waits until what is seen is as wanted.
+// wait waits until a condition is true for the observed objects.
 func (o *observer) wait(ctx context.Context, wanted func(ready int, objects map[string]bool) bool) (time.Time, error) {
 	for {
 		o.mu.Lock()
@@ -131,7 +131,7 @@ func (o *observer) waitReady(ctx context.Context, n int) (time.Time, error) {
 	return o.wait(ctx, func(ready int, _ map[string]bool) bool { return ready >= n })
 }
 
-// waitSeen waits until n exports have been seen, Ready or not.
+// waitSeen waits until n exports were observed, Ready or not.
 func (o *observer) waitSeen(ctx context.Context, n int) error {
 	_, err := o.wait(ctx, func(_ int, objects map[string]bool) bool { return len(objects) >= n })
 	return err

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// TestMain lets the test binary be the launcher, too: for these tests, and for up, which starts
-// its own executable as the supervisor.
+// TestMain lets the test binary also be the launcher, for these tests and for up, which runs its own executable as the
+// supervisor.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && slices.Contains([]string{"up", "down", superviseCommand}, os.Args[1]) {
 		main()
@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestControlPlane_lives_fromUpToDown(t *testing.T) {
+func TestControlPlane_runs_fromUpToDown(t *testing.T) {
 	p := newTestPlane(t)
 	export := "export KUBECONFIG=" + p.kubeconfig + "\n"
 
@@ -58,24 +58,24 @@ func TestControlPlane_lives_fromUpToDown(t *testing.T) {
 	launch(t, p, "down")
 }
 
-func TestControlPlane_token_mayDoWhatRBACSaysOnly(t *testing.T) {
+func TestControlPlane_token_hasOnlyThePermissionsOfItsRole(t *testing.T) {
 	p := newTestPlane(t)
 	launch(t, p, "up")
 	kubectl(t, p, "create", "serviceaccount", "reader")
 	kubectl(t, p, "create", "role", "reader", "--verb=list", "--resource=configmaps")
 	kubectl(t, p, "create", "rolebinding", "reader", "--role=reader", "--serviceaccount=default:reader")
-	// The kubeconfig carries the administrator's certificate, which would win over a token.
+	// The kubeconfig contains the administrator's certificate, which takes precedence over a token.
 	server := kubectl(t, p, "config", "view", "--minify", "--output=jsonpath={.clusters[0].cluster.server}")
 	token := strings.TrimSpace(kubectl(t, p, "create", "token", "reader"))
 	asReader := []string{"--kubeconfig=/dev/null", "--server=" + server, "--insecure-skip-tls-verify", "--token=" + token}
 
 	mayList := func(resource string) string {
-		// The command exits with 1 when the answer is no.
+		// The command exits with 1 if the answer is no.
 		answer, _ := exec.Command(asset("kubectl"), append(asReader, "auth", "can-i", "list", resource)...).Output()
 		return strings.TrimSpace(string(answer))
 	}
 
-	// The API server takes a moment to see a new role.
+	// The API server does not apply a new role immediately.
 	for deadline := time.Now().Add(time.Minute); mayList("configmaps") != "yes"; {
 		if time.Now().After(deadline) {
 			t.Fatal("the reader may not list what its role says")
@@ -86,7 +86,7 @@ func TestControlPlane_token_mayDoWhatRBACSaysOnly(t *testing.T) {
 	}
 }
 
-func TestControlPlane_death_isToldAndSurvived(t *testing.T) {
+func TestControlPlane_endOfTheAPIServer_isLoggedAndUpStartsAgain(t *testing.T) {
 	p := newTestPlane(t)
 	launch(t, p, "up")
 
@@ -104,14 +104,14 @@ func TestControlPlane_death_isToldAndSurvived(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "kube-apiserver has died, its log is " + p.log("kube-apiserver"); !strings.Contains(string(log), want) {
-		t.Errorf("the supervisor's log is %q, want it to say %q", log, want)
+	if want := "kube-apiserver has ended, see its log " + p.log("kube-apiserver"); !strings.Contains(string(log), want) {
+		t.Errorf("the supervisor's log is %q, want it to contain %q", log, want)
 	}
 	launch(t, p, "up")
 	kubectl(t, p, "get", "namespaces")
 }
 
-func TestUp_refusesToOverwriteAForeignKubeconfig(t *testing.T) {
+func TestUp_doesNotOverwriteAnotherKubeconfig(t *testing.T) {
 	p := newTestPlane(t)
 	if err := os.WriteFile(p.kubeconfig, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
@@ -119,15 +119,15 @@ func TestUp_refusesToOverwriteAForeignKubeconfig(t *testing.T) {
 
 	err := up(p, false)
 
-	if err == nil || !strings.Contains(err.Error(), "is not ours") {
-		t.Errorf("up said %v", err)
+	if err == nil || !strings.Contains(err.Error(), "was not written by this command") {
+		t.Errorf("up returned %v", err)
 	}
 	if content, _ := os.ReadFile(p.kubeconfig); string(content) != "precious" {
-		t.Errorf("the file now holds %q", content)
+		t.Errorf("the file now contains %q", content)
 	}
 }
 
-// newTestPlane is a control plane of the test's own, which is stopped with the test.
+// newTestPlane returns a control plane for the test, which is stopped at its end.
 func newTestPlane(t *testing.T) plane {
 	t.Helper()
 	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
@@ -145,7 +145,7 @@ func newTestPlane(t *testing.T) plane {
 	return p
 }
 
-// launch runs the launcher as a person does and returns what it printed.
+// launch runs the launcher as a user would, and returns its output.
 func launch(t *testing.T, p plane, command string, flags ...string) string {
 	t.Helper()
 	args := append([]string{command, "--kubeconfig=" + p.kubeconfig}, flags...)
@@ -175,7 +175,7 @@ type process struct {
 	args string
 }
 
-// processes are those whose arguments name the control plane's files, by the name of their executable.
+// processes returns the processes whose arguments contain the files of the control plane, by executable.
 func processes(t *testing.T, p plane) map[string]process {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -186,7 +186,7 @@ func processes(t *testing.T, p plane) map[string]process {
 	for _, file := range files {
 		line, err := os.ReadFile(file)
 		if err != nil || !bytes.Contains(line, []byte(p.kubeconfig)) {
-			continue // it ended meanwhile, or is none of ours
+			continue // it has ended, or belongs to another user
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		if err != nil {

@@ -1,5 +1,5 @@
 // Controlplane runs a Kubernetes control plane on the loopback interface: a real kube-apiserver on
-// a real etcd, and nothing else. It is for the tests, the demo and trying things by hand.
+// a real etcd, and nothing else. Tests, the demo and developers use it.
 package main
 
 import (
@@ -20,22 +20,22 @@ Usage:
   controlplane up   [--kubeconfig FILE] [--fsync]
   controlplane down [--kubeconfig FILE]
 
-up starts it in the background, waits until it serves, writes FILE, whose user may do everything,
-and prints the line that points kubectl at it:
+up starts it in the background, waits until it is ready, writes FILE with the credentials of an
+administrator, and prints the line that makes kubectl use it:
 
   eval "$(controlplane up)"
 
-Started again, it only prints that line. down stops it and removes all that it kept.
+If it is running already, up only prints that line. down stops it and deletes its data.
 
 The binaries come from $KUBEBUILDER_ASSETS. RBAC is on and ServiceAccount tokens can be requested.
-There are no nodes and no controllers: no pod runs, a deleted namespace stays Terminating, the
-objects of a deleted owner stay, and the aggregated roles (view, edit, admin) allow nothing.
+There are no nodes and no controllers: pods do not run, deleted namespaces remain Terminating,
+objects of a deleted owner remain, and the aggregated roles (view, edit, admin) allow nothing.
 
 Flags:
   --kubeconfig FILE   where to write the kubeconfig (default "bin/kubeconfig"). The data and the
                       logs are in FILE.state. Each FILE is a control plane of its own.
-  --fsync             let etcd flush each write to the disk, as in production. Without it writes
-                      are faster than they would be there.
+  --fsync             let etcd flush each write to the disk, as in production. Without it, writes
+                      are faster than in production.
 `
 
 const defaultKubeconfig = "bin/kubeconfig"
@@ -89,7 +89,7 @@ func run(args []string) error {
 	}
 }
 
-// up leaves a control plane running, and p.kubeconfig written.
+// up starts the control plane unless it is running, and writes p.kubeconfig.
 func up(p plane, fsync bool) error {
 	release, err := p.lockCommands()
 	if err != nil {
@@ -110,24 +110,24 @@ func up(p plane, fsync bool) error {
 	return nil
 }
 
-// start starts the supervisor and returns when the API server serves.
+// start starts the supervisor and returns when the API server is ready.
 func start(p plane, fsync bool) error {
 	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
-		return errors.New("KUBEBUILDER_ASSETS does not say where kube-apiserver and etcd are; " +
+		return errors.New("KUBEBUILDER_ASSETS, the directory of kube-apiserver and etcd, is not set; " +
 			"make up builds them and sets it")
 	}
 	switch _, err := os.Stat(p.state); {
 	case err == nil:
-		fmt.Fprintf(os.Stderr, "The control plane that was here stopped by itself; %s says why.\n", p.log("supervisor"))
+		fmt.Fprintf(os.Stderr, "The earlier control plane ended unexpectedly; see %s.\n", p.log("supervisor"))
 		if err := p.discardData(); err != nil {
 			return err
 		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	default:
-		// The file may be the way to somebody's real cluster.
+		// The file may contain the credentials of a real cluster.
 		if _, err := os.Stat(p.kubeconfig); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s exists and is not ours; name another file with --kubeconfig", p.kubeconfig)
+			return fmt.Errorf("%s exists and was not written by this command; choose another file with --kubeconfig", p.kubeconfig)
 		}
 	}
 	if err := os.MkdirAll(p.state, 0o700); err != nil {
@@ -146,7 +146,7 @@ func start(p plane, fsync bool) error {
 
 	supervisor := exec.Command(self, superviseCommand, "--kubeconfig="+p.kubeconfig, fmt.Sprintf("--fsync=%t", fsync))
 	supervisor.Stderr = log
-	// A session of its own: ^C and a closed terminal are not meant for it.
+	// In its own session, so that an interrupt or a closed terminal does not end it.
 	supervisor.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	stdout, err := supervisor.StdoutPipe()
 	if err != nil {
@@ -156,18 +156,18 @@ func start(p plane, fsync bool) error {
 	if err := supervisor.Start(); err != nil {
 		return err
 	}
-	// The supervisor closes its end when it is ready, and by dying.
+	// The supervisor closes its end when it is ready or when it ends.
 	said, err := io.ReadAll(stdout)
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(said, []byte(ready)) {
-		return fmt.Errorf("the control plane did not start; the logs in %s say why", p.state)
+		return fmt.Errorf("the control plane did not start; see the logs in %s", p.state)
 	}
 	return supervisor.Process.Release()
 }
 
-// down leaves nothing running and nothing on the disk.
+// down stops the control plane and deletes its files.
 func down(p plane) error {
 	release, err := p.lockCommands()
 	if err != nil {
@@ -176,7 +176,7 @@ func down(p plane) error {
 	defer release()
 
 	if _, err := os.Stat(p.state); errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintln(os.Stderr, "No control plane here.")
+		fmt.Fprintln(os.Stderr, "No control plane is running here.")
 		return nil
 	}
 	if err := p.stop(); err != nil {

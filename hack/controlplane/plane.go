@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// plane is where one control plane keeps its things.
+// plane names the files of a control plane.
 type plane struct {
 	kubeconfig string // the file that clients use; it also names the control plane
 	state      string // the directory of data, certificates and logs
@@ -31,18 +31,18 @@ func (p plane) pidFile() string      { return filepath.Join(p.state, "supervisor
 // log is the log file of a process: supervisor, etcd or kube-apiserver.
 func (p plane) log(process string) string { return filepath.Join(p.state, process+".log") }
 
-// openLog appends, so that what a dead predecessor wrote can still be read.
+// openLog opens a log file to append to it, so that it keeps the lines of an earlier process.
 func (p plane) openLog(process string) (*os.File, error) {
 	return os.OpenFile(p.log(process), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 }
 
-// discardData makes room for a new control plane and keeps the logs of the old one.
+// discardData deletes the data of an earlier control plane and keeps its logs.
 func (p plane) discardData() error {
 	return errors.Join(os.RemoveAll(p.etcdDir()), os.RemoveAll(p.apiServerDir()))
 }
 
-// lockCommands waits until no other up or down is at work in this directory. The lock is on the
-// directory and not on a file, because down leaves no file.
+// lockCommands waits until no other up or down runs for this directory. The lock is on the directory, not on a file,
+// because down deletes all files.
 func (p plane) lockCommands() (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(p.kubeconfig), 0o750); err != nil {
 		return nil, err
@@ -58,9 +58,9 @@ func (p plane) lockCommands() (release func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// claim writes our process id for stop to find, and locks it for as long as we live: a process id alone
-// could be another process's by now. Only our end releases the lock, so that whoever waits for it finds
-// our last words in the log and no process. (An os.File would be closed when nobody refers to it.)
+// claim writes the process ID of the supervisor for stop, and locks the file until the supervisor ends, because another
+// process could later have the same ID. A process that waits for the lock finds the log complete. The file is not an
+// os.File, which the garbage collector would close.
 func (p plane) claim() error {
 	file, err := syscall.Open(p.pidFile(), os.O_CREATE|os.O_RDWR|os.O_TRUNC|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -73,7 +73,7 @@ func (p plane) claim() error {
 	return err
 }
 
-// running tells whether a supervisor lives.
+// running reports whether a supervisor is running.
 func (p plane) running() (bool, error) {
 	file, err := os.Open(p.pidFile())
 	if errors.Is(err, os.ErrNotExist) {
@@ -90,7 +90,7 @@ func (p plane) running() (bool, error) {
 	return false, err
 }
 
-// stop asks the supervisor to stop, if it lives, and returns when it has.
+// stop stops the supervisor, if it is running, and returns when it has ended.
 func (p plane) stop() error {
 	running, err := p.running()
 	if err != nil || !running {
@@ -110,7 +110,7 @@ func (p plane) stop() error {
 	return p.wait()
 }
 
-// wait returns when no supervisor lives any more: when its lock is free.
+// wait returns when the supervisor has ended, which releases its lock.
 func (p plane) wait() error {
 	file, err := os.Open(p.pidFile())
 	if err != nil {

@@ -15,18 +15,18 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// superviseCommand is what up starts in the background. It is not for people.
+// superviseCommand is the command that up starts in the background. It is not documented for users.
 const superviseCommand = "supervise"
 
-// ready is what the supervisor writes to its standard output, a pipe to up, when the API server serves.
+// ready is the text that the supervisor writes to its standard output, a pipe to up, when the API server is ready.
 const ready = "ready"
 
-// supervise runs the control plane until it is told to stop or one of the two processes dies.
+// supervise runs the control plane until it receives SIGTERM or one of the two processes ends.
 func supervise(p plane, fsync bool) (err error) {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
-	// When up has gone away, writing to it shall fail and not kill us: etcd and the API server
-	// would stay behind.
+	// If up has ended, writing to the pipe must return an error instead of killing this process, which would leave etcd
+	// and the API server running.
 	signal.Ignore(syscall.SIGPIPE)
 	log.SetLogger(logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil)))
 
@@ -60,7 +60,7 @@ func supervise(p plane, fsync bool) (err error) {
 	}, p)
 }
 
-// newEnvironment is envtest's control plane with data, certificates and logs in our directory.
+// newEnvironment returns envtest's control plane, with data, certificates and logs in the directory of the plane.
 func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
 	for _, dir := range []string{p.etcdDir(), p.apiServerDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -76,11 +76,11 @@ func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
 		return nil, err
 	}
 
-	// A cluster that USE_EXISTING_CLUSTER points at is not ours to start and stop.
+	// Ignore USE_EXISTING_CLUSTER: this command must not use another cluster.
 	useExisting := false
 	env := &envtest.Environment{
 		UseExistingCluster: &useExisting,
-		// On a busy machine both take longer than envtest's 20 seconds.
+		// On a busy machine both take longer than the 20 seconds of envtest.
 		ControlPlaneStartTimeout: 2 * time.Minute,
 		ControlPlaneStopTimeout:  2 * time.Minute,
 	}
@@ -92,7 +92,7 @@ func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
 	return env, nil
 }
 
-// writeKubeconfig replaces the file in one step: it is complete or it is not there.
+// writeKubeconfig replaces the file atomically.
 func writeKubeconfig(path string, content []byte) error {
 	partial := path + ".partial"
 	if err := os.WriteFile(partial, content, 0o600); err != nil {
@@ -101,8 +101,8 @@ func writeKubeconfig(path string, content []byte) error {
 	return os.Rename(partial, path)
 }
 
-// watch returns nil when the context ends, and an error when a process no longer takes connections.
-// It asks the address because envtest tells nobody that a process of its has died.
+// watch returns nil when the context ends, and an error when a process no longer accepts connections. It connects to
+// their addresses because envtest does not report that a process has ended.
 func watch(ctx context.Context, addresses map[string]string, p plane) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -118,7 +118,7 @@ func watch(ctx context.Context, addresses map[string]string, p plane) error {
 			if err == nil {
 				connection.Close()
 			} else if ctx.Err() == nil {
-				return fmt.Errorf("%s has died, its log is %s: %w", process, p.log(process), err)
+				return fmt.Errorf("%s has ended, see its log %s: %w", process, p.log(process), err)
 			}
 		}
 	}

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Carries a key from openssl into Keyconvoy, and a data key under it out to two recipients, and compares
-# what they hold. Each command is shown as a person would type it, and then run. `make demo` builds what
-# is needed and calls this.
+# Imports a key from openssl into Keyconvoy, exports a data key to two recipients, and compares their copies. It shows
+# each command as a user would type it, and then runs it. `make demo` builds what it needs and runs it.
 #
 #   DEMO_STORE=software   the embedded key store (the default)
 #   DEMO_STORE=softhsm    a token of SoftHSM
 #
-# The control plane, the operator and all files are the demo's own and go away with it.
+# At the end it stops its control plane and its operator, and deletes its files.
 set -euo pipefail
 umask 077
 
@@ -25,21 +24,21 @@ for file in "$keyconvoy" "$launcher" "$KUBEBUILDER_ASSETS/kubectl"; do
   [ -x "$file" ] || { echo "$file is missing; make demo builds it." >&2; exit 2; }
 done
 
-# How it looks.
+# Output.
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim='' plain=''; fi
 
 chapter() { printf '\n%s== %s ==%s\n' "$bold" "$*" "$plain"; }
 say()     { printf '%s# %s%s\n' "$dim" "$*" "$plain"; }
 
-# run shows a command and runs it in this shell, so that variables last. A command that fails ends the
-# demo, also one that begins with "!", which set -e lets pass.
+# run prints a command and runs it in this shell, so that its variables remain set. If the command fails, the demo ends,
+# also for a command that begins with "!", which set -e ignores.
 run() {
   printf '\n%s$ %s%s\n' "$bold" "$1" "$plain"
   eval "$1" || { echo "This command failed: $1" >&2; exit 1; }
 }
 
-# Coming and going.
+# Start and end.
 
 work=$(mktemp -d)
 desk=$work/desk
@@ -58,7 +57,7 @@ leave() {
   trap - EXIT INT TERM
   if [ "$code" -ne 0 ]; then
     printf '\nThe demo failed (exit code %s).\n' "$code" >&2
-    [ ! -s "$operator_log" ] || { echo "The operator's last words:" >&2; tail -n 15 "$operator_log" >&2; }
+    [ ! -s "$operator_log" ] || { echo "The end of the operator's log:" >&2; tail -n 15 "$operator_log" >&2; }
   fi
   echo
   say "Cleaning up: the operator, the control plane, all files …"
@@ -76,7 +75,7 @@ trap 'exit 143' TERM
 
 start_control_plane() {
   chapter "A cluster"
-  say "Starting a control plane of the demo's own (kube-apiserver and etcd, no nodes) …"
+  say "Starting a control plane for the demo (kube-apiserver and etcd, no nodes) …"
   "$launcher" up --kubeconfig "$work/kubeconfig" >/dev/null
   mkdir -p "$desk" "$work/bin"
   ln -s "$keyconvoy" "$work/bin/keyconvoy"
@@ -87,14 +86,14 @@ start_control_plane() {
 }
 
 install() {
-  chapter "Keyconvoy in it"
+  chapter "Install Keyconvoy"
   run 'kubectl apply -k config/default'
   run 'kubectl wait --for=condition=Established crd --all --timeout=60s >/dev/null'
 }
 
-# make_token makes a SoftHSM token, and a Secret with its PIN.
+# make_token creates a SoftHSM token, and a Secret with its PIN.
 make_token() {
-  chapter "A token of SoftHSM"
+  chapter "A SoftHSM token"
   mkdir "$work/tokens"
   printf 'directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n' "$work/tokens" >"$work/softhsm2.conf"
   export SOFTHSM2_CONF=$work/softhsm2.conf
@@ -103,7 +102,7 @@ make_token() {
   run 'kubectl create secret generic softhsm-pin -n keyconvoy-system --from-file=pin'
 }
 
-# operator_kubeconfig writes a kubeconfig with the token in the place of the administrator's certificate.
+# operator_kubeconfig writes a kubeconfig with the token instead of the administrator's certificate.
 operator_kubeconfig() {
   local user
   user=$(kubectl config view -o jsonpath='{.users[0].name}')
@@ -114,11 +113,10 @@ operator_kubeconfig() {
   } >/dev/null
 }
 
-# start_operator runs the built binary as the Deployment would: with its ServiceAccount and no other
-# permission.
+# start_operator runs the built binary with the permissions of the Deployment's ServiceAccount only.
 start_operator() {
   chapter "The operator"
-  say "This cluster has no node for the Deployment's pod. So the operator runs as a process here, with the"
+  say "This cluster has no node for the Deployment's pod. Therefore the operator runs as a process here, with the"
   say "permissions of the Deployment's ServiceAccount."
   run 'kubectl create token keyconvoy-controller-manager -n keyconvoy-system > token'
   operator_kubeconfig
@@ -141,18 +139,18 @@ make_key_store() {
   say "Waiting for the operator's self-test of the module …"
   run 'kubectl wait clusterkeystore/main --for=condition=Ready --timeout=120s'
   run 'kubectl get clusterkeystore main -o wide'
-  say "What the module was seen to do, and where plaintext is meanwhile:"
+  say "What the module can do, as the self-test found, and where plaintext exists during it:"
   run 'kubectl get clusterkeystore main -o go-template='\''{{range .status.capabilities}}{{printf "%-10s %-20s %s\n" .operation .algorithm .custody}}{{end}}'\'
 }
 
 import_key() {
-  chapter "Bring a key"
+  chapter "Bring your own key"
   run 'kubectl apply -f config/samples/importedkey.yaml'
   say "Waiting for a public key to wrap the material under …"
   run "kubectl wait importedkey/payments -n team-a --for=jsonpath='{.status.importParameters.publicKey}' --timeout=120s"
   run 'kubectl get importedkey -n team-a'
 
-  say "The material is yours. It is made and wrapped outside of the cluster, here with plain openssl."
+  say "You generate and wrap the material outside of the cluster, here with openssl."
   run 'openssl rand -out material.bin 32'
   run "kubectl get importedkey payments -n team-a -o jsonpath='{.status.importParameters.publicKey}' | base64 -d > import.der"
   run "TOKEN=\$(kubectl get importedkey payments -n team-a -o jsonpath='{.status.importParameters.importToken}')"
@@ -166,7 +164,7 @@ import_key() {
 }
 
 make_data_key() {
-  chapter "Make a data key under it, that nobody sees"
+  chapter "Generate a data key under it, without showing it"
   run 'kubectl apply -f config/samples/datakey.yaml'
   run 'kubectl wait datakey/ledger -n team-a --for=condition=Ready --timeout=120s'
   run 'kubectl get datakey -n team-a'
@@ -174,7 +172,7 @@ make_data_key() {
 
 export_data_key() {
   chapter "Export it to two recipients"
-  say "Each recipient makes a key pair and gives away the public half."
+  say "Each recipient generates a key pair and publishes the public key."
   run 'openssl genrsa -out rsa.key 2048'
   run 'openssl genpkey -algorithm SM2 -out sm2.key'
   run 'openssl pkey -in rsa.key -pubout -out rsa.pem && openssl pkey -in sm2.key -pubout -out sm2.pem'
@@ -186,7 +184,7 @@ export_data_key() {
 }
 
 unwrap_and_compare() {
-  chapter "Open both, and compare"
+  chapter "Decrypt both, and compare"
   say "The RSA recipient, with openssl:"
   run "kubectl get secret ledger-rsa -n team-a -o jsonpath='{.data.exportedDataKey}' | base64 -d > rsa.wrapped"
   run 'openssl pkeyutl -decrypt -inkey rsa.key -in rsa.wrapped -out ledger-from-rsa \
@@ -194,13 +192,13 @@ unwrap_and_compare() {
   say "The SM2 recipient, with openssl:"
   run "kubectl get secret ledger-sm2 -n team-a -o jsonpath='{.data.exportedDataKey}' | base64 -d > sm2.wrapped"
   run 'openssl pkeyutl -decrypt -inkey sm2.key -in sm2.wrapped -out ledger-from-sm2'
-  say "Or with keyconvoy, which also reads SM2 ciphertexts that openssl does not (C1C3C2), and mounted Secrets:"
+  say "Or with keyconvoy, which also reads mounted Secrets, and SM2 ciphertexts in formats that openssl cannot read (C1C3C2):"
   run 'keyconvoy unwrap --key-file sm2.key --in sm2.wrapped --out ledger-from-keyconvoy'
   run 'wc -c ledger-from-*'
   run 'cmp ledger-from-rsa ledger-from-sm2'
   run 'cmp ledger-from-rsa ledger-from-keyconvoy'
   [ "$(wc -c <ledger-from-rsa)" -eq 32 ] || { echo "The data key has the wrong length." >&2; exit 1; }
-  say "All hold the same 32 bytes. Does any object in the cluster hold them, or the material?"
+  say "All files contain the same 32 bytes. Does any object in the cluster contain them, or the material?"
   run 'kubectl get secrets,configmaps,clusterkeystores,importedkeys,datakeys,exporteddatakeys -A -o yaml > objects.yaml'
   run '! grep -F -e "$(base64 -w0 ledger-from-rsa)" -e "$(base64 -w0 material.bin)" objects.yaml'
   say "None does."
@@ -210,9 +208,9 @@ show_custody() {
   chapter "Where plaintext existed"
   run 'kubectl get importedkey,datakey,exporteddatakey -n team-a -o custom-columns=KIND:.kind,NAME:.metadata.name,CUSTODY:.status.custody'
   say "Module:   only inside the cryptographic module."
-  say "Host:     for the time of one call in the operator's memory, because the module lacks a mechanism."
-  say "Software: in the operator's memory; the embedded store keeps its keys sealed in Secrets."
-  say "Besides: on this desk, where the material was made and the recipients opened the data key."
+  say "Host:     in the operator's memory for one call, because the module cannot do this step."
+  say "Software: in the operator's memory; the embedded store keeps its keys encrypted in Secrets."
+  say "Also in the demo's own files, where you generated the material and the recipients decrypted the data key."
 }
 
 start_control_plane

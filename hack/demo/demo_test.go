@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// The demo is run as make demo runs it, with a product and a launcher built from this tree.
+// The tests run the demo like make demo, with a product and a launcher built from this tree.
 
-// built is what the demo asks for. The directory is removed by the last test's end (TestMain).
+// built is the directory of the binaries that the demo needs. TestMain removes it.
 var built struct {
 	sync.Once
 	dir string
@@ -48,7 +48,7 @@ func build() {
 // demo is one run of the script.
 type demo struct {
 	cmd  *exec.Cmd
-	temp string // where it keeps its things
+	temp string // the directory of its files
 	out  bytes.Buffer
 }
 
@@ -66,13 +66,13 @@ func newDemo(t *testing.T, env ...string) *demo {
 	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.temp, "DEMO_STORE=",
 		"KEYCONVOY="+filepath.Join(built.dir, "keyconvoy"), "CONTROLPLANE_LAUNCHER="+filepath.Join(built.dir, "controlplane"))
 	d.cmd.Env = append(d.cmd.Env, env...)
-	// Not killed at the deadline, so that it cleans up.
+	// Interrupted instead of killed at the deadline, so that it cleans up.
 	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(syscall.SIGTERM) }
 	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
 	return d
 }
 
-// ends waits for the script's end, and checks the exit code, what it said, and that nothing is left.
+// ends checks the exit code and the output of the script, and that it left no files and no processes.
 func (d *demo) ends(t *testing.T, code int, says ...string) {
 	t.Helper()
 	if got := d.cmd.ProcessState.ExitCode(); got != code {
@@ -80,25 +80,25 @@ func (d *demo) ends(t *testing.T, code int, says ...string) {
 	}
 	for _, words := range says {
 		if !strings.Contains(d.out.String(), words) {
-			t.Errorf("it does not say %q", words)
+			t.Errorf("the output does not contain %q", words)
 		}
 	}
 	if strings.Contains(d.out.String(), "PRIVATE KEY-----") {
-		t.Error("it shows a private key")
+		t.Error("the output contains a private key")
 	}
 	if left, err := os.ReadDir(d.temp); err != nil || len(left) > 0 {
-		t.Errorf("it leaves %v, %v", left, err)
+		t.Errorf("it left files: %v, %v", left, err)
 	}
 	for _, process := range lastingProcesses(t, d.temp) {
-		t.Errorf("it leaves a process: %s", process)
+		t.Errorf("it left a process: %s", process)
 	}
 	if t.Failed() {
 		t.Logf("The demo:\n%s", d.out.String())
 	}
 }
 
-// lastingProcesses returns the command lines that name a path and do not go within seconds: a process
-// that has released everything is still listed for a moment.
+// lastingProcesses returns the command lines that contain a path and are still there after a minute. A process that is
+// ending can still be listed for a moment.
 func lastingProcesses(t *testing.T, path string) []string {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -117,12 +117,12 @@ func lastingProcesses(t *testing.T, path string) []string {
 	}
 }
 
-// processesWith returns the command lines that name a path.
+// processesWith returns the command lines that contain a path.
 func processesWith(t *testing.T, path string) []string {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no processes to be seen: %v", err)
+		t.Fatalf("found no processes: %v", err)
 	}
 	var found []string
 	for _, file := range files {
@@ -134,35 +134,35 @@ func processesWith(t *testing.T, path string) []string {
 	return found
 }
 
-func TestDemo_refusesAnUnknownStore(t *testing.T) {
+func TestDemo_unknownStore_fails(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t, "DEMO_STORE=cloud")
 	_ = d.cmd.Run()
 	d.ends(t, 2, `DEMO_STORE is software or softhsm, not "cloud".`)
 }
 
-func TestDemo_saysWhatIsNotBuilt(t *testing.T) {
+func TestDemo_missingBinary_isNamed(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t, "KEYCONVOY=no/such/keyconvoy")
 	_ = d.cmd.Run()
 	d.ends(t, 2, "no/such/keyconvoy is missing; make demo builds it.")
 }
 
-func TestDemo_failsWhenTheRecipientsHoldDifferentKeys(t *testing.T) {
+func TestDemo_recipientsHaveDifferentKeys_fails(t *testing.T) {
 	t.Parallel()
-	liar := filepath.Join(t.TempDir(), "keyconvoy")
+	forger := filepath.Join(t.TempDir(), "keyconvoy")
 	script := "#!/bin/bash\nif [ \"$1\" = unwrap ]; then head -c 32 /dev/zero > \"${!#}\"; else exec keyconvoy-itself \"$@\"; fi\n"
-	script = strings.ReplaceAll(script, "keyconvoy-itself", `"$HONEST"`)
-	if err := os.WriteFile(liar, []byte(script), 0o700); err != nil {
+	script = strings.ReplaceAll(script, "keyconvoy-itself", `"$REAL_KEYCONVOY"`)
+	if err := os.WriteFile(forger, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	d := newDemo(t, "KEYCONVOY="+liar)
-	d.cmd.Env = append(d.cmd.Env, "HONEST="+filepath.Join(built.dir, "keyconvoy"))
+	d := newDemo(t, "KEYCONVOY="+forger)
+	d.cmd.Env = append(d.cmd.Env, "REAL_KEYCONVOY="+filepath.Join(built.dir, "keyconvoy"))
 	_ = d.cmd.Run()
 	d.ends(t, 1, "This command failed: cmp ledger-from-rsa ledger-from-keyconvoy", "The demo failed")
 }
 
-func TestDemo_cleansUpWhenItIsInterrupted(t *testing.T) {
+func TestDemo_interrupted_cleansUp(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t)
 	r, w, err := os.Pipe()
@@ -193,7 +193,7 @@ func TestDemo_cleansUpWhenItIsInterrupted(t *testing.T) {
 	d.ends(t, 130, "Cleaning up")
 }
 
-func TestDemo_carriesAKeyOnEachStore(t *testing.T) {
+func TestDemo_succeedsOnEachStore(t *testing.T) {
 	t.Parallel()
 	for store, custody := range map[string][]string{
 		"software": {"ImportedKey       payments     Software", "DataKey           ledger       Software", "ExportedDataKey   ledger-sm2   Software"},

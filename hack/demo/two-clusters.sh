@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Carries a key from the cryptographic module of one cluster into that of another, and compares what the two
-# hold: cluster A has a token of SoftHSM, cluster B a database of NSS. Each command is shown as a person would
-# type it, and then run. `make demo-two-clusters` builds what is needed and calls this.
+# Moves a key from the cryptographic module of one cluster to that of another, and compares the keys in both: cluster A
+# has a token of SoftHSM, cluster B a database of NSS. It shows each command as a user would type it, and then runs it.
+# `make demo-two-clusters` builds what it needs and runs it.
 #
-# The control planes, the operators, the tokens and all files are the demo's own and go away with it.
+# At the end it stops its control planes and operators, and deletes its tokens and files.
 set -euo pipefail
 umask 077
 
@@ -25,21 +25,20 @@ for tool in softhsm2-util certutil; do
   command -v "$tool" >/dev/null || { echo "$tool is missing: install softhsm2 and libnss3-tools." >&2; exit 2; }
 done
 
-# How it looks.
+# Output.
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim='' plain=''; fi
 
 chapter() { printf '\n%s== %s ==%s\n' "$bold" "$*" "$plain"; }
 say()     { printf '%s# %s%s\n' "$dim" "$*" "$plain"; }
 
-# run shows a command and runs it in this shell, so that variables last. A command that fails ends the
-# demo.
+# run prints a command and runs it in this shell, so that its variables remain set. If the command fails, the demo ends.
 run() {
   printf '\n%s$ %s%s\n' "$bold" "$1" "$plain"
   eval "$1" || { echo "This command failed: $1" >&2; exit 1; }
 }
 
-# Coming and going.
+# Start and end.
 
 work=$(mktemp -d)
 desk=$work/desk
@@ -52,7 +51,7 @@ leave() {
     printf '\nThe demo failed (exit code %s).\n' "$code" >&2
     for cluster in a b; do
       [ ! -s "$desk/operator-$cluster.log" ] || {
-        echo "The last words of $cluster's operator:" >&2
+        echo "The end of the log of $cluster's operator:" >&2
         tail -n 15 "$desk/operator-$cluster.log" >&2
       }
     done
@@ -81,7 +80,7 @@ kb() { kubectl --kubeconfig "$work/b.kubeconfig" "$@"; }
 
 start_clusters() {
   chapter "Two clusters"
-  say "Starting two control planes of the demo's own (kube-apiserver and etcd, no nodes) …"
+  say "Starting two control planes for the demo (kube-apiserver and etcd, no nodes) …"
   local cluster
   for cluster in a b; do
     "$launcher" up --kubeconfig "$work/$cluster.kubeconfig" >/dev/null
@@ -108,14 +107,13 @@ make_tokens() {
   run 'openssl rand -hex 8 | tr -d "\n" > pin-a'
   run 'softhsm2-util --init-token --free --label keyconvoy --pin "$(cat pin-a)" --so-pin "$(openssl rand -hex 8)"'
   run 'ka create secret generic pin -n keyconvoy-system --from-file=pin=pin-a'
-  say "Cluster B has a database of NSS, a module of another maker."
+  say "Cluster B has a database of NSS, another implementation."
   run 'openssl rand -hex 8 | tr -d "\n" > pin-b'
   run 'mkdir nss && certutil -N -d sql:nss -f pin-b'
   run 'kb create secret generic pin -n keyconvoy-system --from-file=pin=pin-b'
 }
 
-# operator_kubeconfig writes a kubeconfig with a ServiceAccount's token in the place of the administrator's
-# certificate.
+# operator_kubeconfig writes a kubeconfig with a ServiceAccount's token instead of the administrator's certificate.
 operator_kubeconfig() {
   local to=operator-$1.kubeconfig user
   user=$("k$1" config view -o jsonpath='{.users[0].name}')
@@ -127,11 +125,11 @@ operator_kubeconfig() {
   } >/dev/null
 }
 
-# start_operators runs the built binary twice, each as the Deployment of its cluster would.
+# start_operators runs the built binary once for each cluster, like the Deployment there.
 start_operators() {
   chapter "An operator for each"
-  say "The clusters have no nodes for the Deployments' pods. So each operator runs as a process here, with the"
-  say "permissions of its Deployment's ServiceAccount, and knows the one module that it is told of."
+  say "The clusters have no nodes for the Deployments' pods. Therefore each operator runs as a process here, with the"
+  say "permissions of its Deployment's ServiceAccount, and with access to its own module only."
   operator_kubeconfig a
   operator_kubeconfig b
   export POD_NAMESPACE=keyconvoy-system
@@ -145,7 +143,7 @@ start_operators() {
 }
 
 make_key_stores() {
-  chapter "Key stores that let no plaintext out of their module"
+  chapter "Key stores that allow no plaintext outside of their module"
   local cluster label
   for cluster in a b; do
     label=keyconvoy
@@ -155,6 +153,7 @@ apiVersion: keyconvoy.io/v1alpha1
 kind: ClusterKeyStore
 metadata: {name: main}
 spec:
+  type: PKCS11
   pkcs11:
     module: hsm
     token: {label: $label}
@@ -170,7 +169,7 @@ EOF"
   run "kb get clusterkeystore main -o jsonpath='{.status.module}{\"\\n\"}'"
 }
 
-# imported_key shows the manifest of a key that waits for its material.
+# imported_key applies an ImportedKey and waits for its public key.
 imported_key() { # CLUSTER NAME
   run "k$1 apply -n team-a -f - <<EOF
 apiVersion: keyconvoy.io/v1alpha1
@@ -185,13 +184,13 @@ EOF"
 }
 
 make_key_in_a() {
-  chapter "Cluster A makes a key that nobody sees"
-  say "Its master key is brought, as in make demo:"
+  chapter "Cluster A generates a key, without showing it"
+  say "You import its master key, as in make demo:"
   imported_key a master
   run 'openssl rand -out master.bin 32'
   run 'keyconvoy wrap --kubeconfig ../a.kubeconfig --key master -n team-a --in master.bin --apply'
   run 'ka wait importedkey/master -n team-a --for=condition=Ready --timeout=120s'
-  say "The key that will travel is made inside A's module:"
+  say "A's module generates the key that will be moved:"
   run 'ka apply -n team-a -f - <<EOF
 apiVersion: keyconvoy.io/v1alpha1
 kind: DataKey
@@ -203,7 +202,7 @@ EOF'
   run 'ka wait datakey/traveller -n team-a --for=condition=Ready --timeout=120s'
 }
 
-# export_data_key shows the manifest of an export of the traveller, to a public key or to an ImportedKey.
+# export_data_key exports the data key traveller to a public key or to an ImportedKey.
 export_data_key() { # NAME PUBLICKEY
   run "ka apply -n team-a -f - <<EOF
 apiVersion: keyconvoy.io/v1alpha1
@@ -218,7 +217,7 @@ EOF"
   run "ka wait exporteddatakey/$1 -n team-a --for=condition=Ready --timeout=120s"
 }
 
-# import_export shows how the material of a key is set to what A exported.
+# import_export sets the material of an ImportedKey to what A exported.
 import_export() { # CLUSTER KEY EXPORT
   run "MATERIAL=\$(ka get secret $3 -n team-a -o jsonpath='{.data.exportedDataKey}')"
   run "TOKEN=\$(k$1 get importedkey $2 -n team-a -o jsonpath='{.status.importParameters.importToken}')"
@@ -228,29 +227,29 @@ import_export() { # CLUSTER KEY EXPORT
 }
 
 travel() {
-  chapter "It travels from module to module"
-  say "B asks for a key, and publishes a public key of its module:"
+  chapter "Move it from module to module"
+  say "B creates an ImportedKey, and its module publishes a public key:"
   imported_key b arriving
   run "RECIPIENT=\$(kb get importedkey arriving -n team-a -o jsonpath='{.status.importParameters.publicKey}')"
-  say "A's module encrypts the data key for it. What comes out is all that leaves the cluster:"
-  export_data_key to-b 'blob: $RECIPIENT'
+  say "A's module encrypts the data key under it. Only the result leaves the cluster:"
+  export_data_key to-b 'type: Blob, blob: $RECIPIENT'
   run 'ka get exporteddatakey -n team-a'
-  say "In B it is the material of the key, as it is. B's module decrypts it inside itself:"
+  say "In B the result is the wrapped material, unchanged. B's module decrypts it inside itself:"
   import_export b arriving to-b
   run 'kb get importedkey -n team-a -o wide'
 }
 
 compare() {
-  chapter "Both hold the same key"
-  say "A module tells a key's fingerprint, and never the key. So A imports the data key beside, as a master key:"
+  chapter "Both modules have the same key"
+  say "A module reveals the fingerprint of a master key, but not the key. To compare, A imports the data key as a master key:"
   imported_key a twin
-  export_data_key to-twin 'importedKeyRef: {name: twin}'
+  export_data_key to-twin 'type: ImportedKeyRef, importedKeyRef: {name: twin}'
   import_export a twin to-twin
   run "ka get importedkey twin -n team-a -o jsonpath='{.status.materialFingerprint}{\"\\n\"}' | tee fingerprint-a"
   run "kb get importedkey arriving -n team-a -o jsonpath='{.status.materialFingerprint}{\"\\n\"}' | tee fingerprint-b"
   run 'cmp fingerprint-a fingerprint-b'
-  [ "$(wc -c <fingerprint-a)" -eq 33 ] || { echo "This is no fingerprint." >&2; exit 1; }
-  say "The same. And where was plaintext on the way?"
+  [ "$(wc -c <fingerprint-a)" -eq 33 ] || { echo "This is not a fingerprint." >&2; exit 1; }
+  say "They are equal. Where did plaintext exist?"
   run 'ka get datakey,exporteddatakey,importedkey -n team-a -o custom-columns=KIND:.kind,NAME:.metadata.name,CUSTODY:.status.custody'
   run 'kb get importedkey -n team-a -o custom-columns=KIND:.kind,NAME:.metadata.name,CUSTODY:.status.custody'
   say "Module: only inside the two cryptographic modules."

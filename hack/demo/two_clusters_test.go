@@ -13,7 +13,7 @@ func newTwoClusters(t *testing.T, env ...string) *demo {
 	return d
 }
 
-func TestTwoClusters_saysWhatIsNotThere(t *testing.T) {
+func TestTwoClusters_missingFile_isNamed(t *testing.T) {
 	t.Parallel()
 	for variable, says := range map[string]string{
 		"KEYCONVOY":   "no/such/file is missing; make demo-two-clusters builds it.",
@@ -25,25 +25,25 @@ func TestTwoClusters_saysWhatIsNotThere(t *testing.T) {
 	}
 }
 
-func TestTwoClusters_failsWhenTheFingerprintsDiffer(t *testing.T) {
+func TestTwoClusters_fingerprintsDiffer_fails(t *testing.T) {
 	t.Parallel()
-	// A kubectl that lies about what cluster B holds.
-	honest, liar := os.Getenv("KUBEBUILDER_ASSETS"), t.TempDir()
+	// A kubectl that returns a wrong fingerprint for cluster B.
+	assets, forged := os.Getenv("KUBEBUILDER_ASSETS"), t.TempDir()
 	for _, name := range []string{"kube-apiserver", "etcd"} {
-		if err := os.Symlink(filepath.Join(honest, name), filepath.Join(liar, name)); err != nil {
+		if err := os.Symlink(filepath.Join(assets, name), filepath.Join(forged, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	script := "#!/bin/bash\ncase \"$*\" in *b.kubeconfig*materialFingerprint*) echo 00112233445566778899aabbccddeeff ;; *) exec \"$HONEST/kubectl\" \"$@\" ;; esac\n"
-	if err := os.WriteFile(filepath.Join(liar, "kubectl"), []byte(script), 0o700); err != nil {
+	script := "#!/bin/bash\ncase \"$*\" in *b.kubeconfig*materialFingerprint*) echo 00112233445566778899aabbccddeeff ;; *) exec \"$ASSETS/kubectl\" \"$@\" ;; esac\n"
+	if err := os.WriteFile(filepath.Join(forged, "kubectl"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	d := newTwoClusters(t, "KUBEBUILDER_ASSETS="+liar, "HONEST="+honest)
+	d := newTwoClusters(t, "KUBEBUILDER_ASSETS="+forged, "ASSETS="+assets)
 	_ = d.cmd.Run()
 	d.ends(t, 1, "This command failed: cmp fingerprint-a fingerprint-b", "The demo failed")
 }
 
-func TestTwoClusters_carriesAKeyFromModuleToModule(t *testing.T) {
+func TestTwoClusters_movesAKeyFromModuleToModule(t *testing.T) {
 	t.Parallel()
 	d := newTwoClusters(t)
 	_ = d.cmd.Run()

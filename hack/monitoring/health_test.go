@@ -15,8 +15,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// recording is an object that the operator left on a real API server. The tests of the controllers record
-// them and check that they are current.
+// recording is an object as the operator writes it. The tests of the controllers record these objects, and check that the
+// recordings are current.
 type recording struct {
 	Name, Health string
 	Object       map[string]any
@@ -52,7 +52,7 @@ func read(t testing.TB, file string, into any) {
 	}
 }
 
-// integers makes whole numbers int64, as they are in objects from the API.
+// integers converts whole numbers to int64, the type that they have in objects from the API.
 func integers(v any) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -69,7 +69,7 @@ func integers(v any) {
 	}
 }
 
-// kinds are those that have a CRD.
+// kinds returns the kinds that have a CRD.
 func kinds(t testing.TB) []string {
 	t.Helper()
 	files, err := filepath.Glob("../../config/crd/bases/*.yaml")
@@ -95,7 +95,7 @@ func TestArgoCD_reads(t *testing.T) {
 	const prefix = "resource.customizations.health.keyconvoy.io_"
 	for _, kind := range kinds(t) {
 		if cm.Data[prefix+kind] != cm.Data[prefix+"ImportedKey"] || cm.Data[prefix+kind] == "" {
-			t.Errorf("%s has not the script that all have", kind)
+			t.Errorf("%s has another script than the other kinds", kind)
 		}
 	}
 	if len(cm.Data) != len(kinds(t)) {
@@ -113,8 +113,8 @@ func TestArgoCD_reads(t *testing.T) {
 	}
 }
 
-// argoCD runs a health script as Argo CD does: with the object as obj, and no libraries but base, table and
-// package unless it is told otherwise.
+// argoCD runs a health script as Argo CD does by default: with the object as obj, and with the libraries base, table and
+// package only.
 func argoCD(t testing.TB, script string, object map[string]any) (health, message string) {
 	t.Helper()
 	vm := lua.NewState(lua.Options{SkipOpenLibs: true})
@@ -194,8 +194,8 @@ func TestFlux_reads(t *testing.T) {
 			t.Parallel()
 			want := words[r.Health]
 			if r.Object["status"] == nil {
-				// An expression cannot ask whether there is a status at all, and ends in an error. Flux calls
-				// that Unknown, and goes on waiting as it does with InProgress.
+				// If the object has no status, the expression returns an error. Flux treats this as Unknown, and
+				// continues to wait, as for InProgress.
 				want = status.UnknownStatus
 			}
 			if got := flux(t, exprs[r.Object["kind"].(string)], r.Object); got != want {
@@ -205,8 +205,8 @@ func TestFlux_reads(t *testing.T) {
 	}
 }
 
-// flux evaluates health expressions as Flux does (its RFC 0009): an observedGeneration that is not current
-// means InProgress; then the first expression that is true decides; none means InProgress.
+// flux evaluates health expressions as Flux does (its RFC 0009): if observedGeneration is not current, the result is
+// InProgress; otherwise the first expression that is true decides; if there is none, the result is InProgress.
 func flux(t testing.TB, e healthCheckExpr, object map[string]any) status.Status {
 	t.Helper()
 	u := &unstructured.Unstructured{Object: object}
@@ -232,7 +232,7 @@ func flux(t testing.TB, e healthCheckExpr, object map[string]any) status.Status 
 	return status.InProgressStatus
 }
 
-// evaluate parses an expression, without checking types, and asks it about an object.
+// evaluate parses an expression, without checking types, and evaluates it for an object.
 func evaluate(t testing.TB, expr string, object map[string]any) (bool, error) {
 	t.Helper()
 	env, err := cel.NewEnv(
@@ -261,7 +261,7 @@ func evaluate(t testing.TB, expr string, object map[string]any) (bool, error) {
 	return holds, nil
 }
 
-// kubectl wait and Flux without expressions read the conditions by kstatus.
+// kubectl wait, and Flux without expressions, interpret the conditions with kstatus.
 func TestKstatus_agrees(t *testing.T) {
 	t.Parallel()
 	words := map[string]status.Status{"Ready": status.CurrentStatus, "Stalled": status.FailedStatus, "Progressing": status.InProgressStatus}
@@ -278,7 +278,7 @@ func TestKstatus_agrees(t *testing.T) {
 			case u.GetDeletionTimestamp() != nil:
 				want = status.TerminatingStatus
 			case r.Object["status"] == nil:
-				want = status.CurrentStatus // its one mistake, for which there are expressions
+				want = status.CurrentStatus // the only wrong result, which the expressions correct
 			}
 			if result.Status != want {
 				t.Errorf("it is %s (%s), want %s", result.Status, result.Message, want)

@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// build renders a kustomization into objects by "Kind/name".
+// build builds a kustomization and returns its objects by "Kind/name".
 func build(t testing.TB, dir string) map[string][]byte {
 	t.Helper()
 	assets := os.Getenv("KUBEBUILDER_ASSETS")
@@ -46,7 +46,7 @@ func build(t testing.TB, dir string) map[string][]byte {
 	return objects
 }
 
-// find decodes an object strictly: prometheus-operator would drop a misspelt field without a word.
+// find decodes an object strictly, because prometheus-operator ignores unknown fields.
 func find(t testing.TB, objects map[string][]byte, name string, into any) {
 	t.Helper()
 	text, ok := objects[name]
@@ -63,7 +63,7 @@ func TestServiceMonitor_findsTheOperatorsMetrics(t *testing.T) {
 	var monitor monitoringv1.ServiceMonitor
 	find(t, build(t, "../../config/monitoring"), "ServiceMonitor/keyconvoy-controller-manager", &monitor)
 	var service corev1.Service
-	// The job, by which alerts know the operator, is the Service's name.
+	// Alerts select the operator by its job, which is the name of the Service.
 	find(t, build(t, "../../config/default"), "Service/"+job, &service)
 
 	if monitor.Namespace != service.Namespace {
@@ -83,7 +83,7 @@ func TestServiceMonitor_findsTheOperatorsMetrics(t *testing.T) {
 	}
 }
 
-// Whoever has no prometheus-operator installs config/default all the same.
+// config/default must also work in clusters without prometheus-operator.
 func TestDefault_needsNoPrometheusOperator(t *testing.T) {
 	t.Parallel()
 	for name := range build(t, "../../config/default") {
@@ -93,7 +93,7 @@ func TestDefault_needsNoPrometheusOperator(t *testing.T) {
 	}
 }
 
-// panel is what a test wants to know of a dashboard's panel.
+// panel contains the tested fields of a dashboard's panel.
 type panel struct {
 	ID          int
 	Title, Type string
@@ -130,7 +130,7 @@ func dashboard(t testing.TB) []panel {
 	return d.Panels
 }
 
-func TestDashboard_panels_areWhole(t *testing.T) {
+func TestDashboard_panels_areComplete(t *testing.T) {
 	t.Parallel()
 	taken := map[string]string{}
 	ids := map[int]bool{}
@@ -151,10 +151,12 @@ func TestDashboard_panels_areWhole(t *testing.T) {
 	}
 }
 
-// Every panel shows something of an operator that has a bit of everything, and each replica's gauges once.
-func TestDashboard_panels_showWhatIsThere(t *testing.T) {
+// Every panel has data if the operator has objects of every kind, and counts each object once although there are two
+// replicas.
+func TestDashboard_panels_haveData(t *testing.T) {
 	t.Parallel()
 	series := load(t,
+		`keyconvoy_cache_errors_total{kind="ImportedKey"} 0+30x60`,
 		`keyconvoy_objects{kind="ImportedKey",ready="True",reason="Succeeded"} 5x60`,
 		`keyconvoy_objects{kind="ImportedKey",ready="False",reason="PendingImport"} 5x60`,
 		`keyconvoy_keys{state="Enabled"} 5x60`,
@@ -172,7 +174,7 @@ func TestDashboard_panels_showWhatIsThere(t *testing.T) {
 			expr := strings.NewReplacer("$job", job, "$__rate_interval", "5m").Replace(target.Expr)
 			shown := series.query(t, expr, time.Hour)
 			if len(shown) == 0 {
-				t.Errorf("%s shows nothing: %s", p.Title, expr)
+				t.Errorf("%s has no data: %s", p.Title, expr)
 			}
 			for _, s := range shown {
 				if v := s.Floats[len(s.Floats)-1].F; !strings.Contains(expr, "rate") && v != 5 {
@@ -180,7 +182,7 @@ func TestDashboard_panels_showWhatIsThere(t *testing.T) {
 				}
 				for _, name := range legend.FindAllStringSubmatch(target.LegendFormat, -1) {
 					if s.Metric.Get(name[1]) == "" {
-						t.Errorf("%s names its lines by %s, which they do not have: %s", p.Title, name[1], s.Metric)
+						t.Errorf("the legend of %s uses the label %s, which is not in %s", p.Title, name[1], s.Metric)
 					}
 				}
 			}

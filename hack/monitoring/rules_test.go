@@ -1,6 +1,6 @@
-// Package monitoring tests what config/monitoring and config/health give to other programs, with the code of
-// those programs: Prometheus' parser, engine and templates, prometheus-operator's types, Lua and CEL. It is a
-// module of its own, because the product needs none of them.
+// Package monitoring tests the files in config/monitoring and config/health with the code of the programs that read them:
+// the parser, engine and templates of Prometheus, the types of prometheus-operator, Lua and CEL. It is a separate module,
+// because the product must not depend on these.
 package monitoring
 
 import (
@@ -32,14 +32,14 @@ import (
 )
 
 const (
-	step = time.Minute // of samples and evaluations
+	step = time.Minute // between samples and between evaluations
 	day  = 24 * time.Hour
 	job  = "keyconvoy-controller-manager-metrics"
 )
 
 var promQL = parser.NewParser(parser.Options{})
 
-// rules are those of the PrometheusRule, as Prometheus reads them.
+// rules returns the rules of the PrometheusRule, as Prometheus reads them.
 func rules(t testing.TB) []rulefmt.Rule {
 	t.Helper()
 	var object monitoringv1.PrometheusRule
@@ -64,10 +64,10 @@ func rules(t testing.TB) []rulefmt.Rule {
 	return groups.Groups[0].Rules
 }
 
-// replicas is how many operators expose each series.
+// replicas is the number of operators that expose each series.
 const replicas = 2
 
-// scrapedBy adds what Prometheus adds to a series when it scrapes a replica.
+// scrapedBy adds the labels that Prometheus adds to a series when it scrapes a replica.
 func scrapedBy(replica int, series labels.Labels) labels.Labels {
 	b := labels.NewBuilder(series)
 	for name, value := range map[string]string{
@@ -79,11 +79,11 @@ func scrapedBy(replica int, series labels.Labels) labels.Labels {
 	return b.Labels()
 }
 
-// samples are series in memory, from the zero time on and a step apart.
+// samples are series in memory. Each begins at the zero time and has a sample per step.
 type samples []storage.Series
 
-// load reads series in the notation of promtool: "metric{label="value"} 1x10 2 _ stale". Every replica exposes
-// each, unless it begins with the one that does: "1: metric …".
+// load reads series in the notation of promtool: "metric{label="value"} 1x10 2 _ stale". Every replica exposes each of
+// them, unless the line begins with the number of a replica: "1: metric …".
 func load(t testing.TB, lines ...string) samples {
 	t.Helper()
 	var all samples
@@ -124,7 +124,7 @@ func (s sample) FH() *histogram.FloatHistogram { return nil }
 func (s sample) Type() chunkenc.ValueType      { return chunkenc.ValFloat }
 func (s sample) Copy() chunks.Sample           { return s }
 
-// queryable lets the engine select from the samples.
+// queryable makes the samples available to the engine.
 func (s samples) queryable() storage.Queryable {
 	return &storage.MockQueryable{MockQuerier: &storage.MockQuerier{
 		SelectMockFunction: func(_ bool, _ *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
@@ -156,7 +156,7 @@ func (s *seriesSet) At() storage.Series                { return s.current }
 func (s *seriesSet) Err() error                        { return nil }
 func (s *seriesSet) Warnings() annotations.Annotations { return nil }
 
-// query evaluates an expression at each step from the zero time to until.
+// query evaluates an expression at each step from the zero time to the time until.
 func (s samples) query(t testing.TB, expr string, until time.Duration) promql.Matrix {
 	t.Helper()
 	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1_000_000, Timeout: time.Minute, Parser: promQL})
@@ -176,8 +176,8 @@ func (s samples) query(t testing.TB, expr string, until time.Duration) promql.Ma
 	return matrix
 }
 
-// firing are the summaries of a rule's alerts that fire at a time: those whose expression has had a value for
-// as long as the rule says.
+// firing returns the summaries of the alerts of a rule that fire at a time: those whose expression has had a value for the
+// duration in the rule.
 func (s samples) firing(t testing.TB, rule rulefmt.Rule, at time.Duration) []string {
 	t.Helper()
 	var summaries []string
@@ -198,7 +198,7 @@ func (s samples) firing(t testing.TB, rule rulefmt.Rule, at time.Duration) []str
 	return summaries
 }
 
-// expand fills an annotation in as Prometheus does.
+// expand expands the template of an annotation, as Prometheus does.
 func expand(t testing.TB, text string, s promql.Sample) string {
 	t.Helper()
 	query := func(context.Context, string, time.Time) (promql.Vector, error) { return nil, nil }
@@ -211,10 +211,10 @@ func expand(t testing.TB, text string, s promql.Sample) string {
 	return out
 }
 
-// up says that both replicas are scraped; every case but those of KeyconvoyDown has it.
+// up are the series of two replicas that are scraped. All cases have them, except those of KeyconvoyDown.
 const up = "up 1x3000"
 
-// alerts are summaries by rule.
+// alerts are the summaries of the firing alerts, by rule.
 type alerts = map[string][]string
 
 var cases = map[string]struct {
@@ -222,8 +222,8 @@ var cases = map[string]struct {
 	at     time.Duration
 	want   alerts
 }{
-	"no replica was ever scraped": {nil, 10 * time.Minute, alerts{"KeyconvoyDown": {"Keyconvoy does not answer Prometheus."}}},
-	"both replicas are down":      {[]string{"up 1x10 0x20"}, 21 * time.Minute, alerts{"KeyconvoyDown": {"Keyconvoy does not answer Prometheus."}}},
+	"no replica was ever scraped": {nil, 10 * time.Minute, alerts{"KeyconvoyDown": {"Prometheus cannot scrape Keyconvoy."}}},
+	"both replicas are down":      {[]string{"up 1x10 0x20"}, 21 * time.Minute, alerts{"KeyconvoyDown": {"Prometheus cannot scrape Keyconvoy."}}},
 	"one of two replicas is down": {[]string{"1: up 0x60", "2: up 1x60"}, time.Hour, nil},
 	"both replicas restart":       {[]string{"up 1x10 0x5 1x60"}, 16 * time.Minute, nil},
 
@@ -234,9 +234,15 @@ var cases = map[string]struct {
 	}, time.Hour, nil},
 	"nothing is installed but the operator": {[]string{up}, time.Hour, nil},
 
+	"one replica may not list a kind": {
+		[]string{up, `1: keyconvoy_cache_synced{kind="ImportedKey"} 1x5 0x60`, `2: keyconvoy_cache_synced{kind="ImportedKey"} 1x60`, `keyconvoy_cache_synced{kind="DataKey"} 1x60`},
+		30 * time.Minute, alerts{"KeyconvoyCacheNotFollowing": {"The cache of ImportedKey objects is not current."}},
+	},
+	"the caches are filled at a start": {[]string{up, `keyconvoy_cache_synced{kind="ImportedKey"} 0x5 1x60`}, 12 * time.Minute, nil},
+
 	"a key store does not answer": {
 		[]string{up, `keyconvoy_objects{kind="KeyStore",ready="True",reason="Succeeded"} 3x60`, `keyconvoy_objects{kind="KeyStore",ready="False",reason="ServiceUnavailableTemporary"} 1x60`},
-		5 * time.Minute, alerts{"KeyconvoyKeyStoreDown": {"1 KeyStore(s) of Keyconvoy do not serve."}},
+		5 * time.Minute, alerts{"KeyconvoyKeyStoreDown": {"1 KeyStore(s) are not ready."}},
 	},
 	"a key store does not answer for a moment": {
 		[]string{up, `keyconvoy_objects{kind="KeyStore",ready="False",reason="ServiceUnavailableTemporary"} 1x3 stale`, `keyconvoy_objects{kind="KeyStore",ready="True",reason="Succeeded"} _x4 1x60`},
@@ -244,11 +250,11 @@ var cases = map[string]struct {
 	},
 	"a key store is down for changing reasons": {
 		[]string{up, `keyconvoy_objects{kind="KeyStore",ready="False",reason="ServiceUnavailableTemporary"} 1x2 stale`, `keyconvoy_objects{kind="KeyStore",ready="False",reason="ModuleMisconfigured"} _x3 1x60`},
-		6 * time.Minute, alerts{"KeyconvoyKeyStoreDown": {"1 KeyStore(s) of Keyconvoy do not serve."}},
+		6 * time.Minute, alerts{"KeyconvoyKeyStoreDown": {"1 KeyStore(s) are not ready."}},
 	},
 	"key stores of both kinds are down, one was never looked at": {
 		[]string{up, `keyconvoy_objects{kind="ClusterKeyStore",ready="False",reason="PINRefused"} 2x60`, `keyconvoy_objects{kind="KeyStore",ready="Unknown"} 1x60`},
-		10 * time.Minute, alerts{"KeyconvoyKeyStoreDown": {"1 KeyStore(s) of Keyconvoy do not serve.", "2 ClusterKeyStore(s) of Keyconvoy do not serve."}},
+		10 * time.Minute, alerts{"KeyconvoyKeyStoreDown": {"1 KeyStore(s) are not ready.", "2 ClusterKeyStore(s) are not ready."}},
 	},
 	"keys are not ready": {
 		[]string{up, `keyconvoy_objects{kind="ImportedKey",ready="False",reason="PendingImport"} 5x60`, `keyconvoy_objects{kind="DataKey",ready="False",reason="KeyNotReady"} 5x60`}, time.Hour, nil,
@@ -278,30 +284,50 @@ var cases = map[string]struct {
 	"material ends in three weeks": {[]string{up, `keyconvoy_next_material_expiry_seconds 1814400-60x60`}, time.Hour, nil},
 	"material ends in ten days": {
 		[]string{up, `keyconvoy_next_material_expiry_seconds 864000x60`}, 5 * time.Minute,
-		alerts{"KeyconvoyMaterialExpiresSoon": {"Key material ends in 10d 0h 0m 0s."}},
+		alerts{"KeyconvoyMaterialExpiresSoon": {"Key material expires in 10d 0h 0m 0s."}},
 	},
 	"material ends in exactly two days": {
 		[]string{up, `keyconvoy_next_material_expiry_seconds 172800x60`}, 5 * time.Minute,
-		alerts{"KeyconvoyMaterialExpiresSoon": {"Key material ends in 2d 0h 0m 0s."}},
+		alerts{"KeyconvoyMaterialExpiresSoon": {"Key material expires in 2d 0h 0m 0s."}},
 	},
 	"material ends tomorrow": {
 		[]string{up, `keyconvoy_next_material_expiry_seconds 86400x60`}, 5 * time.Minute,
-		alerts{"KeyconvoyMaterialExpiresVerySoon": {"Key material ends in 1d 0h 0m 0s."}},
+		alerts{"KeyconvoyMaterialExpiresVerySoon": {"Key material expires in 1d 0h 0m 0s."}},
 	},
 	"material has ended, and the module does not destroy it": {
 		[]string{up, `keyconvoy_next_material_expiry_seconds -3600x60`}, 5 * time.Minute,
-		alerts{"KeyconvoyMaterialExpiresVerySoon": {"Key material ends in -1h 0m 0s."}},
+		alerts{"KeyconvoyMaterialExpiresVerySoon": {"Key material expires in -1h 0m 0s."}},
 	},
 	"one replica's clock is behind": {
 		[]string{up, `1: keyconvoy_next_material_expiry_seconds 864000x60`, `2: keyconvoy_next_material_expiry_seconds 864060x60`}, 5 * time.Minute,
-		alerts{"KeyconvoyMaterialExpiresSoon": {"Key material ends in 10d 0h 0m 0s."}},
+		alerts{"KeyconvoyMaterialExpiresSoon": {"Key material expires in 10d 0h 0m 0s."}},
 	},
 
 	"a token is not renewed": {
 		[]string{up, `keyconvoy_next_token_expiry_seconds 5400-60x90`}, time.Hour,
-		alerts{"KeyconvoyImportTokenNotRenewed": {"The import token of a waiting key ends in 30m 0s."}},
+		alerts{"KeyconvoyImportTokenNotRenewed": {"The import token of a waiting key expires in 30m 0s."}},
 	},
 	"a token is renewed two hours before its end": {[]string{up, `keyconvoy_next_token_expiry_seconds 9000-60x30 86400x60`}, time.Hour, nil},
+
+	"a key is left in its module": {
+		[]string{up, `keyconvoy_left_in_module_total 0x30 1x60`}, 32 * time.Minute,
+		alerts{"KeyconvoyKeysLeftInModule": {"An ImportedKey was deleted and left a key or import key pairs in its module."}},
+	},
+	"no key is left in its module": {[]string{up, `keyconvoy_left_in_module_total 0x90`}, time.Hour, nil},
+	"a token lacks keys": {
+		[]string{up, `keyconvoy_missing_keys{kind="KeyStore"} 2x60`}, 10 * time.Minute,
+		alerts{"KeyconvoyKeysMissing": {"2 master key(s) are missing in modules of KeyStores."}},
+	},
+	"a token lacks keys until it is restored": {
+		[]string{up, `keyconvoy_missing_keys{kind="KeyStore"} 2x3 stale`}, 10 * time.Minute, nil,
+	},
+	"keys have no holder for a day": {
+		[]string{up, `keyconvoy_keys_without_holder{kind="KeyStore"} 2x2000`}, day,
+		alerts{"KeyconvoyKeysWithoutHolder": {"2 master key(s) in modules of KeyStores have no ImportedKey."}},
+	},
+	"keys have no holder until they are adopted": {
+		[]string{up, `keyconvoy_keys_without_holder{kind="KeyStore"} 2x1000 stale`}, day, nil,
+	},
 
 	"exports are refused": {
 		[]string{
@@ -338,8 +364,8 @@ var cases = map[string]struct {
 	},
 }
 
-// Each case says which alerts fire; all others must be silent.
-func TestRules_fireWhenTheyShould_andOnlyThen(t *testing.T) {
+// Each case lists the alerts that fire. No other alert may fire.
+func TestRules_fireInTheirCasesOnly(t *testing.T) {
 	t.Parallel()
 	all := rules(t)
 	fired := map[string]bool{}
@@ -357,13 +383,13 @@ func TestRules_fireWhenTheyShould_andOnlyThen(t *testing.T) {
 	}
 	for _, rule := range all {
 		if !fired[rule.Alert] {
-			t.Errorf("no case has %s fire", rule.Alert)
+			t.Errorf("%s fires in no case", rule.Alert)
 		}
 	}
 }
 
-// An alert fires as soon as its time is over, and not a step before.
-func TestRules_waitAsLongAsTheySay(t *testing.T) {
+// An alert fires at the end of its duration, and not a step earlier.
+func TestRules_waitForTheirDuration(t *testing.T) {
 	t.Parallel()
 	for _, rule := range rules(t) {
 		for name, c := range cases {
@@ -384,7 +410,7 @@ func TestRules_waitAsLongAsTheySay(t *testing.T) {
 	}
 }
 
-func TestRules_sayWhatHappenedAndWhatToDo(t *testing.T) {
+func TestRules_haveSummaryDescriptionAndRunbook(t *testing.T) {
 	t.Parallel()
 	for _, rule := range rules(t) {
 		if !slices.Contains([]string{"critical", "warning", "info"}, rule.Labels["severity"]) || len(rule.Labels) != 1 {
@@ -393,7 +419,7 @@ func TestRules_sayWhatHappenedAndWhatToDo(t *testing.T) {
 		for _, name := range []string{"summary", "description", "runbook"} {
 			text := rule.Annotations[name]
 			if !strings.HasSuffix(text, ".") || strings.Contains(text, "\n") || len(text) > 900 {
-				t.Errorf("the %s of %s is no paragraph of sentences: %q", name, rule.Alert, text)
+				t.Errorf("the %s of %s does not consist of sentences: %q", name, rule.Alert, text)
 			}
 		}
 		if len(rule.Annotations) != 3 || len(rule.Annotations["summary"]) > 100 {

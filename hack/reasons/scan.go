@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// sources is what the code says of reasons.
+// sources holds the reasons and events that the code contains.
 type sources struct {
-	constants map[string]string   // what the comments of the constants Reason… say, by value
-	values    map[string]string   // values by the constants' names
-	classes   map[string][]string // the classes of errors that carry the reason
-	events    map[string]string   // the events' types by reason
+	constants map[string]string   // the comments of the constants Reason…, by value
+	values    map[string]string   // values by the names of the constants
+	classes   map[string][]string // the classes of the errors with the reason
+	events    map[string]string   // the types of events, by reason
 }
 
 func scan(root string) (*sources, error) {
@@ -28,6 +28,7 @@ func scan(root string) (*sources, error) {
 		{"api/v1alpha1", s.visitConstants},
 		{"internal/reconciler", s.visitUses},
 		{"controllers", s.visitUses},
+		{"internal/keystore", s.visitReasons},
 	} {
 		files, err := filepath.Glob(filepath.Join(root, part.dir, "*.go"))
 		if err != nil {
@@ -53,7 +54,7 @@ func scan(root string) (*sources, error) {
 	return s, nil
 }
 
-// visitConstants keeps the constants Reason… and what their comments say after the colon.
+// visitConstants collects the constants Reason… and their comments after the colon.
 func (s *sources) visitConstants(n ast.Node) bool {
 	spec, ok := n.(*ast.ValueSpec)
 	if !ok || len(spec.Names) != 1 || !strings.HasPrefix(spec.Names[0].Name, "Reason") || len(spec.Values) != 1 {
@@ -66,7 +67,7 @@ func (s *sources) visitConstants(n ast.Node) bool {
 	return true
 }
 
-// visitUses keeps the class that errors with each reason have, and the events.
+// visitUses collects the classes of the errors with each reason, and the events.
 func (s *sources) visitUses(n ast.Node) bool {
 	switch n := n.(type) {
 	case *ast.CallExpr:
@@ -77,30 +78,42 @@ func (s *sources) visitUses(n ast.Node) bool {
 			s.addEvent(n.Args[2], n.Args[3])
 		}
 	case *ast.CompositeLit:
+		fields := fieldsOf(n)
 		switch called(n.Type) {
 		case "Error":
-			fields := map[string]ast.Expr{}
-			for _, e := range n.Elts {
-				if kv, ok := e.(*ast.KeyValueExpr); ok {
-					fields[called(kv.Key)] = kv.Value
-				}
-			}
 			s.addClass(fields["Reason"], called(fields["Class"]))
-		case "note":
-			s.addNote(n.Elts)
-		case "": // an element of a []note
-			if len(n.Elts) == 4 {
-				s.addNote(n.Elts)
+		case "Event", "": // "" is an element of a []Event
+			if fields["Type"] != nil && fields["Reason"] != nil {
+				s.addEvent(fields["Type"], fields["Reason"])
 			}
 		}
 	}
 	return true
 }
 
-func (s *sources) addNote(elts []ast.Expr) {
-	if len(elts) > 1 {
-		s.addEvent(elts[0], elts[1])
+// visitReasons keeps the reasons of errors that name what an object waits for: those that methods Reason return.
+func (s *sources) visitReasons(n ast.Node) bool {
+	method, ok := n.(*ast.FuncDecl)
+	if !ok || method.Name.Name != "Reason" {
+		return true
 	}
+	ast.Inspect(method, func(n ast.Node) bool {
+		if e, ok := n.(*ast.SelectorExpr); ok {
+			s.addClass(e, "Waiting")
+		}
+		return true
+	})
+	return false
+}
+
+func fieldsOf(n *ast.CompositeLit) map[string]ast.Expr {
+	fields := map[string]ast.Expr{}
+	for _, e := range n.Elts {
+		if kv, ok := e.(*ast.KeyValueExpr); ok {
+			fields[called(kv.Key)] = kv.Value
+		}
+	}
+	return fields
 }
 
 func (s *sources) addClass(reason ast.Expr, class string) {

@@ -1,4 +1,4 @@
-// Package b64 reads Base64 as people paste it.
+// Package b64 decodes Base64 text that people paste.
 package b64
 
 import (
@@ -7,12 +7,11 @@ import (
 	"strings"
 )
 
-// ErrNotBase64 says that text is not standard Base64 with padding (RFC 4648, section 4). It holds
-// nothing of the text, which may be secret.
+// ErrNotBase64 means that text is not standard Base64 with padding (RFC 4648, section 4). It contains no part of the
+// text, which may be secret.
 var ErrNotBase64 = errors.New("not standard Base64 with padding")
 
-// Decode reads standard Base64 with padding; ASCII white space, which tools add, is ignored
-// wherever it stands.
+// Decode decodes standard Base64 with padding. It ignores ASCII white space, which tools add, at any position.
 func Decode(text string) ([]byte, error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(strings.Map(dropSpace, text))
 	if err != nil {

@@ -8,9 +8,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// Binding ties a data key to its master key and EncryptionContext: SHA-256 over a domain label, the
-// key version and the context in an injective encoding (every part with its length before it, pairs
-// sorted by key). An absent context and an empty one are the same.
+// Binding ties a data key to its master key and EncryptionContext: SHA-256 over a domain label, the key version and
+// the context in an injective encoding (each part is preceded by its length, pairs are sorted by key). A nil context
+// and an empty one are equal.
 type Binding [sha256.Size]byte
 
 const (
@@ -42,7 +42,7 @@ func Bind(keyVersionID uuid.UUID, encryptionContext map[string]string) Binding {
 }
 
 // Derivation is the data over which a scheme's key is derived from the master key: 32 bytes, two
-// cipher blocks. Each scheme has its own, so that no key serves two algorithms.
+// cipher blocks. Each scheme has its own, so that no key is used with two algorithms.
 func (b Binding) Derivation(scheme Scheme) [32]byte {
 	if scheme == DerivedKeyWrap {
 		return b

@@ -2,8 +2,8 @@
 //
 //	Base64(keyVersionID as 36 ASCII characters ‖ one scheme byte ‖ payload)
 //
-// The blob names its key, as the seeds' service does it. A blob of every scheme ever written stays
-// readable; testdata keeps known answers for each.
+// The blob contains the version of its key, as in the documented API. Blobs of all schemes must remain readable;
+// testdata contains known answers for each.
 package ciphertext
 
 import (
@@ -16,14 +16,14 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/b64"
 )
 
-// Scheme is how the payload of a blob is encrypted.
+// Scheme is the encryption scheme of the payload of a blob.
 type Scheme byte
 
 // The schemes.
 const (
-	// DerivedKeyWrap: a key-encryption key derived from the master key (CKM_AES_ECB_ENCRYPT_DATA
-	// over Derivation) wraps the data key by RFC 3394. A module does it wholly inside; the master
-	// key is good for nothing but derivation, so nothing it wrapped can be decrypted with it.
+	// DerivedKeyWrap: a key-encryption key derived from the master key (CKM_AES_ECB_ENCRYPT_DATA over Derivation)
+	// wraps the data key by RFC 3394. A module does this completely inside. The master key can only be used for
+	// derivation, so it cannot decrypt what its derived keys have wrapped.
 	DerivedKeyWrap Scheme = 1
 	// DerivedGCM: AES-256-GCM with a key derived in the same way, a random 96-bit IV in front and
 	// the binding as additional data. For lengths that RFC 3394 cannot wrap.
@@ -48,16 +48,16 @@ func (s Scheme) String() string {
 
 const (
 	idLen = 36
-	// MaxLen bounds the Base64 text of a blob: the longest data key is 1024 bytes.
+	// MaxLen is the maximum length of the Base64 text of a blob: the longest data key has 1024 bytes.
 	MaxLen = 2048
 
-	// keyWrapOverhead is by how much RFC 3394 lengthens a key; gcmOverhead is IV and tag of the other
-	// schemes.
+	// keyWrapOverhead is the number of bytes that RFC 3394 adds to a key; gcmOverhead is that of IV and tag in the
+	// other schemes.
 	keyWrapOverhead = 8
 	gcmOverhead     = 12 + 16
 )
 
-// Blob is a data key encrypted under the master key that it names.
+// Blob is a data key encrypted under a master key, with the version of that key.
 type Blob struct {
 	KeyVersionID uuid.UUID
 	Scheme       Scheme
@@ -75,7 +75,7 @@ func (b Blob) Bytes() []byte {
 // String returns the blob in Base64, as the API shows it.
 func (b Blob) String() string { return base64.StdEncoding.EncodeToString(b.Bytes()) }
 
-// DataKeyLen is the length of the data key in a blob, which shows without opening it; 0 where no data key gives
+// DataKeyLen is the length of the data key in a blob, which is known without decryption; 0 if no data key results in
 // such a payload.
 func (b Blob) DataKeyLen() int {
 	switch b.Scheme {
@@ -89,12 +89,12 @@ func (b Blob) DataKeyLen() int {
 	return 0
 }
 
-// ErrMalformed is returned for text that is no blob.
+// ErrMalformed is returned for text that is not a blob.
 var ErrMalformed = errors.New("not a CiphertextBlob")
 
-// Parse reads a blob from standard Base64. ASCII white space is ignored, as tools add it.
+// Parse reads a blob from standard Base64. It ignores ASCII white space, which tools add.
 func Parse(text string) (Blob, error) {
-	if len(text) > 2*MaxLen { // white space may double it, no more
+	if len(text) > 2*MaxLen { // at most as much white space as text
 		return Blob{}, fmt.Errorf("%w: longer than any blob", ErrMalformed)
 	}
 	raw, err := b64.Decode(text)
@@ -104,8 +104,8 @@ func Parse(text string) (Blob, error) {
 	return FromBytes(raw)
 }
 
-// FromBytes reads a blob from its binary form. Only the canonical spelling of the key version (lower
-// case, with hyphens) is taken, so that Bytes returns what was read.
+// FromBytes reads a blob from its binary form. Only the canonical spelling of the key version (lower case, with
+// hyphens) is accepted, so that Bytes returns the input.
 func FromBytes(raw []byte) (Blob, error) {
 	if len(raw) < idLen+1 {
 		return Blob{}, fmt.Errorf("%w: too short to name a key version", ErrMalformed)

@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// SealWithKey is Seal for the derived schemes, where a module derived the scheme's key (DeriveKey).
+// SealWithKey is Seal for the derived schemes, with the scheme's key that a module derived (DeriveKey).
 func SealWithKey(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, derived []byte, binding Binding, dataKey []byte) (Blob, error) {
 	block, err := aes.NewCipher(derived)
 	if err != nil {
@@ -18,7 +18,7 @@ func SealWithKey(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, derive
 	switch scheme {
 	case DerivedKeyWrap:
 		payload, err = wrapKey(derived, dataKey)
-	case DerivedGCM: // under its key, it is what DirectGCM is under the master key
+	case DerivedGCM: // the same as DirectGCM, but under the derived key
 		payload, err = seal(random, DirectGCM, block, binding, dataKey)
 	default:
 		err = fmt.Errorf("scheme %d has no derived key", scheme)
@@ -29,8 +29,8 @@ func SealWithKey(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, derive
 	return Blob{KeyVersionID: keyVersionID, Scheme: scheme, Payload: payload}, nil
 }
 
-// OpenWithKey is Open for the derived schemes, where a module derived the scheme's key. The caller
-// wipes the result.
+// OpenWithKey is Open for the derived schemes, with the scheme's key that a module derived. The caller must wipe the
+// result.
 func OpenWithKey(blob Blob, derived []byte, binding Binding) ([]byte, error) {
 	block, err := aes.NewCipher(derived)
 	if err != nil {

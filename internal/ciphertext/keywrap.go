@@ -7,8 +7,8 @@ import (
 	"errors"
 )
 
-// AES Key Wrap with the default initial value (RFC 3394, section 2.2). It stands here because a blob
-// of scheme 1 is one, and no maintained module in reach offers it for a given key.
+// AES Key Wrap with the default initial value (RFC 3394, section 2.2). Other implementations, such as that of
+// go-jose, leave copies of keys in memory.
 
 const keyWrapIV = 0xA6A6A6A6A6A6A6A6
 

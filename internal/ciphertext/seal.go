@@ -10,11 +10,11 @@ import (
 	"github.com/google/uuid"
 )
 
-// ErrOpen is returned for every blob that does not open, whatever the cause, so that it is no oracle.
-var ErrOpen = errors.New("the blob does not open")
+// ErrOpen is returned for every blob that cannot be decrypted, so that it does not reveal the cause.
+var ErrOpen = errors.New("the blob cannot be decrypted")
 
-// SchemeFor returns the scheme in which software seals a data key of that length under a master key
-// that can derive: RFC 3394 wraps whole 64-bit blocks, two at the least.
+// SchemeFor returns the scheme with which software encrypts a data key of a length under a master key that supports
+// derivation: RFC 3394 wraps whole 64-bit blocks, at least two.
 func SchemeFor(length int) Scheme {
 	if length >= 16 && length%8 == 0 {
 		return DerivedKeyWrap
@@ -22,9 +22,9 @@ func SchemeFor(length int) Scheme {
 	return DerivedGCM
 }
 
-// Seal encrypts a data key on the host. It is what the software store does, and the independent
-// second opinion for a module's self-test. random is read for the IV of the GCM schemes. It fails for an
-// unknown scheme, an empty data key, one that RFC 3394 cannot wrap, and when random fails.
+// Seal encrypts a data key on the host. The software store uses it, and the self-test of a module compares results
+// with it. random is read for the IV of the GCM schemes. It fails for an unknown scheme, an empty data key, one that
+// RFC 3394 cannot wrap, and if random fails.
 func Seal(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, master cipher.Block, binding Binding, dataKey []byte) (Blob, error) {
 	payload, err := seal(random, scheme, master, binding, dataKey)
 	if err != nil {
@@ -35,7 +35,7 @@ func Seal(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, master cipher
 
 func seal(random io.Reader, scheme Scheme, master cipher.Block, binding Binding, dataKey []byte) ([]byte, error) {
 	if len(dataKey) == 0 {
-		return nil, errors.New("a data key has one byte at the least")
+		return nil, errors.New("a data key must have at least one byte")
 	}
 	switch scheme {
 	case DerivedKeyWrap:
@@ -48,7 +48,7 @@ func seal(random io.Reader, scheme Scheme, master cipher.Block, binding Binding,
 	return nil, fmt.Errorf("unknown scheme %d", scheme)
 }
 
-// Open decrypts a blob on the host. The caller wipes the result.
+// Open decrypts a blob on the host. The caller must wipe the result.
 func Open(blob Blob, master cipher.Block, binding Binding) ([]byte, error) {
 	switch blob.Scheme {
 	case DerivedKeyWrap:
@@ -91,7 +91,7 @@ func openGCM(blob Blob, master cipher.Block, binding Binding) ([]byte, error) {
 	}
 	defer wipe()
 	n := aead.NonceSize()
-	// A data key has one byte at the least.
+	// A data key has at least one byte.
 	if len(blob.Payload) < n+1+aead.Overhead() {
 		return nil, ErrOpen
 	}

@@ -74,15 +74,15 @@ func TestWrapApply_saysWhatIsWrongAndLeavesTheKeyAlone(t *testing.T) {
 	}{
 		"a key that is not there": {
 			args: []string{"--kubeconfig", admin, "--key", "payment"},
-			says: []string{"there is no ImportedKey payment in namespace test-", "kubectl get importedkeys"},
+			says: []string{"ImportedKey payment does not exist in namespace test-", "kubectl get importedkeys"},
 		},
 		"a user who may not": {
 			args: []string{"--kubeconfig", nobody, "--key", "payments"},
-			says: []string{"you may not do this", "get", "importedkeys.keyconvoy.io", `"nobody"`},
+			says: []string{"permission denied", "get", "importedkeys.keyconvoy.io", `"nobody"`},
 		},
 		"a wrong length": {
 			args: []string{"--kubeconfig", admin, "--key", "payments"}, material: canary[1:],
-			says: []string{"AES_256 takes 32 bytes and the material has 31"},
+			says: []string{"AES_256 requires 32 bytes, but the material has 31"},
 		},
 		"no parameters yet": {
 			args:   []string{"--kubeconfig", admin, "--key", "payments"},
@@ -126,7 +126,7 @@ func TestWrapApply_saysThatAClusterLacksKeyconvoy(t *testing.T) {
 	defer empty.Close()
 	kubeconfig := (&testenv.Env{}).Kubeconfig(t, &rest.Config{Host: empty.URL}, "default")
 	keyconvoy(t, "wrap", "--kubeconfig", kubeconfig, "--key", "payments", "--in", file(t, "m", canary), "--apply").
-		fails(t, 1, "the cluster does not know ImportedKeys", "kubectl apply -k config/default")
+		fails(t, 1, "the cluster has no Keyconvoy", "kubectl apply -k config/default")
 }
 
 func TestWrapApply_refusesToPatchWithoutPermission(t *testing.T) {
@@ -136,7 +136,7 @@ func TestWrapApply_refusesToPatchWithoutPermission(t *testing.T) {
 	allow(t, env, key.Namespace, "reader", "get")
 	reader := env.Kubeconfig(t, env.AddUser("reader"), key.Namespace)
 	keyconvoy(t, "wrap", "--kubeconfig", reader, "--key", "payments", "--in", file(t, "m", canary), "--apply").
-		fails(t, 1, "--apply takes patch", "cannot patch resource")
+		fails(t, 1, "--apply requires patch", "cannot patch resource")
 	keyconvoy(t, "wrap", "--kubeconfig", reader, "--key", "payments", "--in", file(t, "m", canary)).succeeds(t)
 }
 
@@ -164,7 +164,7 @@ func TestWrapApply_putsTheMaterialIn(t *testing.T) {
 	t.Parallel()
 	env := testenv.Start(t)
 	fromConfigMap := func(key *v1alpha1.ImportedKey) {
-		from := &v1alpha1.EntrySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "m", Key: "k"}}
+		from := &v1alpha1.EntrySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "m", Key: "k"}}
 		key.Spec.Material = &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: from, ImportTokenFrom: from}
 	}
 	for name, test := range map[string]struct {

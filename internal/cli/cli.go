@@ -1,5 +1,5 @@
-// Package cli is Keyconvoy's command line: the operator (manager), and wrap and unwrap for the two
-// ends of a key's journey. It knows people and Kubernetes and leaves cryptography to internal/wrapping.
+// Package cli is Keyconvoy's command line: the operator (manager), and wrap and unwrap for those who import and
+// receive keys. Cryptography is in internal/wrapping.
 package cli
 
 import (
@@ -26,28 +26,27 @@ const (
 	exitUsage  = 2
 )
 
-const rootLong = `Keyconvoy carries keys between cryptographic modules without letting them out in the clear.
+const rootLong = `Keyconvoy moves keys from one HSM to another, or to a pod, always encrypted.
 
-  manager   is the operator: it runs in a cluster and serves the objects of keyconvoy.io.
-  wrap      encrypts key material of yours for an ImportedKey.
-  unwrap    opens a data key that an ExportedDataKey wrote for you.
+  manager   runs the operator, which reconciles the objects of keyconvoy.io in a cluster.
+  wrap      encrypts your key material for an ImportedKey.
+  unwrap    decrypts a data key that an ExportedDataKey exported for you.
 
-As a kubectl plugin: put the binary, or a link to it, on the PATH as kubectl-keyconvoy; it is then
-"kubectl keyconvoy". A second link, kubectl_complete-keyconvoy, gives it shell completion.
+To use it as the kubectl plugin "kubectl keyconvoy", put the binary, or a link to it, on the PATH as
+kubectl-keyconvoy. A second link, kubectl_complete-keyconvoy, adds shell completion.
 
-Exit codes: 0 done; 1 failed; 2 used wrongly (unknown or missing flags and arguments). What went wrong
-is said on standard error.`
+Exit codes: 0 success, 1 failure, 2 usage error. Errors are printed to standard error.`
 
 // Main runs the command line of this process and returns its exit code.
 func Main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// The first signal asks for an orderly end; the next one is the system's to handle.
+	// The first signal requests an orderly shutdown; the second ends the process.
 	context.AfterFunc(ctx, stop)
 	return run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
 }
 
-// run runs one command line; args[0] is the name that the binary was called by.
+// run runs one command line; args[0] is the name under which the binary was called.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := newRoot(args[0])
 	root.SetArgs(arguments(args))
@@ -92,11 +91,13 @@ func calledAs(program, name string) bool {
 func newRoot(program string) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "keyconvoy",
-		Short:         "Carry keys between cryptographic modules",
+		Short:         "Move keys between HSMs, always encrypted",
 		Long:          rootLong,
 		Version:       version,
 		SilenceErrors: true, // run prints them
 		SilenceUsage:  true,
+		// Before any command reads a key or a PIN.
+		PersistentPreRunE: func(*cobra.Command, []string) error { return disableCoreDumps() },
 	}
 	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand())
 	if calledAs(program, pluginName) {
@@ -105,25 +106,25 @@ func newRoot(program string) *cobra.Command {
 	return root
 }
 
-// asPlugin makes the help speak of "kubectl keyconvoy".
+// asPlugin makes the help use the name "kubectl keyconvoy".
 func asPlugin(root *cobra.Command) {
 	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl keyconvoy"}
-	// A script for the shell would complete "keyconvoy", which is not what is typed.
+	// A completion script would complete "keyconvoy", but the user types "kubectl keyconvoy".
 	root.CompletionOptions.HiddenDefaultCmd = true
 	for _, command := range root.Commands() {
 		command.Example = strings.ReplaceAll(command.Example, "keyconvoy ", "kubectl keyconvoy ")
 	}
 }
 
-// usageError is an error of whoever called the command that cobra did not find.
+// usageError is an error in the command line that cobra does not detect.
 type usageError struct{ error }
 
 func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
 
-// watchStart tells whether a command began to work: an error before that is one of usage, since
-// cobra has no type for those.
+// watchStart reports whether a command began to run. An error before that is a usage error, for which cobra has no
+// type.
 func watchStart(root *cobra.Command) *bool {
 	started := new(bool)
 	for _, command := range root.Commands() {

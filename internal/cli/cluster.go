@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	_ "k8s.io/client-go/plugin/pkg/client/auth" // the ways to log in that a kubeconfig may name
+	_ "k8s.io/client-go/plugin/pkg/client/auth" // the authentication methods that a kubeconfig may name
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -21,10 +21,10 @@ import (
 	keyconvoy "github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// fieldManager marks in managedFields what wrap wrote: not the operator, but a person with it.
+// fieldManager marks, in managedFields, what a user wrote with wrap, as opposed to what the operator wrote.
 const fieldManager = "keyconvoy-wrap"
 
-// clusterFlags say which cluster, and which namespace in it, as kubectl's do.
+// clusterFlags select a cluster and a namespace in it, as those of kubectl do.
 type clusterFlags struct {
 	kubeconfig string
 	context    string
@@ -33,9 +33,9 @@ type clusterFlags struct {
 
 func (f *clusterFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `FILE`; otherwise $KUBECONFIG, or ~/.kube/config")
-	flags.StringVar(&f.context, "context", "", "`NAME` of the kubeconfig's context; otherwise its current one")
-	flags.StringVarP(&f.namespace, "namespace", "n", "", "`NAMESPACE` of the key; otherwise that of the context")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `FILE` (default: $KUBECONFIG, or ~/.kube/config)")
+	flags.StringVar(&f.context, "context", "", "`NAME` of the kubeconfig context (default: the current context)")
+	flags.StringVarP(&f.namespace, "namespace", "n", "", "`NAMESPACE` of the key (default: that of the context)")
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"context":   f.completeContext,
 		"namespace": f.completeNamespace,
@@ -52,19 +52,19 @@ func (f *clusterFlags) config() clientcmd.ClientConfig {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides)
 }
 
-// cluster is a way to the objects of one namespace.
+// cluster gives access to the objects of one namespace.
 type cluster struct {
 	client    client.Client
 	namespace string
 }
 
-// connect reads the kubeconfig. What the API server warns of goes to warnings.
+// connect reads the kubeconfig. Warnings of the API server are written to warnings.
 func (f *clusterFlags) connect(warnings io.Writer) (cluster, error) {
 	config := f.config()
 	restConfig, err := config.ClientConfig()
 	switch {
 	case clientcmd.IsEmptyConfig(err):
-		return cluster{}, errors.New("no cluster is configured: set KUBECONFIG or --kubeconfig; " +
+		return cluster{}, errors.New("no cluster is configured\nhint: set KUBECONFIG or --kubeconfig; " +
 			"on a machine without a cluster use --parameters")
 	case err != nil:
 		return cluster{}, err
@@ -83,8 +83,8 @@ func (f *clusterFlags) connect(warnings io.Writer) (cluster, error) {
 	return cluster{client: c, namespace: namespace}, err
 }
 
-// resources maps the kinds that we ask for. Known beforehand, they cost no discovery, which would be
-// more requests than ours and does not end with a context.
+// resources maps the kinds that the commands use. A fixed mapping avoids discovery, which would take more requests
+// than the command itself and does not end with the context.
 func resources() meta.RESTMapper {
 	mapper := meta.NewDefaultRESTMapper(nil)
 	ours := keyconvoy.GroupVersion
@@ -112,24 +112,24 @@ func (c cluster) patch(ctx context.Context, name string, patch []byte) error {
 	return nil
 }
 
-// explain says what to do about an answer of the API server.
+// explain adds to an error of the API server what to do about it.
 func (c cluster) explain(err error, doing, name string) error {
 	switch {
 	case isUnknownResource(err):
-		return errors.New("the cluster does not know ImportedKeys: install Keyconvoy in it (kubectl apply -k config/default), " +
+		return errors.New("the cluster has no Keyconvoy\nhint: install it with kubectl apply -k config/default, " +
 			"or choose another cluster with --context")
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("there is no ImportedKey %s in namespace %s; kubectl get importedkeys --all-namespaces lists them",
+		return fmt.Errorf("ImportedKey %s does not exist in namespace %s\nhint: list the keys with kubectl get importedkeys --all-namespaces",
 			name, c.namespace)
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("you may not do this; reading a key takes get, and --apply takes patch, on importedkeys.%s "+
+		return fmt.Errorf("permission denied: reading a key requires get, and --apply requires patch, on importedkeys.%s "+
 			"in namespace %s: %w", keyconvoy.GroupVersion.Group, c.namespace, err)
 	}
 	return fmt.Errorf("%s ImportedKey %s/%s: %w", doing, c.namespace, name, err)
 }
 
-// isUnknownResource tells the API server's answer for a resource that it does not serve from that for
-// an object that does not exist: only the latter names the object.
+// isUnknownResource reports whether the API server does not have the resource, as opposed to an object that does not
+// exist: only the latter error names the object.
 func isUnknownResource(err error) bool {
 	var status apierrors.APIStatus
 	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {

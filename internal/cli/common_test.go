@@ -25,9 +25,14 @@ import (
 // arguments, streams, signals and an exit code.
 const beKeyconvoy = "KEYCONVOY_TEST_BE_KEYCONVOY"
 
+// atEnd is run by a process that is keyconvoy before it exits.
+var atEnd = func() {}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(beKeyconvoy) != "" {
-		os.Exit(cli.Main())
+		code := cli.Main()
+		atEnd()
+		os.Exit(code)
 	}
 	testenv.Main(m)
 }

@@ -14,10 +14,10 @@ import (
 	keyconvoy "github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// completionPatience is how long a shell waits for a cluster when somebody presses tab.
+// completionPatience is how long shell completion waits for the cluster.
 const completionPatience = 3 * time.Second
 
-// completeKey offers the names of the namespace's ImportedKeys, with what they are.
+// completeKey completes the names of ImportedKeys in the namespace, with their type and state.
 func (f *clusterFlags) completeKey(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var keys keyconvoy.ImportedKeyList
 	if !f.list(cmd, &keys, true) {
@@ -33,7 +33,7 @@ func (f *clusterFlags) completeKey(cmd *cobra.Command, _ []string, prefix string
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeNamespace offers the cluster's namespaces.
+// completeNamespace completes the namespaces of the cluster.
 func (f *clusterFlags) completeNamespace(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var namespaces metav1.PartialObjectMetadataList
 	namespaces.APIVersion, namespaces.Kind = "v1", "NamespaceList"
@@ -49,7 +49,7 @@ func (f *clusterFlags) completeNamespace(cmd *cobra.Command, _ []string, prefix 
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeContext offers the kubeconfig's contexts.
+// completeContext completes the contexts of the kubeconfig.
 func (f *clusterFlags) completeContext(_ *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	config, err := f.config().RawConfig()
 	if err != nil {
@@ -65,7 +65,7 @@ func (f *clusterFlags) completeContext(_ *cobra.Command, _ []string, prefix stri
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// list reads objects for a shell: soon or not at all, and without a word.
+// list reads objects for shell completion: quickly or not at all, and without output.
 func (f *clusterFlags) list(cmd *cobra.Command, into client.ObjectList, inNamespace bool) bool {
 	c, err := f.connect(io.Discard)
 	if err != nil {
@@ -80,12 +80,12 @@ func (f *clusterFlags) list(cmd *cobra.Command, into client.ObjectList, inNamesp
 	return c.client.List(ctx, into, options...) == nil
 }
 
-// fixed offers always the same words, for a flag that takes one of them.
+// fixed completes a flag that accepts one of the given words.
 func fixed(words []string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
 }
 
-// must is for what can only fail by a mistake in this package, which every start would show.
+// must panics on errors that only a mistake in this package can cause, so that every start would show them.
 func must(err error) {
 	if err != nil {
 		panic(err)

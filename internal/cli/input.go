@@ -18,8 +18,8 @@ import (
 // standardStream is the file name that stands for standard input or output.
 const standardStream = "-"
 
-// readBounded reads a file, or in where the name is "-", of at most limit bytes. The result has one
-// buffer, so that wiping it leaves no copy. It returns when ctx ends, also while a pipe keeps silent.
+// readBounded reads a file, or in where the name is "-", of at most limit bytes. The result has one buffer, so that
+// wiping it leaves no copy. It returns when ctx ends, even if a pipe has no data.
 func readBounded(ctx context.Context, name string, in io.Reader, limit int) (redact.Bytes, error) {
 	type result struct {
 		data redact.Bytes
@@ -52,7 +52,7 @@ func readAtMost(name string, in io.Reader, limit int) (redact.Bytes, error) {
 	switch {
 	case err == nil:
 		buffer.Wipe()
-		return nil, fmt.Errorf("%s has more than %d bytes, which is more than it can be", describeInput(name), limit)
+		return nil, fmt.Errorf("%s is longer than %d bytes", describeInput(name), limit)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return buffer[:n], nil
 	}
@@ -67,23 +67,23 @@ func describeInput(name string) string {
 	return name
 }
 
-// isTerminal says whether a stream is a terminal: a place where secrets do not belong.
+// isTerminal reports whether a stream is a terminal, where secrets must not be shown.
 func isTerminal(stream any) bool {
 	file, ok := stream.(interface{ Fd() uintptr })
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// warnIfShared warns of a file with a secret that every user of the machine may read. It does not
-// refuse: the volumes of a pod look like that unless their defaultMode is set.
+// warnIfShared warns if every user of the machine can read a file with a secret. It is not an error, because the
+// volumes of a pod have that mode unless their defaultMode is set.
 func warnIfShared(warnings io.Writer, name string) {
 	info, err := os.Stat(name)
 	if err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o004 != 0 {
-		fmt.Fprintf(warnings, "warning: every user of this machine may read %s; run chmod 600 on it, "+
-			"or in a pod give the volume defaultMode: 0440 and the pod an fsGroup\n", name)
+		fmt.Fprintf(warnings, "warning: every user of this machine can read %s; run chmod 600 on it, "+
+			"or in a pod set defaultMode: 0440 on the volume and an fsGroup on the pod\n", name)
 	}
 }
 
-// encoding is how bytes are written as text; the empty one is none.
+// encoding is how bytes are written as text. The empty encoding is invalid.
 type encoding string
 
 const (
@@ -158,5 +158,5 @@ func dropSpace(text redact.Bytes) redact.Bytes {
 	return kept
 }
 
-// isMissing says whether an error means that a file is not there.
+// isMissing reports whether an error means that a file does not exist.
 func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

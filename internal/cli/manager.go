@@ -4,40 +4,51 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/keyconvoy/keyconvoy/controllers"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/lease"
 )
 
-// namespaceVariable is the environment variable with the operator's own namespace.
-const namespaceVariable = "POD_NAMESPACE"
+const (
+	// namespaceVariable is the environment variable with the operator's own namespace.
+	namespaceVariable = "POD_NAMESPACE"
+	// podVariable is the environment variable with the UID of its pod. A container that restarts in a pod continues
+	// under the lease of its predecessor.
+	podVariable = "POD_UID"
+)
 
-const managerLong = `manager is the operator: it serves KeyStores, ClusterKeyStores, ImportedKeys, DataKeys,
-ExportedDataKeys and ClusterExportedDataKeys until it is told to end.
+const managerLong = `Run the operator. It reconciles KeyStores, ClusterKeyStores, ImportedKeys, DataKeys, ExportedDataKeys
+and ClusterExportedDataKeys.
 
-The environment variable POD_NAMESPACE names its own namespace: the keys of software stores, the PINs of
-ClusterKeyStores and the lease of the leader are there.
+The environment variable POD_NAMESPACE must be the operator's own namespace, which contains the keys of
+software stores, the PINs of ClusterKeyStores and the leader's lease. POD_UID, if set, identifies the pod in
+that lease, so that a container that restarts in its pod continues at once.
 
-A PKCS#11 library is code that runs inside the operator. So key stores cannot name a file, only a name that
-is allowed here. What the libraries read themselves (SOFTHSM2_CONF, a vendor's configuration) is given to
-the process as usual.`
+A PKCS#11 library runs inside the operator. Therefore key stores do not name a file, but a name that
+--pkcs11-module allows. Settings of a library (SOFTHSM2_CONF, a vendor's configuration file) must be present
+in the environment of the operator.`
 
-const managerExample = `  # Against the cluster of a kubeconfig, with SoftHSM allowed:
+const managerExample = `  # With a kubeconfig and SoftHSM:
   POD_NAMESPACE=keyconvoy-system keyconvoy manager --kubeconfig ~/.kube/config \
     --pkcs11-module softhsm=/usr/lib/softhsm/libsofthsm2.so
 
-  # NSS wants to be told where its database is:
+  # With NSS, which needs the location of its database:
   keyconvoy manager --pkcs11-module nss=/usr/lib/x86_64-linux-gnu/libsoftokn3.so \
     --pkcs11-parameters "nss=configdir='sql:/var/lib/nss' certPrefix='' keyPrefix='' secmod='secmod.db' flags="`
 
@@ -50,11 +61,13 @@ type managerOptions struct {
 	profiling      string
 	libraries      []string
 	parameters     []string
+	namespaces     []string
+	auditLog       string
 	log            zap.Options
 }
 
 func newManagerCommand() *cobra.Command {
-	var o managerOptions
+	o := managerOptions{log: logOptions()}
 	cmd := &cobra.Command{
 		Use:     "manager",
 		Short:   "Run the operator",
@@ -64,13 +77,15 @@ func newManagerCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "the cluster to serve; without it $KUBECONFIG, and in a pod the pod's own")
-	flags.BoolVar(&o.leaderElect, "leader-elect", false, "let one of several replicas work at a time")
-	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "where metrics are served by HTTPS to whoever may get /metrics; 0 for nowhere")
-	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served; 0 for nowhere")
-	flags.StringVar(&o.profiling, "profiling", "", "`ADDRESS` on the loopback interface where profiles of the process are served (net/http/pprof), such as 127.0.0.1:6060; otherwise nowhere")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster (default: $KUBECONFIG, or in a pod its service account)")
+	flags.BoolVar(&o.leaderElect, "leader-elect", false, "enable leader election, so that one of several replicas works at a time")
+	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the HTTPS metrics endpoint (requires permission to get /metrics); 0 disables it")
+	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of the /healthz and /readyz endpoints; 0 disables them")
+	flags.StringVar(&o.profiling, "profiling", "", "loopback `ADDRESS` of the profiling endpoint (net/http/pprof), such as 127.0.0.1:6060; disabled by default")
 	flags.StringArrayVar(&o.libraries, "pkcs11-module", nil, "`NAME=PATH`: allow key stores to use the PKCS#11 library at PATH by NAME (may be repeated)")
-	flags.StringArrayVar(&o.parameters, "pkcs11-parameters", nil, "`NAME=STRING`: the reserved string that the library NAME wants when it is initialised, as NSS does (may be repeated)")
+	flags.StringArrayVar(&o.parameters, "pkcs11-parameters", nil, "`NAME=STRING`: the initialization string of the library NAME, which NSS requires (may be repeated)")
+	flags.StringVar(&o.auditLog, "audit-log", audit.Stdout, "destination of the audit log, one JSON line for each operation on a key: stdout, a `PATH` to append to, or off")
+	flags.StringSliceVar(&o.namespaces, "namespaces", nil, "`NAMES` of the namespaces to watch, separated by commas (default: all). With it, the operator needs permissions in these namespaces and its own only (config/namespaced)")
 	logFlags := flag.NewFlagSet("log", flag.ContinueOnError)
 	o.log.BindFlags(logFlags)
 	flags.AddGoFlagSet(logFlags)
@@ -83,7 +98,12 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 		return usageError{err}
 	}
 	if o.profiling != "" && !onLoopback(o.profiling) {
-		return usagef("--profiling %q: profiles show what is in memory; write an IP address of the loopback interface and a port, such as 127.0.0.1:6060", o.profiling)
+		return usagef("--profiling %q: profiles reveal the contents of memory, so the address must be a loopback IP address and a port, such as 127.0.0.1:6060", o.profiling)
+	}
+	for _, name := range o.namespaces {
+		if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
+			return usagef("--namespaces: %q is not the name of a namespace", name)
+		}
 	}
 	namespace := os.Getenv(namespaceVariable)
 	if namespace == "" {
@@ -93,7 +113,11 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	ctrl.SetLogger(zap.New(zap.UseFlagOptions(&o.log)))
+	setLogger(&o.log)
+	auditLog, err := audit.Open(o.auditLog, cmd.OutOrStdout(), ctrl.Log.WithName("audit"))
+	if err != nil {
+		return err
+	}
 
 	spareMemory()
 	ctx := cmd.Context()
@@ -101,30 +125,45 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	caches := controllers.NewCaches()
 	err = errors.Join(
 		controllers.Setup(ctx, mgr, controllers.Options{
-			OpenModule: libraries.open, OperatorNamespace: namespace, Metrics: metrics.Registry,
+			OpenModule: libraries.open, OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
 		}),
-		mgr.AddHealthzCheck("ping", healthz.Ping),
-		mgr.AddReadyzCheck("ping", healthz.Ping),
+		addProbes(mgr, o.probeAddress, caches.Check),
 	)
 	if err != nil {
 		return err
 	}
-	ctrl.Log.Info("Starting", "version", version)
+	o.logStart(namespace, libraries)
 	return mgr.Start(ctx)
 }
 
-// spareMemory collects garbage when the heap, which holds the caches, has grown by half, not by all of its size. That
-// costs time only while there is work. GOGC says otherwise.
+// logStart logs the version and settings, except the parameters of libraries, which can contain secrets.
+func (o *managerOptions) logStart(namespace string, libraries libraries) {
+	ctrl.Log.Info("Starting Keyconvoy", "version", version, "namespace", namespace, "namespaces", o.namespaces, "leaderElection", o.leaderElect,
+		"metrics", o.metricsAddress, "healthProbes", o.probeAddress, "profiling", o.profiling != "", "auditLog", o.auditLog)
+	for _, name := range slices.Sorted(maps.Keys(libraries)) {
+		log := ctrl.Log.WithValues("module", name, "path", libraries[name].Path)
+		resolved, err := filepath.EvalSymlinks(libraries[name].Path)
+		if err != nil {
+			log.Error(err, "The PKCS#11 library cannot be found")
+			continue
+		}
+		log.Info("Key stores may use this PKCS#11 library", "resolvedPath", resolved)
+	}
+}
+
+// spareMemory collects garbage when the heap, which holds the caches, has grown by half instead of by its size. This
+// takes CPU time only while there is work. The environment variable GOGC overrides it.
 func spareMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
 }
 
-// onLoopback says whether only processes of this machine, or pod, can reach an address. Whoever may forward a
-// port into the pod can, too. A name is not asked for: it may mean another address tomorrow.
+// onLoopback reports whether an address is reachable only from this machine or pod (and by users who may forward a
+// port into the pod). It does not resolve names, because their addresses can change.
 func onLoopback(address string) bool {
 	a, err := netip.ParseAddrPort(address)
 	return err == nil && a.Addr().Unmap().IsLoopback()
@@ -147,7 +186,7 @@ func (o *managerOptions) manager(cfg *rest.Config, namespace string) (ctrl.Manag
 	if err != nil {
 		return nil, err
 	}
-	return ctrl.NewManager(cfg, ctrl.Options{
+	options := ctrl.Options{
 		Scheme: scheme,
 		Cache:  controllers.CacheOptions(),
 		Client: controllers.ClientOptions(),
@@ -156,12 +195,24 @@ func (o *managerOptions) manager(cfg *rest.Config, namespace string) (ctrl.Manag
 			SecureServing:  true,
 			FilterProvider: onlyMetricsReaders,
 		},
-		HealthProbeBindAddress:  o.probeAddress,
-		PprofBindAddress:        o.profiling,
-		LeaderElection:          o.leaderElect,
-		LeaderElectionID:        "manager.keyconvoy.io",
-		LeaderElectionNamespace: namespace,
-		// The process ends with the manager, so the lease can be given back at once.
-		LeaderElectionReleaseOnCancel: true,
-	})
+		HealthProbeBindAddress: "0", // addProbes serves them
+		PprofBindAddress:       o.profiling,
+	}
+	// First, because the lease guards the client that this creates.
+	o.served(namespace).Limit(&options)
+	if o.leaderElect {
+		elected := lease.Options{Namespace: namespace, Identity: os.Getenv(podVariable)}
+		if err := lease.Elect(&options, cfg, elected); err != nil {
+			return nil, err
+		}
+	}
+	return ctrl.NewManager(cfg, options)
+}
+
+// served are the namespaces to which the operator is limited, including its own; empty means all.
+func (o *managerOptions) served(own string) controllers.Namespaces {
+	if len(o.namespaces) == 0 {
+		return nil
+	}
+	return append(controllers.Namespaces{own}, o.namespaces...)
 }

@@ -19,7 +19,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
@@ -38,6 +41,7 @@ func TestManager_usedWronglyExitsWith2AndSaysWhatToDo(t *testing.T) {
 		"profiles on all interfaces":      {[]string{"--profiling", ":6060"}, "127.0.0.1:6060"},
 		"profiles at whatever a name is":  {[]string{"--profiling", "localhost:6060"}, "IP address"},
 		"profiles at no port":             {[]string{"--profiling", "127.0.0.1"}, "port"},
+		"a namespace that is none":        {[]string{"--namespaces", "team-a,Team B"}, "Team B"},
 		"an argument where none belongs":  {[]string{"now"}, "now"},
 		"profiles on an IPv6 all-address": {[]string{"--profiling", "[::]:6060"}, "loopback"},
 	} {
@@ -105,6 +109,42 @@ func TestManager_showsMetricsToThoseWhoMayReadThemOnly(t *testing.T) {
 	}
 }
 
+// A replica that does not lead fills its caches, too. Until it has, it says what is missing.
+func TestManager_isReadyWhenItsCachesAreFilled_andOtherwiseSaysWhy(t *testing.T) {
+	t.Parallel()
+	env := testenv.Start(t)
+	user := env.Namespace(t)
+	mayWatch := func(name string, resources ...string) {
+		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: user + name}, Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{"", "keyconvoy.io", "coordination.k8s.io"}, Resources: resources, Verbs: []string{"get", "list", "watch"},
+		}}}
+		binding := &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: user + name}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+			Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: user}},
+		}
+		for _, o := range []client.Object{role, binding} {
+			if err := env.Client.Create(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	mayWatch("-first", "keystores", "clusterkeystores", "datakeys", "exporteddatakeys", "clusterexporteddatakeys", "secrets", "configmaps", "namespaces", "leases")
+	m := startManagerAs(t, env.AddUser(user))
+
+	waitFor(t, "the reason to be given", func() bool {
+		code, body := m.get(t, "http://"+m.probes+"/readyz", "")
+		return code == http.StatusServiceUnavailable && strings.Contains(body, "ImportedKey") && strings.Contains(body, "forbidden") && strings.Count(body, "the cache of") == 1
+	})
+	if code, _ := m.get(t, "http://"+m.probes+"/healthz", ""); code != http.StatusOK {
+		t.Errorf("/healthz answers %d: a restart would help nobody", code)
+	}
+	mayWatch("-second", "importedkeys")
+	waitFor(t, "the manager to be ready", func() bool {
+		code, _ := m.get(t, "http://"+m.probes+"/readyz?verbose", "")
+		return code == http.StatusOK
+	})
+}
+
 func TestManager_servesProfilesOnTheLoopbackInterface(t *testing.T) {
 	t.Parallel()
 	address := freeAddress(t)
@@ -130,6 +170,12 @@ type manager struct {
 
 func startManager(t *testing.T, flags ...string) *manager {
 	t.Helper()
+	return startManagerAs(t, nil, flags...)
+}
+
+// startManagerAs starts it as a user of the cluster; nil for the administrator.
+func startManagerAs(t *testing.T, user *rest.Config, flags ...string) *manager {
+	t.Helper()
 	env := testenv.Start(t)
 	m := &manager{
 		env: env, namespace: env.Namespace(t), metrics: freeAddress(t), probes: freeAddress(t),
@@ -147,7 +193,7 @@ func startManager(t *testing.T, flags ...string) *manager {
 	}
 	c := call{
 		args: append([]string{
-			"manager", "--leader-elect", "--kubeconfig", env.Kubeconfig(t, nil, m.namespace),
+			"manager", "--leader-elect", "--kubeconfig", env.Kubeconfig(t, user, m.namespace),
 			"--metrics-bind-address", m.metrics, "--health-probe-bind-address", m.probes,
 		}, flags...),
 		env: []string{"POD_NAMESPACE=" + m.namespace},

@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// reviewTimeout bounds one question to the API server.
+	// reviewTimeout limits one request to the API server.
 	reviewTimeout = 10 * time.Second
-	// reviewsAtOnce bounds how much of the API server's patience strangers can use up in the operator's name.
+	// reviewsAtOnce limits the load on the API server that unauthenticated clients can cause.
 	reviewsAtOnce = 2
 )
 
-// metricsReader lets those read the metrics whom the API server knows by their token, and allows "get" on the
-// path: RBAC with nonResourceURLs. It asks each time, which costs a scraper two requests a scrape.
+// metricsReader serves the metrics to clients whose token the API server authenticates and that may "get" the path
+// (RBAC with nonResourceURLs). It makes two requests to the API server for each scrape.
 //
-// The filter that comes with controller-runtime does the same with the API server's own library, which makes the
-// binary a quarter larger, and the process with it.
+// The filter in controller-runtime does the same with the API server's own library, which makes the binary and the
+// process a quarter larger.
 type metricsReader struct {
 	client client.Client
 	asking chan struct{}
@@ -40,10 +40,10 @@ func onlyMetricsReaders(cfg *rest.Config, httpClient *http.Client) (metricsserve
 	return r.filter, err
 }
 
-// The answers to those who may not.
+// The responses to clients without access.
 var (
-	errUnknown   = errors.New("show a token of an account that the cluster knows (Authorization: Bearer)")
-	errForbidden = errors.New(`the account may not "get" this path: bind it to the role metrics-reader`)
+	errUnknown   = errors.New("authentication required: send a token of an account of this cluster (Authorization: Bearer)")
+	errForbidden = errors.New(`permission denied: this account may not "get" this path; bind it to the role metrics-reader`)
 )
 
 func (r *metricsReader) filter(log logr.Logger, next http.Handler) (http.Handler, error) {
@@ -55,15 +55,15 @@ func (r *metricsReader) filter(log logr.Logger, next http.Handler) (http.Handler
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 		case errors.Is(err, errForbidden):
 			http.Error(w, err.Error(), http.StatusForbidden)
-		case req.Context().Err() != nil: // whoever asked has gone
+		case req.Context().Err() != nil: // the client has disconnected
 		default:
-			log.Error(err, "Asking the API server who reads the metrics")
-			http.Error(w, "the API server does not say whether you may", http.StatusInternalServerError)
+			log.Error(err, "Authorizing a request for metrics failed")
+			http.Error(w, "the API server did not authorize the request: see the operator's log", http.StatusInternalServerError)
 		}
 	}), nil
 }
 
-// check returns errUnknown, errForbidden, or why the API server could not be asked.
+// check returns errUnknown, errForbidden, or the error of the request to the API server.
 func (r *metricsReader) check(req *http.Request) error {
 	how, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(how, "Bearer") || token == "" {

@@ -10,14 +10,14 @@ import (
 	"path/filepath"
 )
 
-// writePrivate writes a file that its owner alone may read (mode 0600): all of it or nothing. Whoever
-// looks meanwhile sees the old content, and after a crash it is the old or the new.
+// writePrivate writes a file that only its owner can read (mode 0600), atomically: readers see the old or the new
+// content, also after a crash.
 func writePrivate(ctx context.Context, name string, data []byte) (err error) {
 	if err := checkReplaceable(name); err != nil {
 		return err
 	}
 	dir := filepath.Dir(name)
-	file, err := os.CreateTemp(dir, ".keyconvoy-*") // made with mode 0600
+	file, err := os.CreateTemp(dir, ".keyconvoy-*") // creates it with mode 0600
 	if err != nil {
 		return err
 	}
@@ -38,8 +38,7 @@ func writePrivate(ctx context.Context, name string, data []byte) (err error) {
 	return syncDir(dir)
 }
 
-// checkReplaceable refuses to put a file where a device, pipe, link or directory is: renaming would
-// take that away.
+// checkReplaceable rejects a name that is a device, pipe, link or directory, because renaming would replace it.
 func checkReplaceable(name string) error {
 	info, err := os.Lstat(name)
 	switch {
@@ -48,7 +47,7 @@ func checkReplaceable(name string) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s exists and is no regular file; name another one, or - for standard output", name)
+		return fmt.Errorf("%s exists and is not a regular file\nhint: use another name, or - for standard output", name)
 	}
 	return nil
 }
@@ -60,12 +59,12 @@ func writeAndSync(file *os.File, data []byte) error {
 	return file.Sync()
 }
 
-// syncDir makes a rename last. The file is in place by then, so a file system that cannot sync
-// directories is no reason to fail.
+// syncDir makes a rename durable. The file already exists at this point, so a file system that cannot sync
+// directories is not an error.
 func syncDir(name string) error {
 	dir, err := os.Open(name)
 	if err != nil {
-		return nil //nolint:nilerr // a directory that may be written to but not read
+		return nil //nolint:nilerr // the directory can be writable but not readable
 	}
 	defer dir.Close()
 	_ = dir.Sync()

@@ -73,7 +73,7 @@ func TestInput_isNotTakenFromATerminal(t *testing.T) {
 		says string
 	}{
 		"material":     {[]string{"wrap", "--parameters", importedKeyFile(t, nil)}, "standard input is a terminal"},
-		"a ciphertext": {[]string{"unwrap", "--key-file", rsaPair(t).file(t), "--out", "x"}, "no ciphertext"},
+		"a ciphertext": {[]string{"unwrap", "--key-file", rsaPair(t).file(t), "--out", "x"}, "a ciphertext is required"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			call{args: test.args, stdin: program}.run(t).fails(t, 2, test.says)

@@ -12,15 +12,15 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-const unwrapLong = `Open a data key that was encrypted under your public key.
+const unwrapLong = `Decrypt a data key that was encrypted under your public key.
 
-The ciphertext is that of an ExportedDataKey: the Secret that it wrote, mounted as a directory
-(--secret-dir; algorithm and recipient are checked), or the ciphertext alone in a file or on standard
-input (--in). The private key is RSA or SM2, as PKCS#8, PKCS#1 or SEC 1, in PEM or DER.
+The ciphertext is that of an ExportedDataKey: its Secret, mounted as a directory (--secret-dir, which
+also checks algorithm and recipient), or the ciphertext alone in a file or on standard input (--in).
+The private key is RSA or SM2, as PKCS#8, PKCS#1 or SEC 1, in PEM or DER.
 
-The data key goes to a file of mode 0600, which appears complete or not at all, or with --out - to
-standard output, where a terminal is refused. Put the file on a memory volume (emptyDir with medium:
-Memory) if it must not reach a disk.`
+The data key is written atomically to a file of mode 0600 or, with --out -, to standard output, which
+must not be a terminal. If the data key must not reach a disk, use a memory volume (emptyDir with
+medium: Memory).`
 
 const unwrapExample = `  # In a pod, with the Secret and the private key mounted
   keyconvoy unwrap --secret-dir /run/export --key-file /run/recipient/tls.key --out /run/keys/ledger
@@ -28,7 +28,7 @@ const unwrapExample = `  # In a pod, with the Secret and the private key mounted
   # From a file
   keyconvoy unwrap --key-file recipient.pem --algorithm RSAES_OAEP_SHA_256 --in wrapped.bin --out ledger.key
 
-  # Straight from the cluster into a program
+  # From the cluster into a program
   kubectl get secret ledger-sm2 -n team-a -o jsonpath='{.data.exportedDataKey}' |
     keyconvoy unwrap --key-file sm2.pem --base64 --out - | sha256sum`
 
@@ -44,7 +44,7 @@ type unwrapOptions struct {
 	toTerminal bool
 }
 
-// exportAlgorithms are the algorithms that data keys are exported with.
+// exportAlgorithms are the wrapping algorithms of exports.
 func exportAlgorithms() []string {
 	return []string{string(wrapping.RSAESOAEPSHA256), string(wrapping.RSAESOAEPSHA1), string(wrapping.SM2PKE)}
 }
@@ -61,7 +61,7 @@ func newUnwrapCommand() *cobra.Command {
 	var o unwrapOptions
 	cmd := &cobra.Command{
 		Use:     "unwrap --key-file FILE (--secret-dir DIR | --in FILE --algorithm NAME) --out FILE",
-		Short:   "Open a data key that was exported for you",
+		Short:   "Decrypt a data key that was exported for you",
 		Long:    unwrapLong,
 		Example: unwrapExample,
 		Args:    cobra.NoArgs,
@@ -71,16 +71,16 @@ func newUnwrapCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.keyFile, "key-file", "", "`FILE` with the private key, RSA or SM2")
-	flags.StringVar(&o.secretDir, "secret-dir", "", "`DIR` where the Secret of an ExportedDataKey is mounted")
+	flags.StringVar(&o.secretDir, "secret-dir", "", "`DIR` at which the Secret of an ExportedDataKey is mounted")
 	flags.StringVar(&o.in, "in", standardStream, "`FILE` with the ciphertext; - is standard input")
 	flags.BoolVar(&o.base64, "base64", false, "the ciphertext is Base64 text")
 	flags.StringVar(&o.algorithm, "algorithm", "", "`NAME` of the wrapping algorithm: "+strings.Join(exportAlgorithms(), ", ")+
 		"; not needed with --secret-dir or an SM2 key")
 	flags.StringVar(&o.sm2Format, "sm2-format", "", "`FORMAT` of an SM2 ciphertext: "+strings.Join(sm2Formats(), ", ")+
-		"; otherwise C1C3C2 and ASN1 are told apart")
+		" (default: C1C3C2 or ASN1, detected)")
 	flags.StringVar(&o.out, "out", "", "`FILE` for the data key; - is standard output")
 	flags.StringVar(&o.encoding, "encoding", string(encodingRaw), "`ENCODING` of the data key: "+strings.Join(encodings(), ", "))
-	flags.BoolVar(&o.toTerminal, "to-terminal", false, "with --out -, write even where people can see it")
+	flags.BoolVar(&o.toTerminal, "to-terminal", false, "with --out -, write to a terminal too")
 
 	must(cmd.MarkFlagRequired("key-file"))
 	must(cmd.MarkFlagRequired("out"))
@@ -108,10 +108,10 @@ func (o *unwrapOptions) run(cmd *cobra.Command) error {
 	}
 	dataKey, err := key.Unwrap(exported.algorithm, wrapping.SM2Format(o.sm2Format), exported.ciphertext)
 	if err == nil && len(dataKey) == 0 {
-		err = wrapping.ErrUnwrap // nothing that we write is empty
+		err = wrapping.ErrUnwrap // an exported data key is never empty
 	}
 	if errors.Is(err, wrapping.ErrUnwrap) {
-		return errors.New("the ciphertext does not open: it is for another key, under another algorithm or format, or damaged")
+		return errors.New(explainClosed(key.Public().Spec(), exported))
 	}
 	if err != nil {
 		return err
@@ -120,44 +120,44 @@ func (o *unwrapOptions) run(cmd *cobra.Command) error {
 	return o.deliver(cmd, dataKey)
 }
 
-// check finds what flag groups cannot say.
+// check finds errors that flag groups cannot express.
 func (o *unwrapOptions) check(cmd *cobra.Command) error {
 	toStandardOutput := o.out == standardStream
 	switch {
 	case o.algorithm != "" && !slices.Contains(exportAlgorithms(), o.algorithm):
-		return usagef("--algorithm is one of %s", strings.Join(exportAlgorithms(), ", "))
+		return usagef("--algorithm must be one of %s", strings.Join(exportAlgorithms(), ", "))
 	case o.sm2Format != "" && !wrapping.SM2Format(o.sm2Format).Valid():
-		return usagef("--sm2-format is one of %s", strings.Join(sm2Formats(), ", "))
+		return usagef("--sm2-format must be one of %s", strings.Join(sm2Formats(), ", "))
 	case !slices.Contains(encodings(), o.encoding):
-		return usagef("--encoding is one of %s", strings.Join(encodings(), ", "))
+		return usagef("--encoding must be one of %s", strings.Join(encodings(), ", "))
 	case o.out == "" || o.keyFile == "":
-		return usagef("--key-file and --out need a file name")
+		return usagef("--key-file and --out require a file name")
 	case o.keyFile == standardStream && o.in == standardStream && o.secretDir == "":
-		return usagef("private key and ciphertext cannot both come from standard input: name a file with --in or --key-file")
+		return usagef("private key and ciphertext cannot both come from standard input\nhint: use a file for --in or --key-file")
 	case toStandardOutput && isTerminal(cmd.OutOrStdout()) && !o.toTerminal:
-		return usagef("standard output is a terminal, and would show the data key: name a file with --out, use a pipe, " +
-			"or add --to-terminal (with --encoding hex or base64)")
+		return usagef("standard output is a terminal, which would show the data key\nhint: use a file with --out, a pipe, " +
+			"or --to-terminal (with --encoding hex or base64)")
 	case o.secretDir == "" && o.in == standardStream && isTerminal(cmd.InOrStdin()):
-		return usagef("no ciphertext: name a mounted Secret with --secret-dir or a file with --in")
+		return usagef("a ciphertext is required\nhint: use --secret-dir for a mounted Secret, or --in for a file")
 	}
 	return o.checkOverwrite()
 }
 
-// checkOverwrite refuses to replace what is read.
+// checkOverwrite rejects an output file that is also an input.
 func (o *unwrapOptions) checkOverwrite() error {
 	out, err := os.Stat(o.out)
 	if err != nil {
-		return nil //nolint:nilerr // nothing is there to replace; another error shows when writing
+		return nil //nolint:nilerr // the file does not exist; writing reports any other error
 	}
 	for flag, name := range map[string]string{"--key-file": o.keyFile, "--in": o.in} {
 		if info, err := os.Stat(name); err == nil && os.SameFile(info, out) {
-			return usagef("--out is the same file as %s, which would be lost", flag)
+			return usagef("--out is the same file as %s, which would be overwritten", flag)
 		}
 	}
 	return nil
 }
 
-// maxPrivateKey bounds the file of a private key.
+// maxPrivateKey is the maximum length of a private key file.
 const maxPrivateKey = 64 << 10
 
 func (o *unwrapOptions) privateKey(cmd *cobra.Command) (*wrapping.PrivateKey, error) {

@@ -10,13 +10,19 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// unwrapFailure is the one message for every ciphertext that does not open.
-const unwrapFailure = "error: the ciphertext does not open: it is for another key, under another algorithm or format, or damaged\n"
+// unwrapFailure is the one message for every ciphertext of the right length and form that does not open.
+func unwrapFailure(algorithm string) string {
+	return "the ciphertext cannot be decrypted with " + algorithm + ": it is for another key, uses another algorithm or format, or is damaged"
+}
 
-func TestUnwrap_hasOneMessageForWhateverDoesNotOpen(t *testing.T) {
+// What is said depends on the length and the form of the ciphertext alone.
+func TestUnwrap_saysWhatACiphertextIsThatDoesNotOpen(t *testing.T) {
 	t.Parallel()
 	rsa, sm2 := rsaPair(t), sm2Pair(t)
 	good := rsa.encrypt(t, "RSAES_OAEP_SHA_256", canary)
@@ -26,25 +32,38 @@ func TestUnwrap_hasOneMessageForWhateverDoesNotOpen(t *testing.T) {
 		changed[at] ^= 1
 		return changed
 	}
+	oaep, sm2pke := unwrapFailure("RSAES_OAEP_SHA_256"), unwrapFailure("SM2PKE")
+	encode := func(data []byte) []byte { return []byte(base64.StdEncoding.EncodeToString(data)) }
+	blob := ciphertext.Blob{KeyVersionID: uuid.New(), Scheme: ciphertext.DerivedKeyWrap, Payload: make([]byte, 40)}.String()
+	const isBlob = "this is the ciphertextBlob of a DataKey"
 	for name, test := range map[string]struct {
 		key        pair
 		ciphertext []byte
 		flags      []string
+		says       string
 	}{
-		"for another key":                {rsa, otherRSAPair(t).encrypt(t, "RSAES_OAEP_SHA_256", canary), nil},
-		"under another hash":             {rsa, rsa.encrypt(t, "RSAES_OAEP_SHA_1", canary), nil},
-		"under another padding":          {rsa, rsa.encrypt(t, "RSAES_PKCS1_V1_5", canary), nil},
-		"changed":                        {rsa, flip(good, 100), nil},
-		"cut short":                      {rsa, good[:200], nil},
-		"with something after it":        {rsa, append(bytes.Clone(good), '\n'), nil},
-		"empty":                          {rsa, nil, nil},
-		"Base64 that was not said to be": {rsa, []byte(base64.StdEncoding.EncodeToString(good)), nil},
-		"nothing inside":                 {rsa, rsa.encrypt(t, "RSAES_OAEP_SHA_256", nil), nil},
-		"SM2 changed":                    {sm2, flip(goodSM2, len(goodSM2)-1), nil},
-		"SM2 cut short":                  {sm2, goodSM2[:50], nil},
-		"SM2 in another format":          {sm2, goodSM2, []string{"--sm2-format", "C1C2C3"}},
-		"SM2 for an RSA key":             {rsa, goodSM2, nil},
-		"RSA for an SM2 key":             {sm2, good, nil},
+		"for another key":                 {rsa, otherRSAPair(t).encrypt(t, "RSAES_OAEP_SHA_256", canary), nil, oaep},
+		"under another hash":              {rsa, rsa.encrypt(t, "RSAES_OAEP_SHA_1", canary), nil, oaep},
+		"under another padding":           {rsa, rsa.encrypt(t, "RSAES_PKCS1_V1_5", canary), nil, oaep},
+		"changed":                         {rsa, flip(good, 100), nil, oaep},
+		"nothing inside":                  {rsa, rsa.encrypt(t, "RSAES_OAEP_SHA_256", nil), nil, oaep},
+		"cut short":                       {rsa, good[:200], nil, "has 200 bytes, but a key of type RSA_2048 decrypts 256"},
+		"with something after it":         {rsa, append(bytes.Clone(good), '\n'), nil, "has 257 bytes"},
+		"empty":                           {rsa, nil, nil, "the ciphertext is empty"},
+		"a line end":                      {rsa, []byte("\n"), nil, "the ciphertext is empty"},
+		"empty, in Base64":                {rsa, []byte("\n"), []string{"--base64"}, "the ciphertext is empty"},
+		"Base64 that was not said to be":  {rsa, encode(good), nil, "add --base64"},
+		"Base64 of SM2 in lines":          {sm2, append(encode(goodSM2), '\n'), nil, "add --base64"},
+		"Base64 twice":                    {rsa, encode(encode(good)), []string{"--base64"}, "is Base64 text"},
+		"hexadecimal text":                {rsa, []byte(hex.EncodeToString(good)), nil, "xxd -r -p"},
+		"a DataKey's ciphertextBlob":      {rsa, []byte(blob + "\n"), nil, isBlob},
+		"a ciphertextBlob, with --base64": {rsa, []byte(blob), []string{"--base64"}, isBlob},
+		"a ciphertextBlob and an SM2 key": {sm2, []byte(blob), nil, isBlob},
+		"SM2 changed":                     {sm2, flip(goodSM2, len(goodSM2)-1), nil, sm2pke},
+		"SM2 cut short":                   {sm2, goodSM2[:50], nil, sm2pke},
+		"SM2 in another format":           {sm2, goodSM2, []string{"--sm2-format", "C1C2C3"}, sm2pke},
+		"SM2 for an RSA key":              {rsa, goodSM2, nil, "but a key of type RSA_2048 decrypts 256"},
+		"RSA for an SM2 key":              {sm2, good, nil, sm2pke},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -60,8 +79,9 @@ func TestUnwrap_hasOneMessageForWhateverDoesNotOpen(t *testing.T) {
 			args := append([]string{"unwrap", "--key-file", test.key.file(t), "--algorithm", algorithm, "--out", out}, test.flags...)
 			got := call{args: args, stdin: bytes.NewReader(test.ciphertext)}.run(t)
 			got.fails(t, 1)
-			if got.errOut != unwrapFailure {
-				t.Errorf("it says %q", got.errOut)
+			message, hint, _ := strings.Cut(got.errOut, "\nhint: ")
+			if strings.Count(strings.TrimSpace(message+hint), "\n") > 0 || !strings.HasPrefix(message, "error: ") || !strings.Contains(got.errOut, test.says) {
+				t.Errorf("the output is %q; want an error, and at most one hint, with %q", got.errOut, test.says)
 			}
 			checkDir(t, dir, map[string]string{"old": "old"})
 		})
@@ -94,7 +114,7 @@ func TestUnwrap_refusesPrivateKeysItCannotUse(t *testing.T) {
 		says string
 	}{
 		"with a password":           {openssl(t, rsa.pem, "pkey", "-aes256", "-passout", "pass:secret"), "openssl pkey -in key.pem -out plain.pem"},
-		"the public half":           {rsa.publicPEM(t), "give the private key"},
+		"the public half":           {rsa.publicPEM(t), "use its private key"},
 		"of another curve":          {openssl(t, nil, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"), "key.pem: "},
 		"of another algorithm":      {openssl(t, nil, "genpkey", "-algorithm", "ED25519"), "key.pem: "},
 		"too small":                 {openssl(t, nil, "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"), "key.pem: "},
@@ -113,7 +133,7 @@ func TestUnwrap_refusesPrivateKeysItCannotUse(t *testing.T) {
 	}
 	keyconvoy(t, "unwrap", "--key-file", "no/such/file", "--in", "x", "--out", "-").fails(t, 1, "no such file")
 	keyconvoy(t, "unwrap", "--key-file", rsa.file(t), "--in", "no/such/file", "--algorithm", "RSAES_OAEP_SHA_1", "--out", "-").fails(t, 1, "no such file")
-	keyconvoy(t, "unwrap", "--key-file", rsa.file(t), "--in", "x", "--out", "-").fails(t, 2, "--algorithm is needed with an RSA key")
+	keyconvoy(t, "unwrap", "--key-file", rsa.file(t), "--in", "x", "--out", "-").fails(t, 2, "--algorithm is required with an RSA key")
 	keyconvoy(t, "unwrap", "--key-file", rsa.file(t), "--in", "x", "--algorithm", "SM2PKE", "--out", "-").fails(t, 1, "RSA_2048")
 	keyconvoy(t, "unwrap", "--key-file", rsa.file(t), "--in", rsa.file(t), "--base64", "--algorithm", "RSAES_OAEP_SHA_1", "--out", "-").
 		fails(t, 1, "is not standard Base64")
@@ -182,8 +202,8 @@ func TestUnwrapSecret_refusesOneThatIsNotForUsOrNotWhole(t *testing.T) {
 		"without the fingerprint":      {without("recipientFingerprint"), []string{"has no entry recipientFingerprint"}},
 		"of an unknown algorithm":      {with("wrappingAlgorithm", "ROT13"), []string{"wrappingAlgorithm"}},
 		"whose algorithm does not fit": {with("wrappingAlgorithm", "SM2PKE"), []string{"wrappingKeySpec and wrappingAlgorithm"}},
-		"whose type of key is another": {with("wrappingKeySpec", "RSA_4096"), []string{"does not say RSA_2048"}},
-		"whose ciphertext is damaged":  {with("exportedDataKey", "x"), []string{unwrapFailure}},
+		"whose type of key is another": {with("wrappingKeySpec", "RSA_4096"), []string{"is not RSA_2048"}},
+		"whose ciphertext is damaged":  {with("exportedDataKey", "x"), []string{"has 1 bytes"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -194,7 +214,7 @@ func TestUnwrapSecret_refusesOneThatIsNotForUsOrNotWhole(t *testing.T) {
 		})
 	}
 	keyconvoy(t, "unwrap", "--secret-dir", "no/such/dir", "--key-file", rsa.file(t), "--out", "x").fails(t, 1, "no such file")
-	keyconvoy(t, "unwrap", "--secret-dir", rsa.file(t), "--key-file", rsa.file(t), "--out", "x").fails(t, 1, "is no directory")
+	keyconvoy(t, "unwrap", "--secret-dir", rsa.file(t), "--key-file", rsa.file(t), "--out", "x").fails(t, 1, "is not a directory")
 }
 
 func TestUnwrapSecret_takesTheAlgorithmFromTheSecret(t *testing.T) {
@@ -323,7 +343,7 @@ func TestUnwrap_warnsOfAKeyThatAllMayRead(t *testing.T) {
 		in := bytes.NewReader(rsa.encrypt(t, "RSAES_OAEP_SHA_1", canary))
 		out := filepath.Join(t.TempDir(), "out")
 		got := call{args: []string{"unwrap", "--key-file", key, "--algorithm", "RSAES_OAEP_SHA_1", "--out", out}, stdin: in}.run(t).succeeds(t)
-		if strings.Contains(got.errOut, "warning: every user of this machine may read "+key) != warns {
+		if strings.Contains(got.errOut, "warning: every user of this machine can read "+key) != warns {
 			t.Errorf("with mode %v it says %q", mode, got.errOut)
 		}
 	}
@@ -364,10 +384,10 @@ func TestUnwrapOut_refusesPlacesThatWouldBeLost(t *testing.T) {
 		code int
 		says string
 	}{
-		"a directory":                  {dir, 1, "is no regular file"},
-		"a link":                       {link, 1, "is no regular file"},
-		"a pipe":                       {fifo, 1, "is no regular file"},
-		"a device":                     {os.DevNull, 1, "is no regular file"},
+		"a directory":                  {dir, 1, "is not a regular file"},
+		"a link":                       {link, 1, "is not a regular file"},
+		"a pipe":                       {fifo, 1, "is not a regular file"},
+		"a device":                     {os.DevNull, 1, "is not a regular file"},
 		"a directory that is missing":  {filepath.Join(dir, "no/such/out"), 1, "no such file"},
 		"the private key":              {key, 2, "--out is the same file as --key-file"},
 		"the private key, by a detour": {filepath.Dir(key) + "/../" + filepath.Base(filepath.Dir(key)) + "/key.pem", 2, "--key-file"},

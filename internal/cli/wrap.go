@@ -17,23 +17,23 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-const wrapLong = `Encrypt key material of yours for an ImportedKey.
+const wrapLong = `Encrypt your key material for an ImportedKey.
 
 The public key and the token come from the object's status, the material from a file or from standard
-input. The result is a patch of the object: ciphertext, fit for Git. It suits kubectl patch --type merge,
-kubectl apply --server-side, and the patches of a kustomization.
+input. The result is a patch of the object. It is ciphertext and can be kept in Git. Use it with
+kubectl patch --type merge, kubectl apply --server-side, or as a patch in a kustomization.
 
-A key takes the material of its first import again, and no other: to renew material that expires, wrap
-the same with a new --expire-time.
+A key accepts only the material of its first import. To renew material that expires, wrap the same
+material with a new --expire-time.
 
-Somebody may have changed the object's file on its way: for material that matters, let a second person read
+The file with the object could be changed in transit. For important material, let a second person read
 the public key's SHA-256 fingerprint in the cluster (status.importParameters.publicKeyFingerprint) and tell
-you, and name it with --fingerprint. It does not help against whoever may write that status.
+you, and pass it with --fingerprint. This does not protect you from anyone who can write that status.
 
-Material is read as raw bytes unless --hex or --base64 says otherwise. Its length must be right for the
-key (AES_256: 32 bytes, AES_192: 24, AES_128 and SM4: 16); nothing is sent before that is certain.`
+Material is read as raw bytes, unless you set --hex or --base64. Its length must match the key
+(AES_256: 32 bytes, AES_192: 24, AES_128 and SM4: 16); wrap checks the length before it sends anything.`
 
-const wrapExample = `  # Make material, wrap it, and put it into the cluster
+const wrapExample = `  # Generate material, wrap it, and patch the ImportedKey
   openssl rand -out material.bin 32
   keyconvoy wrap --key payments -n team-a --in material.bin --apply
 
@@ -76,14 +76,14 @@ func newWrapCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.key, "key", "", "`NAME` of the ImportedKey in the cluster")
 	o.cluster.add(cmd)
-	flags.StringVar(&o.parameters, "parameters", "", "`FILE` with the ImportedKey as kubectl get -o yaml printed it; - is standard input")
-	flags.StringVar(&o.fingerprint, "fingerprint", "", "`SHA256` of the public key to wrap under; any other key is refused")
+	flags.StringVar(&o.parameters, "parameters", "", "`FILE` with the ImportedKey, as printed by kubectl get -o yaml; - is standard input")
+	flags.StringVar(&o.fingerprint, "fingerprint", "", "`SHA256` fingerprint that the public key must have")
 	flags.StringVar(&o.in, "in", standardStream, "`FILE` with the material; - is standard input")
 	flags.BoolVar(&o.hex, "hex", false, "the material is hexadecimal text")
 	flags.BoolVar(&o.base64, "base64", false, "the material is Base64 text")
-	flags.StringVar(&o.expireTime, "expire-time", "", "`TIME` until which the material lasts (RFC 3339), or never; otherwise as the key says")
-	flags.BoolVar(&o.apply, "apply", false, "patch the object in the cluster")
-	flags.StringVar(&o.out, "out", "", "`FILE` for the patch; otherwise standard output")
+	flags.StringVar(&o.expireTime, "expire-time", "", "`TIME` at which the material expires (RFC 3339), or never (default: that of the key)")
+	flags.BoolVar(&o.apply, "apply", false, "patch the ImportedKey in the cluster")
+	flags.StringVar(&o.out, "out", "", "`FILE` for the patch (default: standard output)")
 	flags.StringVar(&o.format, "format", "yaml", "`FORMAT` of the patch: yaml or json")
 
 	cmd.MarkFlagsMutuallyExclusive("hex", "base64")
@@ -116,7 +116,7 @@ func (o *wrapOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	// First what can be known without the material: whoever types it in does so once.
+	// First check everything that does not need the material, because a user may type it in.
 	target, err := targetOf(key, now)
 	if err != nil {
 		return err
@@ -138,19 +138,19 @@ func (o *wrapOptions) run(cmd *cobra.Command) error {
 	return o.deliver(cmd, c, key, patch)
 }
 
-// check finds what flag groups cannot say.
+// check finds errors that flag groups cannot express.
 func (o *wrapOptions) check(cmd *cobra.Command) error {
 	switch {
 	case o.key == "" && o.parameters == "":
-		return usagef("which key? Name it with --key, or give its object in a file with --parameters")
+		return usagef("either --key or --parameters is required")
 	case cmd.Flags().Changed("fingerprint") && !fingerprintText.MatchString(o.fingerprint):
-		return usagef("--fingerprint is 64 hexadecimal digits, or SHA256: and these, as in status.importParameters.publicKeyFingerprint")
+		return usagef("--fingerprint must be 64 hexadecimal digits, with or without SHA256: in front, as in status.importParameters.publicKeyFingerprint")
 	case o.format != "yaml" && o.format != "json":
-		return usagef("--format is yaml or json")
+		return usagef("--format must be yaml or json")
 	case o.parameters == standardStream && o.in == standardStream:
-		return usagef("material and parameters cannot both come from standard input: name a file with --in or --parameters")
+		return usagef("material and parameters cannot both come from standard input\nhint: use a file for --in or --parameters")
 	case o.in == standardStream && isTerminal(cmd.InOrStdin()):
-		return usagef("standard input is a terminal, and would show the material: name a file with --in, or use a pipe")
+		return usagef("standard input is a terminal, which would show the material\nhint: use a file with --in, or a pipe")
 	}
 	return nil
 }
@@ -162,14 +162,14 @@ func (o *wrapOptions) importedKey(cmd *cobra.Command, c cluster) (*keyconvoy.Imp
 	return c.importedKey(cmd.Context(), o.key)
 }
 
-// checkFingerprint refuses a public key that is not the one that the user heard of.
+// checkFingerprint rejects a public key whose fingerprint is not the expected one.
 func (o *wrapOptions) checkFingerprint(key *wrapping.PublicKey) error {
 	got := key.Fingerprint()
 	want := "SHA256:" + strings.ToLower(strings.TrimPrefix(o.fingerprint, "SHA256:"))
 	if o.fingerprint == "" || want == got {
 		return nil
 	}
-	return fmt.Errorf("the public key has fingerprint %s and not %s: find out whose it is before you wrap anything under it", got, want)
+	return fmt.Errorf("the fingerprint of the public key is %s, but --fingerprint is %s\nhint: find out who owns this key before you wrap material under it", got, want)
 }
 
 func (o *wrapOptions) encoding() encoding {
@@ -182,7 +182,7 @@ func (o *wrapOptions) encoding() encoding {
 	return encodingRaw
 }
 
-// encrypt reads the material, and leaves none of it behind.
+// encrypt reads the material, encrypts it, and wipes it.
 func (o *wrapOptions) encrypt(cmd *cobra.Command, key *keyconvoy.ImportedKey, target wrappingTarget) ([]byte, error) {
 	spec, as := hsm.KeySpec(key.Spec.KeySpec), o.encoding()
 	if o.in != standardStream {
@@ -199,23 +199,22 @@ func (o *wrapOptions) encrypt(cmd *cobra.Command, key *keyconvoy.ImportedKey, ta
 	if err := checkSameMaterial(spec, material, key.Status.MaterialFingerprint); err != nil {
 		return nil, err
 	}
-	if as == encodingRaw && looksLikeText(material) {
-		fmt.Fprintln(cmd.ErrOrStderr(), "warning: the material consists of hexadecimal digits alone and was taken as raw bytes; "+
-			"if it is text, this is the wrong key: use --hex and material of the full length")
+	if why := suspicion(material, as); why != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: the material %s\n", why)
 	}
 	return wrapping.Wrap(rand.Reader, target.publicKey, target.algorithm, "", material)
 }
 
-// patch returns a merge patch of the key. It names the object, so that it also is a patch for
-// kustomize and is refused on another object.
+// patch returns a merge patch of the key. It names the object, so that kustomize can use it and the API server
+// rejects it for other objects.
 func (o *wrapOptions) patch(cmd *cobra.Command, key *keyconvoy.ImportedKey, encrypted []byte, token string, expires expiry) ([]byte, error) {
 	material := map[string]any{
 		"encryptedKeyMaterial": base64.StdEncoding.EncodeToString(encrypted),
 		"importToken":          token,
 	}
 	if old := key.Spec.Material; old != nil && (old.EncryptedKeyMaterialFrom != nil || old.ImportTokenFrom != nil) {
-		// Beside their references the values would be refused: exactly one of each is allowed.
-		fmt.Fprintln(cmd.ErrOrStderr(), "note: the key refers to a Secret or ConfigMap for its material; the patch puts the material itself in its place")
+		// Remove the references, because exactly one of value and reference is allowed.
+		fmt.Fprintln(cmd.ErrOrStderr(), "note: the patch replaces the key's reference to a Secret or ConfigMap with the material itself")
 		material["encryptedKeyMaterialFrom"] = nil
 		material["importTokenFrom"] = nil
 	}
@@ -238,7 +237,7 @@ func (o *wrapOptions) patch(cmd *cobra.Command, key *keyconvoy.ImportedKey, encr
 	return yaml.Marshal(patch)
 }
 
-// deliver applies, writes or prints the patch, and says what happened.
+// deliver applies, writes or prints the patch, and reports what it did.
 func (o *wrapOptions) deliver(cmd *cobra.Command, c cluster, key *keyconvoy.ImportedKey, patch []byte) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	switch {
@@ -246,7 +245,7 @@ func (o *wrapOptions) deliver(cmd *cobra.Command, c cluster, key *keyconvoy.Impo
 		if err := c.patch(ctx, key.Name, patch); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "importedkey.%s/%s patched with wrapped material; wait for the import: "+
+		fmt.Fprintf(out, "importedkey.%s/%s patched with wrapped material\nhint: wait for the import: "+
 			"kubectl wait --for=condition=Ready importedkey/%s -n %s\n",
 			keyconvoy.GroupVersion.Group, key.Name, key.Name, key.Namespace)
 		return nil
@@ -254,7 +253,7 @@ func (o *wrapOptions) deliver(cmd *cobra.Command, c cluster, key *keyconvoy.Impo
 		if err := writePrivate(ctx, o.out, patch); err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "Wrote %s; put it in with: kubectl patch importedkey %s -n %s --type merge --patch-file %s\n",
+		fmt.Fprintf(cmd.ErrOrStderr(), "Wrote %s\nhint: apply it: kubectl patch importedkey %s -n %s --type merge --patch-file %s\n",
 			o.out, key.Name, key.Namespace, o.out)
 		return nil
 	}

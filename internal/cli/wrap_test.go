@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -29,7 +30,7 @@ func importedKey(t testing.TB, change func(*v1alpha1.ImportedKey)) *v1alpha1.Imp
 		Spec: v1alpha1.ImportedKeySpec{
 			KeyStoreRef:      v1alpha1.KeyStoreReference{Kind: "ClusterKeyStore", Name: "main"},
 			KeySpec:          "AES_256",
-			ImportParameters: v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256"},
+			ImportParameters: &v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256"},
 		},
 	}
 	setParameters(t, key, rsaPair(t), "RSAES_OAEP_SHA_256")
@@ -80,8 +81,8 @@ func TestWrap_refusesMaterialThatIsNoKeyBeforeAnythingIsWrapped(t *testing.T) {
 	}{
 		"nothing":                                 {material: nil, says: "the material is empty"},
 		"nothing but white space":                 {material: []byte("\n \n"), flags: []string{"--hex"}, says: "the material is empty"},
-		"a byte too few":                          {material: canary[:31], says: "AES_256 takes 32 bytes and the material has 31\n"},
-		"a byte too many":                         {material: append(bytes.Clone(canary), 'x'), says: "takes 32 bytes and the material has 33\n"},
+		"a byte too few":                          {material: canary[:31], says: "AES_256 requires 32 bytes, but the material has 31\n"},
+		"a byte too many":                         {material: append(bytes.Clone(canary), 'x'), says: "requires 32 bytes, but the material has 33\n"},
 		"a newline after the key":                 {material: append(bytes.Clone(canary), '\n'), says: "a newline follows the key"},
 		"a Windows newline after the key":         {material: append(bytes.Clone(canary), '\r', '\n'), says: "a newline follows the key"},
 		"hexadecimal text, not said to be it":     {material: []byte(hex.EncodeToString(canary)), says: "add --hex"},
@@ -93,11 +94,11 @@ func TestWrap_refusesMaterialThatIsNoKeyBeforeAnythingIsWrapped(t *testing.T) {
 		"raw bytes, said to be Base64":            {material: canary, flags: []string{"--base64"}, says: "is not standard Base64 with padding"},
 		"Base64 without padding":                  {material: []byte(base64.RawStdEncoding.EncodeToString(canary)), flags: []string{"--base64"}, says: "is not standard Base64 with padding"},
 		"Base64 of a shorter key":                 {material: []byte(base64.StdEncoding.EncodeToString(canary[:16])), flags: []string{"--base64"}, says: "the material has 16\n"},
-		"a file that is no key at all":            {material: bytes.Repeat(canary, 100), says: "has more than 1024 bytes"},
-		"a key of AES_256 for AES_128":            {spec: "AES_128", material: canary, says: "AES_128 takes 16 bytes and the material has 32\n"},
-		"a key of AES_128 for AES_192":            {spec: "AES_192", material: canary[:16], says: "AES_192 takes 24 bytes"},
-		"hexadecimal text of an SM4 key as bytes": {spec: "SM4", material: []byte(hex.EncodeToString(canary[:16])), says: "SM4 takes 16 bytes and the material has 32: it reads as hex text"},
-		"a key type of a later version":           {spec: "AES_512", material: canary, says: "does not know keySpec AES_512"},
+		"a file that is no key at all":            {material: bytes.Repeat(canary, 100), says: "is longer than 1024 bytes"},
+		"a key of AES_256 for AES_128":            {spec: "AES_128", material: canary, says: "AES_128 requires 16 bytes, but the material has 32\n"},
+		"a key of AES_128 for AES_192":            {spec: "AES_192", material: canary[:16], says: "AES_192 requires 24 bytes"},
+		"hexadecimal text of an SM4 key as bytes": {spec: "SM4", material: []byte(hex.EncodeToString(canary[:16])), says: "SM4 requires 16 bytes, but the material has 32\nhint: it looks like hex text"},
+		"a key type of a later version":           {spec: "AES_512", material: canary, says: "does not support keySpec AES_512"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -127,23 +128,23 @@ func TestWrap_refusesAKeyThatCannotTakeTheMaterial(t *testing.T) {
 				key.Status.ImportParameters = nil
 				key.Status.Conditions = []metav1.Condition{{Type: "Ready", Status: "False", Message: "ClusterKeyStore main does not exist."}}
 			},
-			[]string{"kubectl wait", "the operator says: ClusterKeyStore main does not exist."},
+			[]string{"kubectl wait", "no import parameters yet: ClusterKeyStore main does not exist."},
 		},
 		"an expired token": {
 			func(key *v1alpha1.ImportedKey) {
 				key.Status.ImportParameters.TokenExpireTime = metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 			},
-			[]string{"ended at 2026-01-02T03:04:05Z", "kubectl annotate importedkey payments -n team-a --overwrite keyconvoy.io/renew-import-parameters="},
+			[]string{"expired at 2026-01-02T03:04:05Z", "kubectl annotate importedkey payments -n team-a --overwrite keyconvoy.io/renew-import-parameters="},
 		},
 		"a public key of another fingerprint": {
 			func(key *v1alpha1.ImportedKey) {
 				key.Status.ImportParameters.PublicKey = base64.StdEncoding.EncodeToString(otherRSAPair(t).spki(t))
 			},
-			[]string{"somebody changed one of them"},
+			[]string{"one of them was changed"},
 		},
 		"no fingerprint": {
 			func(key *v1alpha1.ImportedKey) { key.Status.ImportParameters.PublicKeyFingerprint = "" },
-			[]string{"somebody changed one of them"},
+			[]string{"one of them was changed"},
 		},
 		"a damaged public key": {
 			func(key *v1alpha1.ImportedKey) {
@@ -153,7 +154,7 @@ func TestWrap_refusesAKeyThatCannotTakeTheMaterial(t *testing.T) {
 		},
 		"a public key of another type than said": {
 			func(key *v1alpha1.ImportedKey) { key.Status.ImportParameters.WrappingKeySpec = "RSA_4096" },
-			[]string{"is RSA_2048 and not RSA_4096"},
+			[]string{"is RSA_2048, but wrappingKeySpec is RSA_4096"},
 		},
 		"an algorithm that does not fit the public key": {
 			func(key *v1alpha1.ImportedKey) { key.Status.ImportParameters.WrappingAlgorithm = "SM2PKE" },
@@ -177,7 +178,7 @@ func TestWrap_refusesAKeyThatCannotTakeTheMaterial(t *testing.T) {
 		},
 		"an expiry that is over": {
 			func(key *v1alpha1.ImportedKey) { key.Spec.Material = expired() },
-			[]string{"spec.material.expireTime of team-a/payments is over (2026-01-02T03:04:05Z)", "--expire-time never"},
+			[]string{"spec.material.expireTime of team-a/payments is in the past (2026-01-02T03:04:05Z)", "--expire-time never"},
 		},
 		"a key on its way out": {
 			func(key *v1alpha1.ImportedKey) { now := metav1.Now(); key.DeletionTimestamp = &now },
@@ -185,7 +186,7 @@ func TestWrap_refusesAKeyThatCannotTakeTheMaterial(t *testing.T) {
 		},
 		"a key that has had other material": {
 			func(key *v1alpha1.ImportedKey) { key.Status.MaterialFingerprint = fingerprintOf(t, make([]byte, 32)) },
-			[]string{"bound to other material", "make another ImportedKey"},
+			[]string{"accepts only the material of its first import", "create another ImportedKey"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -251,12 +252,12 @@ func fingerprintOf(t testing.TB, material []byte) string {
 func TestWrap_refusesFilesThatAreNoImportedKey(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ text, says string }{
-		"a list of them":       {"apiVersion: v1\nkind: List\nitems: []\n", "holds no keyconvoy.io/v1alpha1 ImportedKey"},
+		"a list of them":       {"apiVersion: v1\nkind: List\nitems: []\n", "is not a keyconvoy.io/v1alpha1 ImportedKey"},
 		"another kind":         {"apiVersion: keyconvoy.io/v1alpha1\nkind: DataKey\n", "kubectl get importedkey NAME"},
-		"another group":        {"apiVersion: example.com/v1\nkind: ImportedKey\n", "holds no keyconvoy.io/v1alpha1 ImportedKey"},
+		"another group":        {"apiVersion: example.com/v1\nkind: ImportedKey\n", "is not a keyconvoy.io/v1alpha1 ImportedKey"},
 		"something else":       {"\x00\x01", "is neither YAML nor JSON"},
-		"nothing":              {"", "holds no keyconvoy.io/v1alpha1 ImportedKey"},
-		"fields of wrong type": {"apiVersion: keyconvoy.io/v1alpha1\nkind: ImportedKey\nstatus: 1\n", "does not parse"},
+		"nothing":              {"", "is not a keyconvoy.io/v1alpha1 ImportedKey"},
+		"fields of wrong type": {"apiVersion: keyconvoy.io/v1alpha1\nkind: ImportedKey\nstatus: 1\n", "is invalid"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -381,10 +382,10 @@ func TestWrap_takesOnlyThePublicKeyOfTheWantedFingerprint(t *testing.T) {
 		"as sha256sum prints it":     {right, 0, ""},
 		"in capitals":                {strings.ToUpper(right), 0, ""},
 		"as the status has it":       {"SHA256:" + right, 0, ""},
-		"another":                    {other, 1, "has fingerprint SHA256:" + right + " and not SHA256:" + other},
-		"half of it":                 {right[:32], 2, "--fingerprint is 64 hexadecimal digits"},
-		"a variable that is not set": {"", 2, "--fingerprint is 64 hexadecimal digits"},
-		"of another digest":          {"MD5:" + right, 2, "--fingerprint is 64 hexadecimal digits"},
+		"another":                    {other, 1, "is SHA256:" + right + ", but --fingerprint is SHA256:" + other},
+		"half of it":                 {right[:32], 2, "--fingerprint must be 64 hexadecimal digits"},
+		"a variable that is not set": {"", 2, "--fingerprint must be 64 hexadecimal digits"},
+		"of another digest":          {"MD5:" + right, 2, "--fingerprint must be 64 hexadecimal digits"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -438,13 +439,39 @@ func TestWrap_warnsOfWhatIsLikelyAMistakeAndDoesAsItIsTold(t *testing.T) {
 		says     string
 	}{
 		"32 hexadecimal digits as a key of 32 bytes": {
-			material: []byte("0123456789abcdef0123456789abcdef"), mode: 0o600, says: "warning: the material consists of hexadecimal digits alone",
+			material: []byte("0123456789abcdef0f1e2d3c4b5a6978"), mode: 0o600, says: "warning: the material consists of hexadecimal digits only",
 		},
-		"a file that all may read": {material: canary, mode: 0o644, says: "warning: every user of this machine may read"},
+		"32 characters of Base64": {
+			material: []byte("q83vASNFZ4mrze8BI0VniavN7wEjRWeJ"), mode: 0o600, says: "warning: the material consists of Base64 characters only",
+		},
+		"a password": {
+			material: []byte("correct horse: battery, staple!\n"), mode: 0o600, says: "warning: the material is printable text",
+		},
+		"zeros": {
+			material: make([]byte, 32), mode: 0o600, says: "warning: the material is one byte repeated",
+		},
+		"one character": {
+			material: bytes.Repeat([]byte("a"), 32), mode: 0o600, says: "warning: the material is one byte repeated",
+		},
+		"one half twice": {
+			material: bytes.Repeat(canary[:16], 2), mode: 0o600, says: "warning: the material is the same 16 bytes repeated",
+		},
+		"one quarter four times": {
+			material: bytes.Repeat(canary[:8], 4), mode: 0o600, says: "warning: the material is the same 8 bytes repeated",
+		},
+		"bytes that count": {
+			material: func() (b []byte) {
+				for i := range 32 {
+					b = append(b, byte(240+i))
+				}
+				return b
+			}(), mode: 0o600, says: "warning: the material is a sequence of evenly spaced bytes",
+		},
+		"a file that all may read": {material: canary, mode: 0o644, says: "warning: every user of this machine can read"},
 		"a key that refers to a ConfigMap": {
-			material: canary, mode: 0o600, says: "note: the key refers to a Secret or ConfigMap",
+			material: canary, mode: 0o600, says: "note: the patch replaces the key's reference",
 			change: func(key *v1alpha1.ImportedKey) {
-				from := &v1alpha1.EntrySource{ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "m", Key: "k"}}
+				from := &v1alpha1.EntrySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "m", Key: "k"}}
 				key.Spec.Material = &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: from, ImportToken: importToken}
 			},
 		},
@@ -461,6 +488,31 @@ func TestWrap_warnsOfWhatIsLikelyAMistakeAndDoesAsItIsTold(t *testing.T) {
 				t.Errorf("standard error has %q", got.errOut)
 			}
 			readPatch(t, got.out)
+		})
+	}
+}
+
+// Text that is named as such is no mistake; weak material is, however it was written.
+func TestWrap_warnsOfWeakMaterialInEveryEncoding_andOfNoOther(t *testing.T) {
+	t.Parallel()
+	random := make([]byte, 32)
+	_, _ = rand.Read(random)
+	for name, test := range map[string]struct {
+		text  string
+		flag  string
+		warns string
+	}{
+		"random, hexadecimal":   {hex.EncodeToString(random), "--hex", ""},
+		"random, Base64":        {base64.StdEncoding.EncodeToString(random), "--base64", ""},
+		"zeros, hexadecimal":    {strings.Repeat("00", 32), "--hex", "is one byte repeated"},
+		"a password, in Base64": {base64.StdEncoding.EncodeToString([]byte("correct horse: battery, staple!!")), "--base64", "is printable text"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := keyconvoy(t, "wrap", "--parameters", importedKeyFile(t, nil), "--in", file(t, "m", []byte(test.text)), test.flag).succeeds(t)
+			if (test.warns == "") != (got.errOut == "") || !strings.Contains(got.errOut, test.warns) {
+				t.Errorf("standard error has %q", got.errOut)
+			}
 		})
 	}
 }

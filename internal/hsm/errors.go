@@ -3,64 +3,81 @@ package hsm
 import (
 	"errors"
 	"fmt"
+
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// Kind says what a caller can do about an error.
+// Kind is the kind of an error: it decides what a caller can do.
 type Kind string
 
 // The kinds of error.
 const (
-	// InvalidMaterial: key material that does not unwrap. One kind for every cause inside the
-	// unwrap, so that it is no oracle.
+	// InvalidMaterial: the key material does not unwrap. All causes have the same kind and text, so that the error is no oracle.
 	InvalidMaterial Kind = "InvalidMaterial"
-	// MaterialLength: material that unwraps to a length which the key type does not have.
+	// MaterialLength: the material has another length than the key type.
 	MaterialLength Kind = "MaterialLength"
-	// OtherMaterial: material other than that which the key was bound to by its first import.
+	// OtherMaterial: the material differs from that of the key's first import.
 	OtherMaterial Kind = "OtherMaterial"
-	// InvalidBlob: a ciphertext blob that does not open under this binding, for whatever cause.
+	// InvalidBlob: the ciphertext blob does not open under this binding, whatever the cause.
 	InvalidBlob Kind = "InvalidBlob"
-	// DataKeyTooLong: a data key longer than the recipient's key can wrap.
+	// DataKeyTooLong: the data key is longer than the recipient's key can wrap.
 	DataKeyTooLong Kind = "DataKeyTooLong"
-	// NotFound: the key or pair is not in the module.
+	// NotFound: the key or key pair is not in the module.
 	NotFound Kind = "NotFound"
-	// NotSupported: the module cannot do it, or the custody policy forbids the only way it can, or
-	// no module could (an algorithm that does not fit the key).
+	// NotSupported: the module cannot run the operation, or the custody policy forbids the only way in which it can, or no
+	// module can (the algorithm does not fit the key, for example).
 	NotSupported Kind = "NotSupported"
-	// Misconfigured: the module cannot be opened as configured; somebody must change the
-	// configuration (no such token, two that match, a library that does not load).
+	// Misconfigured: the module cannot be opened with this configuration (the token does not exist, two tokens match, the library
+	// does not load, for example). A person must change the configuration.
 	Misconfigured Kind = "Misconfigured"
-	// Unavailable: the module does not answer; try again later.
+	// Unavailable: the module does not respond, or fails a health check. Retry later.
 	Unavailable Kind = "Unavailable"
-	// Locked: the PIN was refused or may not be tried. Never retry: tries lock the token.
+	// Locked: the token rejected the PIN. Do not retry: attempts can lock the token.
 	Locked Kind = "Locked"
-	// PINUntried: the PIN was not tried, because few tries are left or another key store is logged in
-	// with another PIN. Asking again later costs no try.
+	// PINUntried: the PIN was not tried, because few attempts are left, too many wrong PINs were presented, or another key store
+	// is logged in with another PIN. A retry uses up no attempt.
 	PINUntried Kind = "PINUntried"
-	// Internal: anything else, such as a key that came out weaker than asked.
+	// Internal: any other error, for example a new key that is less protected than requested.
 	Internal Kind = "Internal"
 )
 
-// Error is what every Module method fails with.
+// Error is the error of every Module method.
 type Error struct {
 	Kind Kind
-	// Detail is safe for a user to see and does not vary between tries: what is wrong and what to
-	// do. It holds nothing secret and no text from the module. It may be empty.
+	// Detail is the text for the user: what is wrong and what to do. It is the same in every retry. It has no secrets and no
+	// text from outside, except that of the dynamic linker about a library. It may be empty.
 	Detail string
 	// Err is the private cause, for the operator's log only.
 	Err error
 }
 
-// Errorf makes an error with a public detail and no cause.
+// Errorf returns an error with a public detail and no cause.
 func Errorf(kind Kind, format string, args ...any) *Error {
 	return &Error{Kind: kind, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Wrap makes an error of that kind from a private cause, with an optional public detail.
+// Wrap returns an error with a private cause and an optional public detail.
 func Wrap(kind Kind, cause error, detail string) *Error {
 	return &Error{Kind: kind, Detail: detail, Err: cause}
 }
 
-// Error implements error: it is for logs.
+// Errors of all modules. Their texts reveal neither the cause nor the module.
+var (
+	ErrInvalidMaterial = Errorf(InvalidMaterial, "the material does not unwrap under this wrapping key with this algorithm")
+	ErrOtherMaterial   = Errorf(OtherMaterial, "the material differs from that of the key's first import")
+	ErrInvalidBlob     = Errorf(InvalidBlob, "the blob does not open under this key and EncryptionContext")
+	// ErrPKCS1v15Off is the error of an import with RSAES_PKCS1_V1_5 into a module without AllowPKCS1v15Import.
+	ErrPKCS1v15Off = Errorf(NotSupported, "%s is not allowed because it enables padding-oracle attacks: use %s, or let the administrator of the key store allow it",
+		wrapping.RSAESPKCS1V15, wrapping.RSAESOAEPSHA256)
+)
+
+// TooLongFor returns the error for a data key whose length in bytes is more than the recipient's key can wrap.
+func TooLongFor(recipient wrapping.KeySpec, algorithm wrapping.Algorithm, length int) *Error {
+	return Errorf(DataKeyTooLong, "the data key has %d bytes, and %s under %s can wrap at most %d: make it shorter, or use a longer RSA key or SM2",
+		length, algorithm, recipient, wrapping.MaxLen(recipient, algorithm))
+}
+
+// Error implements error. The text is for logs.
 func (e *Error) Error() string {
 	s := string(e.Kind)
 	if e.Detail != "" {

@@ -15,11 +15,11 @@ func TestKindOf(t *testing.T) {
 		err  error
 		want hsm.Kind
 	}{
-		"nothing wrong":        {nil, ""},
-		"one of ours":          {hsm.Errorf(hsm.Locked, "the PIN was refused"), hsm.Locked},
-		"one of ours, wrapped": {fmt.Errorf("opening: %w", hsm.Wrap(hsm.NotFound, nil, "")), hsm.NotFound},
-		"ours around ours":     {hsm.Wrap(hsm.Unavailable, hsm.Errorf(hsm.Internal, ""), ""), hsm.Unavailable},
-		"somebody else's":      {errors.New("disk full"), hsm.Internal},
+		"no error":             {nil, ""},
+		"an *Error":            {hsm.Errorf(hsm.Locked, "the PIN was rejected"), hsm.Locked},
+		"a wrapped *Error":     {fmt.Errorf("opening: %w", hsm.Wrap(hsm.NotFound, nil, "")), hsm.NotFound},
+		"an *Error in another": {hsm.Wrap(hsm.Unavailable, hsm.Errorf(hsm.Internal, ""), ""), hsm.Unavailable},
+		"any other error":      {errors.New("disk full"), hsm.Internal},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
@@ -30,7 +30,7 @@ func TestKindOf(t *testing.T) {
 	}
 }
 
-func TestError_logShowsTheCauseAndTheChainKeepsIt(t *testing.T) {
+func TestError_hasTheCauseInItsTextAndItsChain(t *testing.T) {
 	t.Parallel()
 	err := hsm.Wrap(hsm.Unavailable, context.Canceled, "try again later")
 	if got, want := err.Error(), "Unavailable: try again later: context canceled"; got != want {

@@ -8,9 +8,8 @@ import (
 	"github.com/emmansun/gmsm/sm4"
 )
 
-// NewCipher returns the block cipher of a master key on the host: AES or SM4 under its material. It
-// fails as CheckMaterialLen does, and with NotSupported for a key type that is none of ours. The
-// cipher keeps a copy of the material, which cannot be wiped: let it live shortly.
+// NewCipher returns the block cipher of a master key on the host: AES or SM4 under its material. It fails as CheckMaterialLen
+// does. The cipher has a copy of the material that cannot be wiped, so do not keep it.
 func NewCipher(spec KeySpec, material []byte) (cipher.Block, error) {
 	if err := CheckMaterialLen(spec, len(material)); err != nil {
 		return nil, err
@@ -26,20 +25,19 @@ func NewCipher(spec KeySpec, material []byte) (cipher.Block, error) {
 	return block, nil
 }
 
-// CheckMaterialLen fails with MaterialLength where material of n bytes is not a key of that type,
-// and says which length is right; with NotSupported for a key type that is none of ours.
+// CheckMaterialLen returns MaterialLength if a key of that type does not have n bytes, and NotSupported for an unknown type.
 func CheckMaterialLen(spec KeySpec, n int) error {
 	switch spec.Len() {
 	case 0:
-		return Errorf(NotSupported, "there is no key type %q", spec)
+		return Errorf(NotSupported, "there is no key type %+.32q", spec)
 	case n:
 		return nil
 	}
 	return Errorf(MaterialLength, "the material must be %d bytes long for %s, and it has %d", spec.Len(), spec, n)
 }
 
-// FingerprintOf computes a fingerprint on the host: what the software store does, and the independent
-// second opinion for a module's self-test. It fails as NewCipher does.
+// FingerprintOf computes a fingerprint on the host. The software store uses it, and self-tests compare it with the result of a
+// module. It fails as NewCipher does.
 func FingerprintOf(spec KeySpec, material []byte) (Fingerprint, error) {
 	block, err := NewCipher(spec, material)
 	if err != nil {

@@ -18,10 +18,10 @@ func counting(n int) []byte {
 	return b
 }
 
-// The answers are OpenSSL's, an implementation that shares nothing with ours:
+// The expected values are from OpenSSL, which shares no code with this implementation:
 //
 //	printf keyconvoy.io/fp1 | openssl mac -cipher AES-256-CBC -macopt hexkey:000102… CMAC
-func TestFingerprintOf_isWhatOpenSSLComputes(t *testing.T) {
+func TestFingerprintOf_equalsThatOfOpenSSL(t *testing.T) {
 	t.Parallel()
 	for spec, want := range map[hsm.KeySpec]string{
 		hsm.AES128: "63f2c2ceba6323f37eea85bb5a29eb33",
@@ -39,7 +39,7 @@ func TestFingerprintOf_isWhatOpenSSLComputes(t *testing.T) {
 	}
 }
 
-func TestParseFingerprint_refusesWhatStringDoesNotMake(t *testing.T) {
+func TestParseFingerprint_rejectsOtherTexts(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "00", strings.Repeat("0", 30), strings.Repeat("0", 34), strings.Repeat("g", 32)} {
 		if got, ok := hsm.ParseFingerprint(text); ok {
@@ -48,7 +48,7 @@ func TestParseFingerprint_refusesWhatStringDoesNotMake(t *testing.T) {
 	}
 }
 
-func TestNewCipher_refusesEveryOtherLength(t *testing.T) {
+func TestNewCipher_rejectsOtherLengths(t *testing.T) {
 	t.Parallel()
 	for _, spec := range hsm.KeySpecs() {
 		for n := range 66 {
@@ -61,18 +61,18 @@ func TestNewCipher_refusesEveryOtherLength(t *testing.T) {
 				t.Errorf("NewCipher(%s, %d bytes) fails with %v; want kind %q", spec, n, err, want)
 			}
 			if err != nil && !strings.Contains(err.Error(), fmt.Sprintf("must be %d bytes long for %s", spec.Len(), spec)) {
-				t.Errorf("%v does not say the right length", err)
+				t.Errorf("%v does not contain the right length", err)
 			}
 		}
 	}
 	for _, n := range []int{0, 16} {
 		if _, err := hsm.FingerprintOf("DES", counting(n)); hsm.KindOf(err) != hsm.NotSupported {
-			t.Errorf("a key type that does not exist, %d bytes: %v", n, err)
+			t.Errorf("an unknown key type, %d bytes: %v", n, err)
 		}
 	}
 }
 
-func TestNewCipher_tellsAESFromSM4(t *testing.T) {
+func TestNewCipher_distinguishesAESAndSM4(t *testing.T) {
 	t.Parallel()
 	out := map[hsm.KeySpec][]byte{}
 	for _, spec := range []hsm.KeySpec{hsm.AES128, hsm.SM4} {

@@ -1,15 +1,13 @@
-// Package hsm says what Keyconvoy asks of a cryptographic module.
+// Package hsm defines the interface of a cryptographic module.
 //
-// The interface speaks in key operations (make a wrapping pair, import under it, generate, export,
-// destroy), not in PKCS#11 calls: a module can do a whole operation inside itself, and every value
-// that crosses is plain (identifiers, blobs, public keys), so that a module may live in another
-// process. No handle and no session shows.
+// The interface has key operations (create a wrapping key pair, import under it, generate, export, destroy), not PKCS#11 calls,
+// so that a module can run a whole operation inside. All parameters and results are plain values (identifiers, blobs, public
+// keys) without handles and sessions, so that a module can run in another process.
 package hsm
 
 import (
 	"context"
 	"encoding/hex"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,88 +16,127 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// Module is one cryptographic module (a PKCS#11 token, or the software store) as one key store
-// sees it. It is safe for concurrent use. Every error is an *Error.
+// Module is one cryptographic module (a PKCS#11 token, or the software store) for one key store. It is safe for concurrent
+// use. Every error is an *Error.
 //
-// Custody policy is given to a module when it is opened; an operation whose only way would break it
-// fails with NotSupported and changes nothing. So does a request that no module can serve: a length
-// out of range, an algorithm that does not fit the key. Callers who can name the field check first.
+// A module gets its custody policy when it is opened. An operation that is possible only against the policy fails with
+// NotSupported and changes nothing. So does a request that no module supports: a length out of range, or an algorithm that does
+// not fit the key. Callers that know the name of the field check these first.
 //
-// A call whose context is done before it begins fails with Unavailable, with the context's error in
-// its chain. hsmtest is this contract as a test.
+// A call whose context is done before it begins fails with Unavailable, with the context's error in its chain. Package hsmtest
+// tests this contract.
 type Module interface {
-	// Info identifies the module. It does not change while the module is open.
-	Info() Info
-
-	// Capabilities lists what the self-test at opening proved, in a stable order.
-	Capabilities() []Capability
+	Keys
 
 	// Check proves by a real operation that the module works now.
 	Check(ctx context.Context) error
 
-	// CreateWrappingKey makes the pair named by the request, or returns the one that already
-	// carries that identifier.
+	// Close releases the resources of the module. It waits for calls in progress until ctx is done, and then releases what no
+	// call uses. Calls after Close fail with Unavailable.
+	Close(ctx context.Context) error
+}
+
+// Keys has the methods of a module for keys. Only the code that opened a module checks and closes it.
+type Keys interface {
+	Authenticator
+
+	// Describe returns what the module is and what its self-test proved. It makes no call to the device, so it may be called
+	// often. The result may change when a module is restarted.
+	Describe(ctx context.Context) (Description, error)
+
+	// CreateWrappingKey generates the key pair of the request, or returns the existing pair with that identifier.
 	CreateWrappingKey(ctx context.Context, req WrappingKeyRequest) (WrappingKey, error)
 
-	// ListWrappingKeys returns the pairs made for owner, expired ones too, in no particular order.
-	ListWrappingKeys(ctx context.Context, owner uuid.UUID) ([]WrappingKey, error)
+	// ListWrappingKeys returns all pairs that were created through this interface, by any process, including expired ones, in
+	// no particular order and without public keys. If a crash left half of a pair, the list has it, so that it can be destroyed.
+	ListWrappingKeys(ctx context.Context) ([]WrappingKey, error)
 
-	// DestroyWrappingKey destroys a pair; a pair that does not exist is no error.
+	// DestroyWrappingKey destroys a pair. It returns nil if the pair does not exist.
 	DestroyWrappingKey(ctx context.Context, id uuid.UUID) error
 
-	// Authenticate returns a 32-byte tag over message under a key that never leaves the module and
-	// that the module makes on first use. The same message always has the same tag.
-	Authenticate(ctx context.Context, message []byte) ([]byte, error)
-
-	// ImportKey unwraps material into a new master key. Where a key with that identifier already
-	// exists it must hold the same material, and nothing is made. An import that fails leaves
-	// nothing behind.
+	// ImportKey unwraps material into a new master key. If a key with that identifier exists, it must have the same material,
+	// and ImportKey returns it. An import that fails creates nothing.
 	//
 	// Kinds of error: InvalidMaterial, MaterialLength, OtherMaterial, NotFound (the wrapping pair),
 	// NotSupported.
 	ImportKey(ctx context.Context, req ImportRequest) (Key, error)
 
-	// FindKey returns the master key with that identifier, or NotFound. The fingerprint is taken
-	// from the key itself, not from a label.
+	// FindKey returns the master key with that identifier, or NotFound. It computes the fingerprint with the key.
 	FindKey(ctx context.Context, id uuid.UUID) (Key, error)
 
-	// DestroyKey destroys a master key; a key that does not exist is no error.
+	// ListKeys returns all master keys that were created through this interface, by any process, in no particular order and
+	// without fingerprints.
+	ListKeys(ctx context.Context) ([]Key, error)
+
+	// DestroyKey destroys a master key. It returns nil if the key does not exist.
 	DestroyKey(ctx context.Context, id uuid.UUID) error
 
-	// GenerateDataKey makes a random data key and returns it encrypted under a master key.
+	// GenerateDataKey generates a random data key and returns it encrypted under a master key.
 	GenerateDataKey(ctx context.Context, req GenerateRequest) (DataKey, error)
 
-	// VerifyDataKey says whether a blob opens under its master key and binding. It returns
-	// InvalidBlob for whatever reason it does not, and NotFound when the master key is missing.
+	// VerifyDataKey returns nil if a blob opens under its master key and binding. It returns InvalidBlob if it does not,
+	// whatever the reason, and NotFound if the master key is missing.
 	VerifyDataKey(ctx context.Context, req OpenRequest) error
 
 	// ExportDataKey re-encrypts the data key in a blob under a recipient's public key.
 	// Kinds of error: those of VerifyDataKey, DataKeyTooLong and NotSupported.
 	ExportDataKey(ctx context.Context, req ExportRequest) (ExportedDataKey, error)
-
-	// Close releases what the module holds. Nothing may be called after it.
-	Close() error
 }
 
-// Info identifies a module, as it names itself.
+// Authenticator has the method of a module that authenticates messages.
+type Authenticator interface {
+	// Authenticate returns a tag of 32 bytes over message. Its key never leaves the module, which generates it on first use.
+	// The same message always has the same tag.
+	Authenticate(ctx context.Context, message []byte) ([]byte, error)
+}
+
+// Description is what a module is and what it supports. The caller may change it.
+type Description struct {
+	Info Info
+	// Capabilities are what the self-test proved and the custody policy permits, in a stable order.
+	Capabilities []Capability
+	// KeyProtection is the result of the self-test's attempts to extract a key.
+	KeyProtection KeyProtection
+}
+
+// Info is what a module reports about itself.
 type Info struct {
-	Library      string // the library, or "software"
+	Library      string // the name of the library, or "software"
 	Manufacturer string
 	Model        string
 	Serial       string
 	Firmware     string
 }
 
-// Capability is one thing that a module was seen to do, and where plaintext is meanwhile.
+// KeyProtection is whether a module protects its keys from those who may use them: from someone with the PIN of a token, for
+// example.
+type KeyProtection struct {
+	State KeyProtectionState
+	// Methods are the calls that extracted a key or added usages to it. The list is empty if and only if the state is Enforced.
+	Methods []string
+}
+
+// KeyProtectionState is the result of the attempts to extract a key.
+type KeyProtectionState string
+
+// The states of key protection.
+const (
+	// Enforced: the module rejected every attempt.
+	Enforced KeyProtectionState = "Enforced"
+	// NotEnforced: an attempt succeeded.
+	NotEnforced KeyProtectionState = "NotEnforced"
+)
+
+// Capability is an operation with an algorithm that a module supports, and where plaintext exists meanwhile.
 type Capability struct {
 	Operation Operation
-	// Algorithm is a KeySpec for MasterKey, a wrapping algorithm for Import and Export, and the
-	// data-key encryption (a ciphertext scheme's name) for Generate.
+	// Algorithm is a KeySpec for MasterKey, a wrapping algorithm for Import and Export, and the name of a ciphertext scheme
+	// for Generate.
 	Algorithm string
 	Custody   Custody
 }
 
-// Operation names what a capability is about.
+// Operation is the operation of a capability.
 type Operation string
 
 // The operations of a capability.
@@ -110,24 +147,23 @@ const (
 	OperationExport    Operation = "Export"
 )
 
-// Custody says where plaintext key bytes existed.
+// Custody is where plaintext key bytes existed.
 type Custody string
 
-// The custodies, best first.
+// The custodies, from the strongest to the weakest.
 const (
 	// CustodyModule: only inside the cryptographic module.
 	CustodyModule Custody = "Module"
-	// CustodyHost: for the time of one call in the operator's memory, because the module lacks a
-	// mechanism.
+	// CustodyHost: in the operator's memory during one call, because the module lacks a mechanism.
 	CustodyHost Custody = "Host"
-	// CustodySoftware: in the embedded store.
+	// CustodySoftware: in the memory of the software store.
 	CustodySoftware Custody = "Software"
 )
 
 // KeySpec is the type of a master key.
 type KeySpec string
 
-// The master key types (the seeds write Aliyun_ before them).
+// The master key types. The documented API has them with the prefix Aliyun_.
 const (
 	AES128 KeySpec = "AES_128"
 	AES192 KeySpec = "AES_192"
@@ -138,7 +174,7 @@ const (
 // KeySpecs lists every master key type.
 func KeySpecs() []KeySpec { return []KeySpec{AES128, AES192, AES256, SM4} }
 
-// Len is the length of the key's material in bytes, or 0 for an unknown type.
+// Len returns the length of the key's material in bytes, or 0 for an unknown type.
 func (s KeySpec) Len() int {
 	switch s {
 	case AES128, SM4:
@@ -151,26 +187,17 @@ func (s KeySpec) Len() int {
 	return 0
 }
 
-// MaxOwnerLen is the longest owner of a key: that of a Kubernetes namespace.
+// MaxOwnerLen is the maximum length of a key's owner in bytes, that of a Kubernetes namespace.
 const MaxOwnerLen = 63
 
-// CheckOwner refuses an owner that cannot be kept with a key, with NotSupported.
-func CheckOwner(owner string) error {
-	printable := func(r rune) bool { return r >= '!' && r <= '~' }
-	if len(owner) > MaxOwnerLen || strings.ContainsFunc(owner, func(r rune) bool { return !printable(r) }) {
-		return Errorf(NotSupported, "a key's owner is named by at most %d printable ASCII characters without blanks", MaxOwnerLen)
-	}
-	return nil
-}
-
-// MaxDataKeyLen is the longest data key in bytes (NumberOfBytes of GenerateDataKeyWithoutPlaintext).
+// MaxDataKeyLen is the maximum length of a data key in bytes (NumberOfBytes of GenerateDataKeyWithoutPlaintext).
 const MaxDataKeyLen = 1024
 
-// FingerprintLabel is the one block over which a material fingerprint is taken.
+// FingerprintLabel is the message of a material fingerprint. It has one block.
 const FingerprintLabel = "keyconvoy.io/fp1"
 
-// Fingerprint is the CMAC (NIST SP 800-38B, with AES or SM4) of FingerprintLabel under a key's
-// material: equal for equal material in every module, and of no use to an attacker.
+// Fingerprint is the CMAC (NIST SP 800-38B, with AES or SM4) of FingerprintLabel under a key's material. The same material has
+// the same fingerprint in every module. It does not help an attacker.
 type Fingerprint [16]byte
 
 // String returns 32 hexadecimal digits.
@@ -187,49 +214,52 @@ func ParseFingerprint(s string) (Fingerprint, bool) {
 	return f, true
 }
 
-// WrappingKeyRequest asks for a pair under which key material is brought in.
+// WrappingKeyRequest describes a key pair under which key material is imported.
 type WrappingKeyRequest struct {
-	ID       uuid.UUID // the pair's identifier, chosen by the caller
-	Owner    uuid.UUID // the key for which it is made
-	Spec     wrapping.KeySpec
-	NotAfter time.Time // kept with the pair, to the second; the module does not enforce it
+	ID    uuid.UUID // the pair's identifier, chosen by the caller
+	Owner uuid.UUID // the identifier of the key for which it is created
+	// Namespace is the namespace for which the pair is created, as ImportRequest.Owner. The module stores it with the pair.
+	Namespace string
+	Spec      wrapping.KeySpec
+	NotAfter  time.Time // stored with the pair, in whole seconds; the module does not enforce it
 }
 
-// WrappingKey is a pair in the module, as far as it may be seen.
+// WrappingKey is a key pair in the module, without the private key.
 type WrappingKey struct {
 	ID        uuid.UUID
 	Owner     uuid.UUID
-	PublicKey *wrapping.PublicKey
+	Namespace string // "" for a pair of an early version, which did not store it
+	Spec      wrapping.KeySpec
+	PublicKey []byte // SubjectPublicKeyInfo in DER; nil in a list
 	NotAfter  time.Time
 }
 
-// ImportRequest brings material in. The identifier of the key version is CKA_ID in a PKCS#11 module.
+// ImportRequest describes an import. KeyVersionID is CKA_ID in a PKCS#11 module.
 type ImportRequest struct {
 	KeyVersionID      uuid.UUID
 	Spec              KeySpec
 	WrappingKey       uuid.UUID
 	Algorithm         wrapping.Algorithm
 	EncryptedMaterial []byte
-	// Owner is in whose name the key is made, in at most MaxOwnerLen printable ASCII characters. It is
-	// kept with the key.
+	// Owner is the namespace for which the key is created, in at most MaxOwnerLen printable ASCII characters. The module
+	// stores it with the key.
 	Owner string
-	// Fingerprint is that of the material which the key was bound to by its first import; nil for
-	// a first import. Other material is refused with OtherMaterial.
+	// Fingerprint is that of the material of the first import; nil for a first import. ImportKey rejects other material with
+	// OtherMaterial.
 	Fingerprint *Fingerprint
 }
 
-// Key is a master key in the module, as far as it may be seen.
+// Key is a master key in the module, without its material.
 type Key struct {
 	KeyVersionID uuid.UUID
 	Spec         KeySpec
 	Fingerprint  Fingerprint
-	Owner        string // as it was when the key was made
-	// Custody says where the material was while it came in. FindKey does not know it and leaves it
-	// empty.
+	Owner        string // of the import that created the key
+	// Custody is where the material existed during the import. FindKey returns "".
 	Custody Custody
 }
 
-// GenerateRequest asks for a data key of Length random bytes (1 to MaxDataKeyLen).
+// GenerateRequest describes a data key of Length random bytes (1 to MaxDataKeyLen).
 type GenerateRequest struct {
 	KeyVersionID uuid.UUID
 	Length       int
@@ -242,21 +272,21 @@ type DataKey struct {
 	Custody Custody
 }
 
-// OpenRequest names a data key by its blob, and what it was bound to.
+// OpenRequest identifies a data key by its blob, with the binding under which it was encrypted.
 type OpenRequest struct {
 	Blob    ciphertext.Blob
 	Binding ciphertext.Binding
 }
 
-// ExportRequest asks for a data key under a recipient's public key.
+// ExportRequest describes an export of a data key under a recipient's public key.
 type ExportRequest struct {
 	OpenRequest
-	Recipient *wrapping.PublicKey
+	Recipient []byte // the public key, SubjectPublicKeyInfo in DER
 	Algorithm wrapping.Algorithm
 	SM2Format wrapping.SM2Format // for SM2PKE; empty means C1C3C2
 }
 
-// ExportedDataKey is a data key under the recipient's public key.
+// ExportedDataKey is a data key, encrypted under the recipient's public key.
 type ExportedDataKey struct {
 	Ciphertext []byte
 	Custody    Custody

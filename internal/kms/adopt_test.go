@@ -20,9 +20,9 @@ func lostKey(t testing.TB, s service) (lost, restored kms.Key) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lost.State, lost.Fingerprint = kms.StateEnabled, &imported.Fingerprint
+	lost.State, lost.Primary.Fingerprint = kms.StateEnabled, imported.Fingerprint
 	restored = newKey(hsm.AES256)
-	restored.Owner, restored.Adopted = lost.Owner, lost.VersionID()
+	restored.Owner, restored.Primary.ID = lost.Owner, lost.Primary.ID
 	return lost, restored
 }
 
@@ -37,34 +37,34 @@ func TestAdoptKey_refusesWhatIsNotThisKeys(t *testing.T) {
 		says   string
 	}{
 		"a key of another owner": {func(k *kms.Key) { k.Owner = "team-b" },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
-		"a key of another owner, with the right fingerprint": {func(k *kms.Key) { k.Owner, k.Fingerprint = "team-b", lost.Fingerprint },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
-		"a key of another owner, with a wrong fingerprint": {func(k *kms.Key) { k.Owner, k.Fingerprint = "team-b", &hsm.Fingerprint{1} },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
+		"a key of another owner, with the right fingerprint": {func(k *kms.Key) { k.Owner, k.Primary.Fingerprint = "team-b", lost.Primary.Fingerprint },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
+		"a key of another owner, with a wrong fingerprint": {func(k *kms.Key) { k.Owner, k.Primary.Fingerprint = "team-b", &hsm.Fingerprint{1} },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
 		"a key of another owner and another type": {func(k *kms.Key) { k.Owner, k.Spec = "team-b", hsm.AES128 },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
-		"a key that is not there": {func(k *kms.Key) { k.Owner, k.Adopted = "team-b", uuid.New() },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace called team-b"},
-		"a key for nobody": {func(k *kms.Key) { k.Owner = "" },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
+		"a key that is not there": {func(k *kms.Key) { k.Owner, k.Primary.ID = "team-b", uuid.New() },
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
+		"a key without an owner": {func(k *kms.Key) { k.Owner = "" },
 			kms.ForbiddenKeyVersionNotFound, ""},
 		"a key of another length": {func(k *kms.Key) { k.Spec = hsm.AES128 },
 			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not AES_128."},
 		"a key of another type": {func(k *kms.Key) { k.Spec = hsm.SM4 },
 			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not SM4."},
-		"a key with other material": {func(k *kms.Key) { k.Fingerprint = &hsm.Fingerprint{1} },
-			kms.InvalidKeyMaterial, lost.Fingerprint.String()},
+		"a key with other material": {func(k *kms.Key) { k.Primary.Fingerprint = &hsm.Fingerprint{1} },
+			kms.InvalidKeyMaterial, lost.Primary.Fingerprint.String()},
 	} {
 		key := restored
 		tc.change(&key)
 		_, err := s.AdoptKey(t.Context(), key)
 		public := wantError(t, err, tc.code, tc.says)
 		if tc.code == kms.ForbiddenKeyVersionNotFound {
-			public = strings.ReplaceAll(public, key.VersionID().String(), "ID")
-			notFound[sentence] = strings.ReplaceAll(public, "called "+key.Owner+".", "called OWNER.")
+			public = strings.ReplaceAll(public, key.Primary.ID.String(), "ID")
+			notFound[sentence] = strings.ReplaceAll(public, "the name "+key.Owner+".", "the name OWNER.")
 		}
 	}
-	// Nobody learns of other people's keys.
+	// The answer reveals nothing about the keys of others.
 	wantSame(t, notFound)
 	if calls := s.module.Calls(); calls["DestroyKey"] != 0 || calls["ImportKey"] != 1 {
 		t.Errorf("a refusal changes the module: %v", calls)
@@ -87,13 +87,13 @@ func TestAdoptKey_takesTheKeyWithItsDataKeys(t *testing.T) {
 	blob := s.dataKey(t, lost, nil)
 	for sentence, fingerprint := range map[string]*hsm.Fingerprint{
 		"of which the fingerprint is not known": nil,
-		"of which the fingerprint is known":     lost.Fingerprint,
+		"of which the fingerprint is known":     lost.Primary.Fingerprint,
 	} {
 		key := restored
-		key.Fingerprint = fingerprint
+		key.Primary.Fingerprint = fingerprint
 		got, err := s.AdoptKey(t.Context(), key)
-		if err != nil || got.Fingerprint != *lost.Fingerprint {
-			t.Errorf("a key %s: %+v, %v; want fingerprint %s", sentence, got, err, lost.Fingerprint)
+		if err != nil || *got.Fingerprint != *lost.Primary.Fingerprint {
+			t.Errorf("a key %s: %+v, %v; want fingerprint %s", sentence, got, err, lost.Primary.Fingerprint)
 		}
 		if got.Custody != "" {
 			t.Errorf("a key %s: custody %s, which nobody can know", sentence, got.Custody)
@@ -113,7 +113,7 @@ func TestAdoptKey_takesItsMaterialAgainUnderItsOwnParameters(t *testing.T) {
 	blob := s.dataKey(t, lost, nil)
 	old := s.parameters(t, sm2(lost))
 	restored := newKey(hsm.AES256)
-	restored.Adopted, restored.Fingerprint = lost.VersionID(), lost.Fingerprint
+	restored.Primary.ID, restored.Primary.Fingerprint = lost.Primary.ID, lost.Primary.Fingerprint
 	if err := s.DeleteKeyMaterial(t.Context(), restored); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@
 package kms_test
 
 import (
+	"context"
 	"crypto/aes"
 	"crypto/hmac"
 	"crypto/rsa"
@@ -33,13 +34,15 @@ func init() {
 func newTokenBench(t testing.TB, token tokens.Token) *bench {
 	t.Helper()
 	m, err := pkcs11.Open(t.Context(), pkcs11.Config{
-		Library: "bench", Path: token.Path, Parameters: token.Parameters, Token: pkcs11.TokenSelector{Label: token.Label},
-		PIN: redact.Bytes(token.PIN), Custody: hsm.CustodyHost,
+		Config: hsm.Config{
+			Library: "bench", Token: hsm.TokenSelector{Label: token.Label}, PIN: redact.WireBytes(token.PIN), Custody: hsm.CustodyHost,
+		},
+		Path: token.Path, Parameters: token.Parameters,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = m.Close() })
+	t.Cleanup(func() { _ = m.Close(context.Background()) })
 	n := &bench{o: kms.Operations{Module: m}}
 	n.key = n.enable(t, hsm.AES256, random(32))
 	n.bare = newBareToken(t, token, n)
@@ -61,10 +64,10 @@ type bareToken struct {
 func newBareToken(t testing.TB, token tokens.Token, n *bench) *bareToken {
 	t.Helper()
 	k := &bareToken{
-		c: p11.New(token.Path), version: n.key.VersionID(), private: map[uuid.UUID]p11.ObjectHandle{},
+		c: p11.New(token.Path), version: n.key.Primary.ID, private: map[uuid.UUID]p11.ObjectHandle{},
 		inside: map[hsm.Operation]map[string]bool{hsm.OperationImport: {}, hsm.OperationExport: {}, hsm.OperationGenerate: {}, hsm.OperationMasterKey: {}},
 	}
-	for _, c := range n.o.Module.Capabilities() {
+	for _, c := range n.capabilities(t) {
 		k.inside[c.Operation][c.Algorithm] = c.Custody == hsm.CustodyModule
 	}
 	slots, err := k.c.GetSlotList(true)
@@ -305,7 +308,7 @@ func (k *bareToken) importKey(in wrappedMaterial) (fingerprint hsm.Fingerprint, 
 	if err := k.measure(material); err != nil {
 		return fingerprint, nil, err
 	}
-	id := in.key.VersionID()
+	id := in.key.Primary.ID
 	made, err := k.c.UnwrapKey(k.session, bareOAEP(in.algorithm), private, in.wrapped, bareMaster(id))
 	if err != nil {
 		return fingerprint, nil, err
@@ -331,7 +334,7 @@ func (k *bareToken) importOnHost(in wrappedMaterial, private p11.ObjectHandle) (
 	if fingerprint, err = bareFingerprint(material); err != nil {
 		return fingerprint, nil, err
 	}
-	made, err := k.c.CreateObject(k.session, append(bareMaster(in.key.VersionID()), p11.NewAttribute(p11.CKA_VALUE, material)))
+	made, err := k.c.CreateObject(k.session, append(bareMaster(in.key.Primary.ID), p11.NewAttribute(p11.CKA_VALUE, material)))
 	return fingerprint, func() error { return k.destroy(made) }, err
 }
 

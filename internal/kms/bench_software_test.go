@@ -192,7 +192,7 @@ func (s *bareSoftware) importKey(in wrappedMaterial) (fingerprint hsm.Fingerprin
 	if fingerprint, err = bareFingerprint(material); err != nil {
 		return fingerprint, nil, err
 	}
-	id := in.key.VersionID()
+	id := in.key.Primary.ID
 	iv := make([]byte, 12, 12+len(material)+16)
 	_, _ = rand.Read(iv)
 	sealed := s.sealer.Seal(iv, iv, material, id[:])

@@ -2,18 +2,18 @@ package kms
 
 import "slices"
 
-// ExportPolicy is the consent of a key's owner to exports of the data keys under it. Its zero value
-// consents to exports within the key's own namespace, to anybody.
+// ExportPolicy is the consent of a key's owner to exports of the data keys under it. Its zero value allows exports
+// within the key's own namespace, to any recipient.
 type ExportPolicy struct {
-	// Namespaces says where an export may be made.
+	// Namespaces are the namespaces in which exports are allowed.
 	Namespaces ExportNamespaces
-	// Recipients are the fingerprints of the public keys that may be exported to; empty means any.
+	// Recipients are the fingerprints of the allowed recipients' public keys; empty means any.
 	Recipients []string
-	// WrappingAlgorithms are those that may be used; empty means any.
+	// WrappingAlgorithms are the allowed algorithms; empty means any.
 	WrappingAlgorithms []string
 }
 
-// ExportNamespaces says where an export may be made.
+// ExportNamespaces is the choice of namespaces in which exports are allowed.
 type ExportNamespaces string
 
 // The choices of namespaces. Empty means NamespacesSame.
@@ -23,18 +23,18 @@ const (
 	NamespacesSelector ExportNamespaces = "Selector"
 )
 
-// Use is an export that wants consent.
+// Use is an export that requires consent.
 type Use struct {
-	// SameNamespace: the export is made in the key's own namespace.
+	// SameNamespace: the export is in the key's own namespace.
 	SameNamespace bool
-	// Selected: the owner's selector selects the export's namespace.
+	// Selected: the owner's selector selects the namespace of the export.
 	Selected bool
 	// Recipient is the fingerprint of the recipient's public key.
 	Recipient         string
 	WrappingAlgorithm string
 }
 
-// consents is the chain of what an owner must consent to. Each link says yes, or what to ask for.
+// consents are the parts of an owner's consent. Each returns "", or why the export is not allowed.
 var consents = []func(ExportPolicy, Use) string{
 	func(p ExportPolicy, u Use) string {
 		if u.SameNamespace || p.Namespaces == NamespacesAll || (p.Namespaces == NamespacesSelector && u.Selected) {
@@ -66,8 +66,8 @@ func (p ExportPolicy) Consent(u Use) error {
 	return nil
 }
 
-// DryRun turns the end of an export that was only tried into the documented outcome. Errors that are
-// nobody's fault (the module does not answer) stay what they are, and so does an outcome.
+// DryRun converts the result of an export that was not executed into the documented outcome. Temporary errors (the
+// module does not respond) and outcomes remain unchanged.
 func DryRun(err error) error {
 	code := CodeOf(err)
 	switch {

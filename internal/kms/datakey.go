@@ -15,14 +15,14 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// MaxEncryptionContext is how long an EncryptionContext may be, in characters of its JSON.
+// MaxEncryptionContext is the maximum length of an EncryptionContext, in characters of its JSON.
 const MaxEncryptionContext = 8192
 
-// EncryptionContext is bound to a data key; it opens under an equal one only.
+// EncryptionContext is bound to a data key, which can be decrypted with an equal one only.
 type EncryptionContext map[string]string
 
 func (c EncryptionContext) check() error {
-	// A byte becomes six characters at the most, and a pair has six more: a short one need not be written.
+	// A byte becomes at most six characters, and a pair has six more, so a short context need not be encoded.
 	most := len("{}")
 	for name, value := range c {
 		most += 6 * (len(name) + len(value) + 1)
@@ -30,7 +30,7 @@ func (c EncryptionContext) check() error {
 	if most <= MaxEncryptionContext {
 		return nil
 	}
-	// As JSON is written everywhere but in Go, which escapes <, > and & for the sake of HTML.
+	// Without HTML escaping: only Go escapes <, > and & in JSON.
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
 	encoder.SetEscapeHTML(false)
@@ -38,7 +38,7 @@ func (c EncryptionContext) check() error {
 		return &Error{Code: InternalFailure, Err: err}
 	}
 	if n := utf8.RuneCount(bytes.TrimSpace(text.Bytes())); n > MaxEncryptionContext {
-		return invalid("EncryptionContext", "It has %d characters as JSON; %d are allowed.", n, MaxEncryptionContext)
+		return invalid("EncryptionContext", "It has %d characters as JSON. The limit is %d.", n, MaxEncryptionContext)
 	}
 	return nil
 }
@@ -48,22 +48,22 @@ type GenerateDataKeyRequest struct {
 	Key Key
 	// KeySpec is AES_256, AES_128 or empty.
 	KeySpec hsm.KeySpec
-	// NumberOfBytes is 1 to 1024, or 0; it wins over KeySpec. With neither the data key has 32 bytes.
+	// NumberOfBytes is 1 to 1024, or 0. It takes precedence over KeySpec. Without both, the data key has 32 bytes.
 	NumberOfBytes     int
 	EncryptionContext EncryptionContext
 }
 
-// DataKey is the answer of GenerateDataKeyWithoutPlaintext.
+// DataKey is the result of GenerateDataKeyWithoutPlaintext.
 type DataKey struct {
 	KeyID          uuid.UUID
 	KeyVersionID   uuid.UUID
-	CiphertextBlob string // Base64
+	CiphertextBlob Blob
 	Custody        hsm.Custody
 }
 
 func (r GenerateDataKeyRequest) length() (int, error) {
 	if r.KeySpec != "" && r.KeySpec != hsm.AES256 && r.KeySpec != hsm.AES128 {
-		return 0, invalid("KeySpec", "A data key is AES_256 or AES_128.")
+		return 0, invalid("KeySpec", "It must be AES_256 or AES_128.")
 	}
 	if r.NumberOfBytes < 0 || r.NumberOfBytes > hsm.MaxDataKeyLen {
 		return 0, invalid("NumberOfBytes", "It must be 1 to %d.", hsm.MaxDataKeyLen)
@@ -77,9 +77,9 @@ func (r GenerateDataKeyRequest) length() (int, error) {
 	return hsm.AES256.Len(), nil
 }
 
-// CheckBlob says whether the data key in a blob has the length that KeySpec or NumberOfBytes asks for; where
-// neither does, any will do. It does not open the blob: see VerifyDataKey.
-func (r GenerateDataKeyRequest) CheckBlob(blob string) error {
+// CheckBlob checks that the data key in a blob has the length in KeySpec or NumberOfBytes; without both, any length
+// is valid. It does not decrypt the blob: see VerifyDataKey.
+func (r GenerateDataKeyRequest) CheckBlob(blob Blob) error {
 	if r.KeySpec == "" && r.NumberOfBytes == 0 {
 		return nil
 	}
@@ -87,18 +87,14 @@ func (r GenerateDataKeyRequest) CheckBlob(blob string) error {
 	if err != nil {
 		return err
 	}
-	parsed, err := ciphertext.Parse(blob)
-	if err != nil {
-		return malformed(err)
-	}
-	if is := parsed.DataKeyLen(); is != want {
-		return invalid("CiphertextBlob", "The data key in it has %d bytes, and KeySpec or NumberOfBytes asks for %d. "+
-			"Make another DataKey, which asks for the length that the blob has, or for none.", is, want)
+	if is := blob.parsed.DataKeyLen(); is != want {
+		return invalid("CiphertextBlob", "The data key in it has %d bytes, but KeySpec or NumberOfBytes requires %d. "+
+			"Create another DataKey with the length of the blob, or without these fields.", is, want)
 	}
 	return nil
 }
 
-// GenerateDataKeyWithoutPlaintext makes a data key and answers with its ciphertext only.
+// GenerateDataKeyWithoutPlaintext generates a data key and returns its ciphertext only.
 func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req GenerateDataKeyRequest) (DataKey, error) {
 	if err := Permit(OpGenerateDataKey, req.Key.StateAt(o.now())); err != nil {
 		return DataKey{}, err
@@ -110,7 +106,7 @@ func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req Gen
 	if err := req.EncryptionContext.check(); err != nil {
 		return DataKey{}, err
 	}
-	version := req.Key.VersionID()
+	version := req.Key.Primary.ID
 	made, err := o.Module.GenerateDataKey(ctx, hsm.GenerateRequest{
 		KeyVersionID: version,
 		Length:       length,
@@ -119,36 +115,12 @@ func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req Gen
 	if err != nil {
 		return DataKey{}, FromModule(err)
 	}
-	return DataKey{KeyID: req.Key.ID, KeyVersionID: version, CiphertextBlob: made.Blob.String(), Custody: made.Custody}, nil
+	return DataKey{KeyID: req.Key.ID, KeyVersionID: version, CiphertextBlob: blobOf(made.Blob), Custody: made.Custody}, nil
 }
 
-// KeyVersionOf reads which key version a blob names.
-func KeyVersionOf(blob string) (uuid.UUID, error) {
-	parsed, err := ciphertext.Parse(blob)
-	if err != nil {
-		return uuid.Nil, malformed(err)
-	}
-	return parsed.KeyVersionID, nil
-}
-
-// Canonical returns a blob without the white space that tools add.
-func Canonical(blob string) (string, error) {
-	parsed, err := ciphertext.Parse(blob)
-	if err != nil {
-		return "", malformed(err)
-	}
-	return parsed.String(), nil
-}
-
-func malformed(err error) error {
-	e := invalid("CiphertextBlob", "It is not a CiphertextBlob: give the Base64 text of a DataKey's status.ciphertextBlob.")
-	e.Err = err
-	return e
-}
-
-// VerifyDataKey says whether a blob opens under the key and context. It is not an operation of the
-// seeds: it is asked before a blob from elsewhere is taken over.
-func (o Operations) VerifyDataKey(ctx context.Context, key Key, blob string, context EncryptionContext) error {
+// VerifyDataKey checks that a blob can be decrypted under the key and context. It is not an operation of the
+// documented API: it is used before a DataKey takes over a blob.
+func (o Operations) VerifyDataKey(ctx context.Context, key Key, blob Blob, context EncryptionContext) error {
 	if err := Permit(OpExportDataKey, key.StateAt(o.now())); err != nil {
 		return err
 	}
@@ -159,20 +131,20 @@ func (o Operations) VerifyDataKey(ctx context.Context, key Key, blob string, con
 	return FromModule(o.Module.VerifyDataKey(ctx, open))
 }
 
-// ExportDataKeyRequest is a request for ExportDataKey. Key is the one that the blob names.
+// ExportDataKeyRequest is a request for ExportDataKey. Key is the key in the blob.
 type ExportDataKeyRequest struct {
 	Key                 Key
-	CiphertextBlob      string
+	CiphertextBlob      Blob
 	EncryptionContext   EncryptionContext
 	PublicKey           *wrapping.PublicKey
 	WrappingKeySpec     wrapping.KeySpec
 	WrappingAlgorithm   wrapping.Algorithm
 	SM2CiphertextFormat wrapping.SM2Format // empty means C1C3C2
-	// DryRun does everything but hand out the result. It always ends in an error: see DryRun.
+	// DryRun checks everything without returning the result. It always returns an error: see the function DryRun.
 	DryRun bool
 }
 
-// ExportedDataKey is the answer of ExportDataKey.
+// ExportedDataKey is the result of ExportDataKey.
 type ExportedDataKey struct {
 	KeyID           uuid.UUID
 	KeyVersionID    uuid.UUID
@@ -202,11 +174,11 @@ func (o Operations) exportDataKey(ctx context.Context, req ExportDataKeyRequest)
 	if err != nil {
 		return ExportedDataKey{}, err
 	}
-	if err := o.supported(hsm.OperationExport, string(req.WrappingAlgorithm)); err != nil {
+	if err := o.supported(ctx, hsm.OperationExport, string(req.WrappingAlgorithm)); err != nil {
 		return ExportedDataKey{}, err
 	}
 	exported, err := o.Module.ExportDataKey(ctx, hsm.ExportRequest{
-		OpenRequest: open, Recipient: req.PublicKey, Algorithm: req.WrappingAlgorithm, SM2Format: req.SM2CiphertextFormat,
+		OpenRequest: open, Recipient: req.PublicKey.SPKI(), Algorithm: req.WrappingAlgorithm, SM2Format: req.SM2CiphertextFormat,
 	})
 	if err != nil {
 		return ExportedDataKey{}, FromModule(err)
@@ -221,10 +193,10 @@ func (o Operations) exportDataKey(ctx context.Context, req ExportDataKeyRequest)
 	}, nil
 }
 
-// CheckRecipient says whether a public key is what a request calls it, and fit for the algorithm.
+// CheckRecipient checks that a public key has the type in the request, and that the algorithm supports it.
 func CheckRecipient(key *wrapping.PublicKey, spec wrapping.KeySpec, algorithm wrapping.Algorithm) error {
 	if algorithm == wrapping.RSAESPKCS1V15 {
-		return invalid("WrappingAlgorithm", "RSAES_PKCS1_V1_5 is for imports only: use RSAES_OAEP_SHA_256.")
+		return invalid("WrappingAlgorithm", "RSAES_PKCS1_V1_5 is for imports only. Use RSAES_OAEP_SHA_256.")
 	}
 	if err := wrapping.CheckFit(spec, algorithm); err != nil {
 		return invalid("WrappingAlgorithm", "%s", err)
@@ -238,24 +210,24 @@ func CheckRecipient(key *wrapping.PublicKey, spec wrapping.KeySpec, algorithm wr
 	return nil
 }
 
-func openRequest(key Key, blob string, context EncryptionContext) (hsm.OpenRequest, error) {
+func openRequest(key Key, blob Blob, context EncryptionContext) (hsm.OpenRequest, error) {
 	if err := context.check(); err != nil {
 		return hsm.OpenRequest{}, err
 	}
-	parsed, err := ciphertext.Parse(blob)
+	if blob.IsZero() {
+		return hsm.OpenRequest{}, missing("CiphertextBlob")
+	}
+	version, err := key.VersionFor(blob)
 	if err != nil {
-		return hsm.OpenRequest{}, malformed(err)
+		return hsm.OpenRequest{}, err
 	}
-	if parsed.KeyVersionID != key.VersionID() {
-		return hsm.OpenRequest{}, badBlob(nil)
-	}
-	return hsm.OpenRequest{Blob: parsed, Binding: ciphertext.Bind(parsed.KeyVersionID, context)}, nil
+	return hsm.OpenRequest{Blob: blob.parsed, Binding: ciphertext.Bind(version.ID, context)}, nil
 }
 
 func notOffered(op hsm.Operation, algorithm string, can []string) string {
 	if len(can) == 0 {
-		return fmt.Sprintf("The key store offers no %s at all.", op)
+		return fmt.Sprintf("The key store does not support %s.", op)
 	}
-	return fmt.Sprintf("The key store does not offer %s %s, or its custody policy forbids it. It offers %s: see its status.capabilities.",
+	return fmt.Sprintf("The key store does not support %s %s, or its custody policy forbids it. Supported: %s (see status.capabilities).",
 		op, algorithm, strings.Join(can, ", "))
 }

@@ -42,7 +42,7 @@ func TestGenerateDataKey_hasTheLengthThatIsAsked(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if made.KeyID != key.ID || made.KeyVersionID != key.VersionID() || made.Custody != hsm.CustodySoftware {
+				if made.KeyID != key.ID || made.KeyVersionID != key.Primary.ID || made.Custody != hsm.CustodySoftware {
 					t.Errorf("made %+v", made)
 				}
 				if n := len(open(t, master, material, made.CiphertextBlob, context)); n != tc.want {
@@ -54,9 +54,9 @@ func TestGenerateDataKey_hasTheLengthThatIsAsked(t *testing.T) {
 }
 
 // open opens a blob without the module: with the material, which the test knows.
-func open(t testing.TB, spec hsm.KeySpec, material []byte, blob string, context kms.EncryptionContext) []byte {
+func open(t testing.TB, spec hsm.KeySpec, material []byte, blob kms.Blob, context kms.EncryptionContext) []byte {
 	t.Helper()
-	parsed, err := ciphertext.Parse(blob)
+	parsed, err := ciphertext.Parse(blob.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestGenerateDataKey_refuses(t *testing.T) {
 		req  kms.GenerateDataKeyRequest
 		says string
 	}{
-		"a key type that is no data key's": {kms.GenerateDataKeyRequest{KeySpec: hsm.AES192}, "KeySpec: A data key is AES_256 or AES_128"},
+		"a key type that is no data key's": {kms.GenerateDataKeyRequest{KeySpec: hsm.AES192}, "KeySpec: It must be AES_256 or AES_128"},
 		"an SM4 data key by name":          {kms.GenerateDataKeyRequest{KeySpec: hsm.SM4}, "KeySpec"},
 		"a wrong key type with a length":   {kms.GenerateDataKeyRequest{KeySpec: "DES", NumberOfBytes: 8}, "KeySpec"},
 		"a negative length":                {kms.GenerateDataKeyRequest{NumberOfBytes: -1}, "NumberOfBytes: It must be 1 to 1024"},
@@ -155,13 +155,14 @@ func TestVerifyDataKey_opensUnderItsKeyAndContextOnly(t *testing.T) {
 	other, _ := s.enabled(t, hsm.AES256)
 	context := kms.EncryptionContext{"app": "ledger", "env": "prod"}
 	blob := s.dataKey(t, key, context)
+	text := blob.String()
 
 	for sentence, tc := range map[string]struct {
-		blob    string
+		blob    kms.Blob
 		context kms.EncryptionContext
 	}{
 		"the same context, written in another order": {blob, kms.EncryptionContext{"env": "prod", "app": "ledger"}},
-		"a blob with the line breaks of a tool":      {blob[:20] + "\n" + blob[20:] + "\r\n", context},
+		"a blob with the line breaks of a tool":      {parsed(t, text[:20]+"\n"+text[20:]+"\r\n"), context},
 		"no context and an absent one":               {s.dataKey(t, key, nil), kms.EncryptionContext{}},
 		"an absent context and no context":           {s.dataKey(t, key, kms.EncryptionContext{}), nil},
 	} {
@@ -185,21 +186,21 @@ func TestVerifyDataKey_opensUnderItsKeyAndContextOnly(t *testing.T) {
 	} {
 		messages[cause] = wantError(t, s.VerifyDataKey(t.Context(), tc.key, blob, tc.context), kms.InvalidParameter, "CiphertextBlob")
 	}
-	raw, err := base64.StdEncoding.DecodeString(blob)
+	raw, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for at := 36; at < len(raw); at++ { // the scheme and the payload; the name before them is checked below
 		messages["a byte changed"] = wantError(t,
-			s.VerifyDataKey(t.Context(), key, base64.StdEncoding.EncodeToString(flipped(raw, at)), context), kms.InvalidParameter)
+			s.VerifyDataKey(t.Context(), key, parsed(t, base64.StdEncoding.EncodeToString(flipped(raw, at))), context), kms.InvalidParameter)
 	}
 	for n := 37; n < len(raw); n++ {
 		messages["cut short"] = wantError(t,
-			s.VerifyDataKey(t.Context(), key, base64.StdEncoding.EncodeToString(raw[:n]), context), kms.InvalidParameter)
+			s.VerifyDataKey(t.Context(), key, parsed(t, base64.StdEncoding.EncodeToString(raw[:n])), context), kms.InvalidParameter)
 	}
 	wantSame(t, messages)
 
-	wantError(t, s.VerifyDataKey(t.Context(), key, "garbage!", context), kms.InvalidParameter, "CiphertextBlob", "status.ciphertextBlob")
+	wantError(t, s.VerifyDataKey(t.Context(), key, kms.Blob{}, context), kms.MissingParameter, "CiphertextBlob")
 	wantError(t, s.VerifyDataKey(t.Context(), key, blob, contextOf(8193)), kms.InvalidParameter, "EncryptionContext")
 }
 
@@ -227,34 +228,29 @@ func TestCheckBlob_wantsTheLengthThatIsAskedFor(t *testing.T) {
 		}
 		switch err := tc.asked.CheckBlob(made.CiphertextBlob); {
 		case !tc.ok:
-			wantError(t, err, kms.InvalidParameter, "CiphertextBlob", fmt.Sprintf("has %d bytes", tc.has), "Make another DataKey")
+			wantError(t, err, kms.InvalidParameter, "CiphertextBlob", fmt.Sprintf("has %d bytes", tc.has), "Create another DataKey")
 		case err != nil:
 			t.Errorf("%s: %v", sentence, err)
 		}
 	}
-	wantError(t, kms.GenerateDataKeyRequest{NumberOfBytes: 1}.CheckBlob("garbage!"), kms.InvalidParameter, "CiphertextBlob")
-	wantError(t, kms.GenerateDataKeyRequest{KeySpec: hsm.SM4}.CheckBlob(""), kms.InvalidParameter, "KeySpec")
+	wantError(t, kms.GenerateDataKeyRequest{KeySpec: hsm.SM4}.CheckBlob(kms.Blob{}), kms.InvalidParameter, "KeySpec")
 }
 
-func TestKeyVersionOf_readsTheNameOfTheKey(t *testing.T) {
+func TestParseBlob_readsTheNameOfTheKeyAndDropsWhiteSpace(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	key, _ := s.enabled(t, hsm.SM4)
-	blob := s.dataKey(t, key, nil)
-	spaced := " " + strings.Join(strings.SplitAfter(blob, "A"), "\n") + "\t"
-	for _, text := range []string{blob, spaced} {
-		id, err := kms.KeyVersionOf(text)
-		if err != nil || id != key.VersionID() {
-			t.Errorf("KeyVersionOf = %s, %v; want %s", id, err, key.VersionID())
-		}
-		canonical, err := kms.Canonical(text)
-		if err != nil || canonical != blob {
-			t.Errorf("Canonical = %q, %v; want %q", canonical, err, blob)
+	made := s.dataKey(t, key, nil).String()
+	spaced := " " + strings.Join(strings.SplitAfter(made, "A"), "\n") + "\t"
+	for _, text := range []string{made, spaced} {
+		blob, err := kms.ParseBlob(text)
+		if err != nil || blob.KeyVersionID() != key.Primary.ID || blob.String() != made || blob.IsZero() {
+			t.Errorf("ParseBlob(%q) = %s of %s, %v", text, blob, blob.KeyVersionID(), err)
 		}
 	}
 }
 
-func TestKeyVersionOf_refusesWhatIsNoBlob(t *testing.T) {
+func TestParseBlob_refusesWhatIsNoBlob(t *testing.T) {
 	t.Parallel()
 	encode := func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 	name := "b0c1d2e3-0000-4000-8000-00000000000a"
@@ -270,38 +266,28 @@ func TestKeyVersionOf_refusesWhatIsNoBlob(t *testing.T) {
 		"a key version without its dashes": encode(strings.ReplaceAll(name, "-", "") + "0000\x01payload"),
 		"longer than any blob":             encode(name + "\x01" + strings.Repeat("p", 4096)),
 	} {
-		id, err := kms.KeyVersionOf(text)
-		messages[sentence] = wantError(t, err, kms.InvalidParameter, "CiphertextBlob")
-		if id != uuid.Nil {
-			t.Errorf("%s: %s comes with the error", sentence, id)
-		}
-		if _, err := kms.Canonical(text); kms.CodeOf(err) != kms.InvalidParameter {
-			t.Errorf("%s: Canonical fails with %v", sentence, err)
+		blob, err := kms.ParseBlob(text)
+		messages[sentence] = wantError(t, err, kms.InvalidParameter, "CiphertextBlob", "status.ciphertextBlob")
+		if !blob.IsZero() || blob.KeyVersionID() != uuid.Nil {
+			t.Errorf("%s: %s comes with the error", sentence, blob)
 		}
 	}
 	wantSame(t, messages)
 }
 
-func FuzzKeyVersionOf(f *testing.F) {
+func FuzzParseBlob(f *testing.F) {
 	f.Add("")
 	f.Add(base64.StdEncoding.EncodeToString([]byte("b0c1d2e3-0000-4000-8000-00000000000a\x01payload")))
 	f.Add(" YjBj\nMWQy ")
 	f.Fuzz(func(t *testing.T, text string) {
-		id, err := kms.KeyVersionOf(text)
-		canonical, err2 := kms.Canonical(text)
-		if (err == nil) != (err2 == nil) {
-			t.Fatalf("KeyVersionOf says %v and Canonical %v", err, err2)
-		}
+		blob, err := kms.ParseBlob(text)
 		if err != nil {
 			wantError(t, err, kms.InvalidParameter)
 			return
 		}
-		again, err := kms.KeyVersionOf(canonical)
-		if err != nil || again != id {
-			t.Errorf("the canonical form names %s, %v; want %s", again, err, id)
-		}
-		if twice, err := kms.Canonical(canonical); err != nil || twice != canonical {
-			t.Errorf("the canonical form of %q is %q, %v", canonical, twice, err)
+		again, err := kms.ParseBlob(blob.String())
+		if err != nil || again.KeyVersionID() != blob.KeyVersionID() || again.String() != blob.String() {
+			t.Errorf("its own text parses as %q (%s), %v", again, again.KeyVersionID(), err)
 		}
 	})
 }

@@ -1,9 +1,9 @@
 package kms
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -11,98 +11,20 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
 
-// Code is an error code of the seeds' API.
-type Code string
-
-// The error codes.
-const (
-	InvalidParameter            Code = "InvalidParameter"
-	MissingParameter            Code = "MissingParameter"
-	InvalidKeyMaterial          Code = "InvalidKeyMaterial"
-	InvalidImportToken          Code = "InvalidImportToken"
-	ExpiredImportToken          Code = "ExpiredImportToken"
-	UnsupportedOrigin           Code = "Unsupported.Origin"
-	UnsupportedOperation        Code = "UnsupportedOperation"
-	ForbiddenNoPermission       Code = "Forbidden.NoPermission"
-	ForbiddenKeyNotFound        Code = "Forbidden.KeyNotFound"
-	ForbiddenKeyVersionNotFound Code = "Forbidden.KeyVersionNotFound"
-	RejectedDisabled            Code = "Rejected.Disabled"
-	RejectedPendingDeletion     Code = "Rejected.PendingDeletion"
-	RejectedPendingImport       Code = "Rejected.PendingImport"
-	RejectedUnavailable         Code = "Rejected.Unavailable"
-	RejectedStateModifiedFailed Code = "Rejected.StateModifiedFailed"
-	RejectedThrottling          Code = "Rejected.Throttling"
-	InternalFailure             Code = "InternalFailure"
-	ServiceUnavailableTemporary Code = "ServiceUnavailableTemporary"
-	// A dry run always ends in one of these.
-	DryRunOperationError Code = "DryRunOperationError"
-	ValidationError      Code = "ValidationError"
-	AccessDeniedError    Code = "AccessDeniedError"
-)
-
-type documented struct {
-	status  int
-	message string
-}
-
-var codes = map[Code]documented{
-	InvalidParameter:            {http.StatusBadRequest, "The specified parameter is not valid."},
-	MissingParameter:            {http.StatusBadRequest, `The parameter "<name>" is needed but not provided.`},
-	InvalidKeyMaterial:          {http.StatusBadRequest, "key material is invalid"},
-	InvalidImportToken:          {http.StatusBadRequest, "import token is invalid"},
-	ExpiredImportToken:          {http.StatusBadRequest, "import token is expired"},
-	UnsupportedOrigin:           {http.StatusBadRequest, "This key origin is not valid for this api"},
-	UnsupportedOperation:        {http.StatusBadRequest, "This action is not supported."},
-	ForbiddenNoPermission:       {http.StatusForbidden, "This operation is forbidden by permission system."},
-	ForbiddenKeyNotFound:        {http.StatusNotFound, "The specified Key is not found."},
-	ForbiddenKeyVersionNotFound: {http.StatusNotFound, "The specified Key version is not found."},
-	RejectedDisabled:            {http.StatusConflict, "The request was rejected because the key state is Disabled."},
-	RejectedPendingDeletion:     {http.StatusConflict, "The request was rejected because the key state is PendingDeletion."},
-	RejectedPendingImport:       {http.StatusConflict, "The request was rejected because the key state is PendingImport."},
-	RejectedUnavailable:         {http.StatusConflict, "The request was rejected because the key state is Unavailable."},
-	RejectedStateModifiedFailed: {http.StatusConflict, "Keystate modified failed."},
-	RejectedThrottling:          {http.StatusTooManyRequests, "QPS Limit Exceeded"},
-	InternalFailure:             {http.StatusInternalServerError, "Internal Failure."},
-	ServiceUnavailableTemporary: {http.StatusServiceUnavailable, "Service Unavailable Temporary."},
-	// The seeds document the codes of dry runs without messages.
-	DryRunOperationError: {http.StatusBadRequest, "The request passes the dry run."},
-	ValidationError:      {http.StatusBadRequest, "A parameter value in the request is invalid."},
-	AccessDeniedError:    {http.StatusBadRequest, "You do not have the permissions to access the resources that you want to manage."},
-}
-
-// Codes lists every error code.
-func Codes() []Code {
-	all := make([]Code, 0, len(codes))
-	for code := range codes {
-		all = append(all, code)
-	}
-	return all
-}
-
-// HTTPStatus is the status with which the seeds' service answers.
-func (c Code) HTTPStatus() int { return codes[c].status }
-
-// Message is the message as documented.
-func (c Code) Message() string { return codes[c].message }
-
-// Reason is the code as a condition's reason: without its dots.
-func (c Code) Reason() string { return strings.ReplaceAll(string(c), ".", "") }
-
-// Error is what every operation fails with.
+// Error is the error of every operation.
 type Error struct {
 	Code Code
-	// Parameter is the request's parameter that is missing or wrong, in the seeds' spelling; it may
-	// be empty.
+	// Parameter is the missing or invalid parameter of the request, in the spelling of the documented API. It may be
+	// empty.
 	Parameter string
-	// Detail says what is wrong and what to do. It is safe to show, bounded, and the same at every
-	// try.
+	// Detail says what is wrong and what to do. It is public, bounded, and the same at each attempt.
 	Detail string
 	// Err is the private cause, for the operator's log only.
 	Err error
 }
 
-// Public is the message for people: code, documented message, and detail, as sentences. (Not every
-// documented message ends as one, and a module's details do not begin as one.)
+// Public returns the public message: code, documented message and detail, as sentences. (Some documented messages
+// lack the full stop, and details of a module begin in lower case.)
 func (e *Error) Public() string {
 	message := e.Code.Message()
 	if e.Code == MissingParameter {
@@ -122,10 +44,10 @@ func (e *Error) Public() string {
 	return stopped(message) + " " + string(unicode.ToUpper(first)) + stopped(e.Detail[size:])
 }
 
-// stopped ends a sentence with a full stop, if it has none.
+// stopped adds a full stop to a sentence, if it has none.
 func stopped(sentence string) string { return strings.TrimSuffix(sentence, ".") + "." }
 
-// Error implements error: it is for logs.
+// Error implements error. The text is for logs.
 func (e *Error) Error() string {
 	if e.Err != nil {
 		return e.Public() + ": " + e.Err.Error()
@@ -136,7 +58,7 @@ func (e *Error) Error() string {
 // Unwrap returns the private cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// public is an error's message for people; of an error without one it says nothing.
+// public returns the public message of an error, or "".
 func public(err error) string {
 	var e *Error
 	if errors.As(err, &e) {
@@ -158,15 +80,14 @@ func CodeOf(err error) Code {
 	return InternalFailure
 }
 
-// invalid makes an InvalidParameter that names the parameter.
+// invalid returns an InvalidParameter error for a parameter.
 func invalid(parameter, format string, args ...any) *Error {
 	return &Error{Code: InvalidParameter, Parameter: parameter, Detail: fmt.Sprintf(format, args...)}
 }
 
 func missing(parameter string) *Error { return &Error{Code: MissingParameter, Parameter: parameter} }
 
-// hsmCodes gives each kind of module error its code. NotFound has none of its own: it depends on what
-// was looked for.
+// hsmCodes maps kinds of module errors to codes. NotFound is missing, because its code depends on the object.
 var hsmCodes = map[hsm.Kind]Code{
 	hsm.InvalidMaterial: InvalidKeyMaterial,
 	hsm.MaterialLength:  InvalidKeyMaterial,
@@ -182,7 +103,7 @@ var hsmCodes = map[hsm.Kind]Code{
 	hsm.Internal:        InternalFailure,
 }
 
-// FromModule turns a module's error into the operation's. It returns nil for nil.
+// FromModule converts the error of a module to that of an operation. It returns nil for nil.
 func FromModule(err error) error {
 	if err == nil {
 		return nil
@@ -199,13 +120,16 @@ func FromModule(err error) error {
 			*out = *badBlob(err)
 		}
 	}
+	if code == ServiceUnavailableTemporary && errors.Is(err, context.DeadlineExceeded) {
+		out.Detail = "The cryptographic module did not respond in time."
+	}
 	return out
 }
 
-// badBlob is the one answer to every blob that does not open, whatever the cause.
+// badBlob is the same error for every blob that cannot be decrypted, so that it does not reveal the cause.
 func badBlob(cause error) *Error {
-	e := invalid("CiphertextBlob", "It does not open: it is damaged, was made under another key, "+
-		"or with another EncryptionContext. Give the blob and the context as they were when the data key was made.")
+	e := invalid("CiphertextBlob", "It cannot be decrypted: it is damaged, or belongs to another key "+
+		"or another EncryptionContext. Use the blob and the context with which the data key was generated.")
 	e.Err = cause
 	return e
 }

@@ -78,8 +78,8 @@ func TestError_publicText(t *testing.T) {
 			"InvalidKeyMaterial: key material is invalid. The material must be 32 bytes long.",
 		},
 		"a wrong parameter is named": {
-			kms.Error{Code: kms.InvalidParameter, Parameter: "KeySpec", Detail: "A data key is AES_256 or AES_128."},
-			"InvalidParameter: The specified parameter is not valid. KeySpec: A data key is AES_256 or AES_128.",
+			kms.Error{Code: kms.InvalidParameter, Parameter: "KeySpec", Detail: "It must be AES_256 or AES_128."},
+			"InvalidParameter: The specified parameter is not valid. KeySpec: It must be AES_256 or AES_128.",
 		},
 		"a missing parameter is named where the documentation has it": {
 			kms.Error{Code: kms.MissingParameter, Parameter: "ImportToken"},

@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ import (
 )
 
 // export is a good request for the recipient's key type.
-func export(t testing.TB, key kms.Key, blob string, spec wrapping.KeySpec) kms.ExportDataKeyRequest {
+func export(t testing.TB, key kms.Key, blob kms.Blob, spec wrapping.KeySpec) kms.ExportDataKeyRequest {
 	t.Helper()
 	req := kms.ExportDataKeyRequest{
 		Key: key, CiphertextBlob: blob, PublicKey: recipient(t, spec).Public(),
@@ -54,7 +55,7 @@ func TestExportDataKey_opensAtTheRecipients(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got.KeyID != key.ID || got.KeyVersionID != key.VersionID() || got.Custody != hsm.CustodySoftware || got.RequestID == uuid.Nil {
+				if got.KeyID != key.ID || got.KeyVersionID != key.Primary.ID || got.Custody != hsm.CustodySoftware || got.RequestID == uuid.Nil {
 					t.Errorf("got %+v", got)
 				}
 				if tc.length != 0 && len(got.ExportedDataKey) != tc.length {
@@ -102,9 +103,9 @@ func TestExportDataKey_refusesBeforeTheModuleIsAsked(t *testing.T) {
 			r.WrappingKeySpec, r.WrappingAlgorithm = wrapping.RSA2048, wrapping.RSAESOAEPSHA1
 		}, kms.InvalidParameter, "WrappingKeySpec: The public key is EC_SM2, not RSA_2048."},
 		"SM2PKE for an RSA key": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = wrapping.SM2PKE },
-			kms.InvalidParameter, "WrappingAlgorithm: SM2PKE needs an EC_SM2 key"},
+			kms.InvalidParameter, "WrappingAlgorithm: SM2PKE requires an EC_SM2 key"},
 		"OAEP for an SM2 key": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = wrapping.RSAESOAEPSHA256 },
-			kms.InvalidParameter, "WrappingAlgorithm: RSAES_OAEP_SHA_256 needs an RSA key"},
+			kms.InvalidParameter, "WrappingAlgorithm: RSAES_OAEP_SHA_256 requires an RSA key"},
 		"PKCS#1 v1.5": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = wrapping.RSAESPKCS1V15 },
 			kms.InvalidParameter, "WrappingAlgorithm: RSAES_PKCS1_V1_5 is for imports only"},
 		"a key spec that does not exist": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingKeySpec = "RSA_1024" },
@@ -112,11 +113,9 @@ func TestExportDataKey_refusesBeforeTheModuleIsAsked(t *testing.T) {
 		"an algorithm that does not exist": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = "ROT13" },
 			kms.InvalidParameter, "unknown wrapping algorithm"},
 		"a blob of another key": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.CiphertextBlob = theirs },
-			kms.InvalidParameter, "CiphertextBlob: It does not open"},
-		"a blob that is none": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.CiphertextBlob = "none" },
-			kms.InvalidParameter, "CiphertextBlob: It is not a CiphertextBlob"},
-		"no blob": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.CiphertextBlob = "" },
-			kms.InvalidParameter, "CiphertextBlob"},
+			kms.InvalidParameter, "CiphertextBlob: It cannot be decrypted"},
+		"no blob": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.CiphertextBlob = kms.Blob{} },
+			kms.MissingParameter, "CiphertextBlob"},
 		"a context that is too long": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.EncryptionContext = contextOf(8193) },
 			kms.InvalidParameter, "EncryptionContext"},
 	} {
@@ -138,18 +137,18 @@ func TestExportDataKey_refusesABlobThatDoesNotOpen(t *testing.T) {
 	other, _ := s.enabled(t, hsm.AES256)
 	context := kms.EncryptionContext{"app": "ledger"}
 	blob := s.dataKey(t, key, context)
-	raw, err := base64.StdEncoding.DecodeString(blob)
+	raw, err := base64.StdEncoding.DecodeString(blob.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	encode := base64.StdEncoding.EncodeToString
+	encode := func(raw []byte) kms.Blob { return parsed(t, base64.StdEncoding.EncodeToString(raw)) }
 	messages := map[string]string{}
 	for cause, tc := range map[string]struct {
-		blob    string
+		blob    kms.Blob
 		context kms.EncryptionContext
 	}{
 		"another key":           {s.dataKey(t, other, context), context},
-		"another key's name":    {encode(append([]byte(other.VersionID().String()), raw[36:]...)), context},
+		"another key's name":    {encode(append([]byte(other.Primary.ID.String()), raw[36:]...)), context},
 		"another context":       {blob, kms.EncryptionContext{"app": "Ledger"}},
 		"no context":            {blob, nil},
 		"cut short":             {encode(raw[:len(raw)-8]), context},
@@ -220,11 +219,14 @@ func TestExportDataKey_ofAKeyThatWent_isNotFound(t *testing.T) {
 // cannot is a module that does not export with the algorithm that is asked for, as one under a custody
 // policy.
 type cannot struct {
-	hsm.Module
+	hsm.Keys
 	only []hsm.Capability
 }
 
-func (m cannot) Capabilities() []hsm.Capability { return m.only }
+// Describe implements hsm.Keys.
+func (m cannot) Describe(context.Context) (hsm.Description, error) {
+	return hsm.Description{Capabilities: m.only}, nil
+}
 
 func TestExportDataKey_thatTheModuleDoesNotOffer(t *testing.T) {
 	t.Parallel()
@@ -234,13 +236,13 @@ func TestExportDataKey_thatTheModuleDoesNotOffer(t *testing.T) {
 
 	s.Module = cannot{s.module, []hsm.Capability{{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1"}, {Operation: hsm.OperationImport, Algorithm: "SM2PKE"}}}
 	_, err := s.ExportDataKey(t.Context(), req)
-	public := wantError(t, err, kms.UnsupportedOperation, "Export SM2PKE", "It offers RSAES_OAEP_SHA_1", "status.capabilities", "custody policy")
+	public := wantError(t, err, kms.UnsupportedOperation, "Export SM2PKE", "Supported: RSAES_OAEP_SHA_1", "status.capabilities", "custody policy")
 	if strings.Contains(public, "offers SM2PKE") {
 		t.Errorf("%q", public)
 	}
 	s.Module = cannot{s.module, nil}
 	_, err = s.ExportDataKey(t.Context(), req)
-	wantError(t, err, kms.UnsupportedOperation, "no Export at all")
+	wantError(t, err, kms.UnsupportedOperation, "does not support Export.")
 }
 
 func TestExportDataKey_toTheImportKeyOfAnotherModule_isItsMaterial(t *testing.T) {
@@ -264,7 +266,7 @@ func TestExportDataKey_toTheImportKeyOfAnotherModule_isItsMaterial(t *testing.T)
 		t.Fatal(err)
 	}
 	want, err := hsm.FingerprintOf(hsm.AES256, open(t, hsm.AES256, material, blob, nil))
-	if err != nil || imported.Fingerprint != want {
+	if err != nil || *imported.Fingerprint != want {
 		t.Errorf("what arrived has fingerprint %s, want %s (%v)", imported.Fingerprint, want, err)
 	}
 }

@@ -16,23 +16,23 @@ type ImportParametersRequest struct {
 	Key               Key
 	WrappingKeySpec   wrapping.KeySpec
 	WrappingAlgorithm wrapping.Algorithm
-	// ClientToken makes the call idempotent: with the same one the same pair comes back. Another one
-	// makes a new pair, and does not end an older one.
+	// ClientToken makes the call idempotent: the same token returns the same pair. A different token creates a new
+	// pair, and earlier pairs remain valid.
 	ClientToken string
 }
 
-// ImportParameters is the answer of GetParametersForImport.
+// ImportParameters is the result of GetParametersForImport.
 type ImportParameters struct {
 	PublicKey       *wrapping.PublicKey
 	ImportToken     []byte
 	TokenExpireTime time.Time
-	// OthersExpireTime is when the first of the key's other pairs ends, each of which stays usable until
-	// then; zero when the key has no other.
+	// OthersExpireTime is the earliest expiry of the key's other pairs, each of which remains valid until it expires;
+	// zero if the key has no other.
 	OthersExpireTime time.Time
 }
 
-// GetParametersForImport makes a key pair under which material for the key can be wrapped, and the
-// token that goes with it. Both end after TokenLifetime.
+// GetParametersForImport creates a key pair under which material for the key can be wrapped, and its token. Both
+// expire after TokenLifetime.
 func (o Operations) GetParametersForImport(ctx context.Context, req ImportParametersRequest) (ImportParameters, error) {
 	if err := external(req.Key); err != nil {
 		return ImportParameters{}, err
@@ -43,33 +43,38 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 	if err := wrapping.CheckFit(req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {
 		return ImportParameters{}, invalid("WrappingAlgorithm", "%s", err)
 	}
-	if err := o.supported(hsm.OperationMasterKey, string(req.Key.Spec)); err != nil {
+	if err := o.supported(ctx, hsm.OperationMasterKey, string(req.Key.Spec)); err != nil {
 		return ImportParameters{}, err
 	}
-	if err := o.supported(hsm.OperationImport, string(req.WrappingAlgorithm)); err != nil {
+	if err := o.supported(ctx, hsm.OperationImport, string(req.WrappingAlgorithm)); err != nil {
 		return ImportParameters{}, err
 	}
 	pair, others, err := o.wrappingKey(ctx, req)
 	if err != nil {
 		return ImportParameters{}, err
 	}
+	public, err := wrapping.ParseSPKI(pair.PublicKey)
+	if err != nil {
+		return ImportParameters{}, &Error{Code: InternalFailure, Err: err}
+	}
 	token := importToken{keyID: req.Key.ID, pairID: pair.ID, expires: pair.NotAfter, algorithm: req.WrappingAlgorithm}
 	sealed, err := token.seal(ctx, o.Module)
 	if err != nil {
 		return ImportParameters{}, err
 	}
-	return ImportParameters{PublicKey: pair.PublicKey, ImportToken: sealed, TokenExpireTime: pair.NotAfter, OthersExpireTime: others}, nil
+	return ImportParameters{PublicKey: public, ImportToken: sealed, TokenExpireTime: pair.NotAfter, OthersExpireTime: others}, nil
 }
 
-// wrappingKey finds or makes the pair of a request, and says when the first of the others ends. A pair that has ended by now was never answered
-// with (the caller was away for a day between making and telling), so another takes its place.
+// wrappingKey finds or creates the pair of a request, and returns the earliest expiry of the others. If the pair has
+// expired, it was never returned (the caller was interrupted for a day), so a new one replaces it.
 func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest) (pair hsm.WrappingKey, others time.Time, err error) {
 	now := o.now()
 	want := hsm.WrappingKeyRequest{
-		ID:       uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+string(req.WrappingAlgorithm)+"/"+req.ClientToken)),
-		Owner:    req.Key.ID,
-		Spec:     req.WrappingKeySpec,
-		NotAfter: now.Add(TokenLifetime).UTC().Truncate(time.Second),
+		ID:        uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+string(req.WrappingAlgorithm)+"/"+req.ClientToken)),
+		Owner:     req.Key.ID,
+		Namespace: req.Key.Owner,
+		Spec:      req.WrappingKeySpec,
+		NotAfter:  now.Add(TokenLifetime).UTC().Truncate(time.Second),
 	}
 	if others, err = o.makeRoom(ctx, want); err != nil {
 		return hsm.WrappingKey{}, others, err
@@ -83,46 +88,62 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 	return pair, others, FromModule(err)
 }
 
-// MaxWrappingKeys is how many key pairs one key may have at once. Whoever may ask for parameters must not be
-// able to fill a token with them.
-const MaxWrappingKeys = 8
+// The maximum numbers of valid key pairs, so that a user who may request import parameters cannot fill a token.
+const (
+	MaxWrappingKeys          = 8   // for one key
+	MaxNamespaceWrappingKeys = 256 // for one namespace, including keys that no longer exist
+)
 
-// makeRoom destroys the key's pairs that have ended, and refuses another one, with Rejected.Throttling, while
-// the key has as many as it may. It says when the first of those ends that stay, zero for none.
+// makeRoom destroys the key's pairs that have expired. It rejects another pair, with Rejected.Throttling, while the
+// key or its namespace has the maximum number. It returns the earliest expiry of the key's other pairs, zero for
+// none.
 func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (next time.Time, err error) {
-	pairs, err := o.Module.ListWrappingKeys(ctx, want.Owner)
+	pairs, err := o.Module.ListWrappingKeys(ctx)
 	if err != nil {
 		return next, FromModule(err)
 	}
-	now, others := o.now(), 0
+	now, ofKey, ofNamespace := o.now(), 0, 0
 	for _, pair := range pairs {
+		own, valid := pair.Owner == want.Owner, now.Before(pair.NotAfter)
 		switch {
-		case pair.ID == want.ID: // made already, and not told of
-		case now.Before(pair.NotAfter):
-			others++
+		case pair.ID == want.ID: // it exists already and was not published
+		case valid && own:
+			ofKey++
 			next = earlier(next, pair.NotAfter)
-		default:
+		case own:
 			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
 				return next, FromModule(err)
 			}
 		}
+		if valid && pair.ID != want.ID && pair.Namespace == want.Namespace {
+			ofNamespace++
+		}
 	}
-	if others >= MaxWrappingKeys {
+	switch {
+	case ofKey >= MaxWrappingKeys:
 		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
-			"The key has %d pairs of import parameters, and each lasts 24 hours: use one of those, or wait.", MaxWrappingKeys)}
+			"The key already has %d pairs of import parameters, the maximum. Use one of them, or wait: each expires after 24 hours.", MaxWrappingKeys)}
+	case want.Namespace != "" && ofNamespace >= MaxNamespaceWrappingKeys:
+		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+			"Namespace %s already has %d import key pairs in this module, the maximum. Each is destroyed when its import token expires, "+
+				"after 24 hours at most, or when its ImportedKey is deleted. Delete ImportedKeys that you do not need, or wait.",
+			want.Namespace, MaxNamespaceWrappingKeys)}
 	}
 	return next, nil
 }
 
-// DestroyImportParameters destroys the key's wrapping pairs: those that have ended, or all. It says when the
-// first of those ends that stay, zero for none.
+// DestroyImportParameters destroys the key's wrapping pairs: those that have expired, or all. It returns the earliest
+// expiry of the remaining pairs, zero for none.
 func (o Operations) DestroyImportParameters(ctx context.Context, keyID uuid.UUID, all bool) (next time.Time, err error) {
-	pairs, err := o.Module.ListWrappingKeys(ctx, keyID)
+	pairs, err := o.Module.ListWrappingKeys(ctx)
 	if err != nil {
 		return next, FromModule(err)
 	}
 	now := o.now()
 	for _, pair := range pairs {
+		if pair.Owner != keyID {
+			continue
+		}
 		if !all && now.Before(pair.NotAfter) {
 			next = earlier(next, pair.NotAfter)
 			continue
@@ -134,7 +155,7 @@ func (o Operations) DestroyImportParameters(ctx context.Context, keyID uuid.UUID
 	return next, nil
 }
 
-// earlier is the first of two times, of which the first may be zero for none yet.
+// earlier returns the earlier of two times; a zero first time counts as not set.
 func earlier(first, at time.Time) time.Time {
 	if first.IsZero() || at.Before(first) {
 		return at
@@ -147,12 +168,24 @@ type ImportKeyMaterialRequest struct {
 	Key                  Key
 	EncryptedKeyMaterial []byte
 	ImportToken          []byte
-	// KeyMaterialExpireUnix is when the material ends, in Unix seconds; 0 means never.
-	KeyMaterialExpireUnix int64
+	// KeyMaterialExpireUnix is the time at which the material expires, in Unix seconds; nil means never. (In the
+	// documented operation, 0 means never. In an object, 1970-01-01T00:00:00Z is a time in the past.)
+	KeyMaterialExpireUnix *int64
 }
 
-// maxExpireUnix is the largest integer that JSON carries exactly (RFC 8259, section 6).
-const maxExpireUnix = 1<<53 - 1
+// maxExpireTime is the last second in UTC that RFC 3339 can represent: an object cannot store a later time.
+var maxExpireTime = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
+// CheckExpireTime rejects an expiry that is invalid for key material that is imported now.
+func CheckExpireTime(at, now time.Time) error {
+	switch {
+	case at.Unix() <= now.Unix():
+		return invalid("KeyMaterialExpireUnix", "The time is in the past. Use a time in the future, or none for material that never expires.")
+	case at.Unix() > maxExpireTime.Unix():
+		return invalid("KeyMaterialExpireUnix", "The time is after %s in UTC. Use an earlier time, or none for material that never expires.", maxExpireTime.Format(time.RFC3339))
+	}
+	return nil
+}
 
 func (r ImportKeyMaterialRequest) check(now time.Time) error {
 	if err := external(r.Key); err != nil {
@@ -167,75 +200,87 @@ func (r ImportKeyMaterialRequest) check(now time.Time) error {
 	if len(r.ImportToken) == 0 {
 		return missing("ImportToken")
 	}
-	if at := r.KeyMaterialExpireUnix; at < 0 || at > maxExpireUnix || (at > 0 && at <= now.Unix()) {
-		return invalid("KeyMaterialExpireUnix", "The material would end in the past, or later than %d: give a time to come, or none.", int64(maxExpireUnix))
+	if at := r.KeyMaterialExpireUnix; at != nil {
+		return CheckExpireTime(time.Unix(*at, 0), now)
 	}
 	return nil
 }
 
-// KeyMaterial is the material of a key in its module, as far as it may be seen.
-type KeyMaterial struct {
-	Fingerprint hsm.Fingerprint
-	Custody     hsm.Custody // empty where the module was asked for a key that it has
-}
-
-// ImportKeyMaterial unwraps material into the key. Material other than the key's first is refused; the
-// same again is no change. An import that fails changes nothing.
-func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterialRequest) (KeyMaterial, error) {
+// ImportKeyMaterial unwraps material into the key. It rejects material other than the key's first; the same material
+// again changes nothing. An import that fails changes nothing.
+func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterialRequest) (Version, error) {
 	if err := req.check(o.now()); err != nil {
-		return KeyMaterial{}, err
+		return Version{}, err
 	}
 	token, err := o.openToken(ctx, req.Key, req.ImportToken)
 	if err != nil {
-		return KeyMaterial{}, err
+		return Version{}, err
 	}
 	key, err := o.Module.ImportKey(ctx, hsm.ImportRequest{
-		KeyVersionID:      req.Key.VersionID(),
+		KeyVersionID:      req.Key.Primary.ID,
 		Spec:              req.Key.Spec,
 		WrappingKey:       token.pairID,
 		Algorithm:         token.algorithm,
 		EncryptedMaterial: req.EncryptedKeyMaterial,
 		Owner:             req.Key.Owner,
-		Fingerprint:       req.Key.Fingerprint,
+		Fingerprint:       req.Key.Primary.Fingerprint,
 	})
 	if hsm.KindOf(err) == hsm.NotFound {
-		// The token is genuine and in time, so its pair was destroyed, or the token was lost with
-		// the module's content.
-		return KeyMaterial{}, &Error{Code: InvalidImportToken, Err: err,
-			Detail: "Its key pair is no longer in the module. Ask for new import parameters and wrap the material again."}
+		// The token is valid, so its pair was destroyed, or the module lost its content.
+		return Version{}, &Error{Code: InvalidImportToken, Err: err,
+			Detail: "Its key pair is no longer in the module. Request new import parameters and wrap the material again."}
+	}
+	if hsm.KindOf(err) == hsm.InvalidMaterial {
+		return Version{}, o.notUnwrapped(ctx, req, token, err)
 	}
 	if err != nil {
-		return KeyMaterial{}, FromModule(err)
+		return Version{}, FromModule(err)
 	}
-	return KeyMaterial{Fingerprint: key.Fingerprint, Custody: key.Custody}, nil
+	return Version{ID: key.KeyVersionID, Fingerprint: &key.Fingerprint, Custody: key.Custody}, nil
 }
 
-// AdoptKey looks for a key that is in the module already, and says whether this key may take it over: it
-// must have the same type and owner, and the material that the key was bound to, where that is known.
-// It is not an operation of the seeds: it is how a key comes back from a backup.
-func (o Operations) AdoptKey(ctx context.Context, key Key) (KeyMaterial, error) {
-	found, err := o.Module.FindKey(ctx, key.VersionID())
+// notUnwrapped explains, from the request alone, why material cannot be unwrapped. The module's error is only logged,
+// so that two requests of the same length and form have the same answer.
+func (o Operations) notUnwrapped(ctx context.Context, req ImportKeyMaterialRequest, token importToken, cause error) error {
+	pairs, err := o.Module.ListWrappingKeys(ctx)
+	if err != nil {
+		return FromModule(err)
+	}
+	for _, pair := range pairs {
+		if pair.ID == token.pairID {
+			return &Error{Code: InvalidKeyMaterial, Err: cause, Detail: "It cannot be unwrapped. " +
+				wrapping.ExplainImport(pair.Spec, token.algorithm, req.Key.Spec.Len(), req.EncryptedKeyMaterial)}
+		}
+	}
+	return FromModule(cause)
+}
+
+// AdoptKey finds a key that is already in the module and checks that this key may take it over: it must have the same
+// type and owner and, if known, the material to which the key was bound. It is not an operation of the documented
+// API: it restores a key from a backup.
+func (o Operations) AdoptKey(ctx context.Context, key Key) (Version, error) {
+	found, err := o.Module.FindKey(ctx, key.Primary.ID)
 	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner != key.Owner) {
-		// One answer for both, so that nobody learns of other people's keys.
-		return KeyMaterial{}, &Error{Code: ForbiddenKeyVersionNotFound, Err: err, Detail: fmt.Sprintf(
-			"The module has no key %s that was imported from a namespace called %s.", key.VersionID(), key.Owner)}
+		// One answer for both, so that it reveals nothing about the keys of others.
+		return Version{}, &Error{Code: ForbiddenKeyVersionNotFound, Err: err, Detail: fmt.Sprintf(
+			"The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Owner)}
 	}
 	if err != nil {
-		return KeyMaterial{}, FromModule(err)
+		return Version{}, FromModule(err)
 	}
 	if found.Spec != key.Spec {
-		return KeyMaterial{}, invalid("KeySpec", "The key in the module is %s, not %s.", found.Spec, key.Spec)
+		return Version{}, invalid("KeySpec", "The key in the module is %s, not %s.", found.Spec, key.Spec)
 	}
-	if key.Fingerprint != nil && *key.Fingerprint != found.Fingerprint {
-		return KeyMaterial{}, &Error{Code: InvalidKeyMaterial, Detail: fmt.Sprintf(
-			"The key in the module has the fingerprint %s, not %s.", found.Fingerprint, *key.Fingerprint)}
+	if want := key.Primary.Fingerprint; want != nil && *want != found.Fingerprint {
+		return Version{}, &Error{Code: InvalidKeyMaterial, Detail: fmt.Sprintf(
+			"The fingerprint of the key in the module is %s, not %s.", found.Fingerprint, *want)}
 	}
-	return KeyMaterial{Fingerprint: found.Fingerprint}, nil
+	return Version{ID: found.KeyVersionID, Fingerprint: &found.Fingerprint}, nil
 }
 
-// DeleteKeyMaterial destroys the key's material in the module. Material that is not there is no error.
+// DeleteKeyMaterial destroys the key's material in the module. It is not an error if the material does not exist.
 func (o Operations) DeleteKeyMaterial(ctx context.Context, key Key) error {
-	return FromModule(o.Module.DestroyKey(ctx, key.VersionID()))
+	return FromModule(o.Module.DestroyKey(ctx, key.Primary.ID))
 }
 
 func external(key Key) error {
@@ -245,10 +290,15 @@ func external(key Key) error {
 	return nil
 }
 
-// supported asks the module's self-test, so that what cannot work is refused before anything is made.
-func (o Operations) supported(op hsm.Operation, algorithm string) error {
+// supported checks the results of the module's self-test, so that an unsupported request fails before anything is
+// created.
+func (o Operations) supported(ctx context.Context, op hsm.Operation, algorithm string) error {
+	described, err := o.Module.Describe(ctx)
+	if err != nil {
+		return FromModule(err)
+	}
 	var can []string
-	for _, c := range o.Module.Capabilities() {
+	for _, c := range described.Capabilities {
 		if c.Operation != op {
 			continue
 		}

@@ -2,6 +2,8 @@ package kms_test
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"testing"
@@ -24,7 +26,7 @@ func TestGetParametersForImport_refuses(t *testing.T) {
 		says   string
 	}{
 		"a key that was not made for import":   {func(r *kms.ImportParametersRequest) { r.Key.Origin = "" }, kms.UnsupportedOrigin, ""},
-		"an algorithm for another kind of key": {func(r *kms.ImportParametersRequest) { r.WrappingKeySpec = wrapping.RSA2048 }, kms.InvalidParameter, "WrappingAlgorithm: SM2PKE needs an EC_SM2 key"},
+		"an algorithm for another kind of key": {func(r *kms.ImportParametersRequest) { r.WrappingKeySpec = wrapping.RSA2048 }, kms.InvalidParameter, "WrappingAlgorithm: SM2PKE requires an EC_SM2 key"},
 		"a wrapping key that does not exist":   {func(r *kms.ImportParametersRequest) { r.WrappingKeySpec = "RSA_1024" }, kms.InvalidParameter, "RSA_4096"},
 		"an algorithm that does not exist":     {func(r *kms.ImportParametersRequest) { r.WrappingAlgorithm = "ROT13" }, kms.InvalidParameter, "WrappingAlgorithm"},
 		"a key type that the module has not":   {func(r *kms.ImportParametersRequest) { r.Key.Spec = "DES" }, kms.UnsupportedOperation, "MasterKey DES"},
@@ -41,7 +43,7 @@ func TestGetParametersForImport_refuses(t *testing.T) {
 			} else if err != nil {
 				t.Error(err)
 			}
-			if pairs, err := s.Module.ListWrappingKeys(t.Context(), req.Key.ID); tc.code != "" && (err != nil || len(pairs) > 0) {
+			if pairs, err := hsmtest.PairsOf(t.Context(), s.Module, req.Key.ID); tc.code != "" && (err != nil || len(pairs) > 0) {
 				t.Errorf("%d pairs were made (%v)", len(pairs), err)
 			}
 		})
@@ -75,7 +77,7 @@ func TestImportKeyMaterial_bringsInEveryKeyTypeUnderEveryAlgorithm(t *testing.T)
 					t.Fatal(err)
 				}
 				want, err := hsm.FingerprintOf(spec, material)
-				if err != nil || imported.Fingerprint != want || imported.Custody != hsm.CustodySoftware {
+				if err != nil || *imported.Fingerprint != want || imported.Custody != hsm.CustodySoftware {
 					t.Errorf("imported %+v, want fingerprint %s (%v) and custody Software", imported, want, err)
 				}
 			}
@@ -109,15 +111,17 @@ func TestImportKeyMaterial_refusesBeforeTheModuleIsAsked(t *testing.T) {
 	}
 }
 
-// Whatever goes wrong inside the unwrapping looks the same: it is no oracle. And nothing is left behind.
+// Whatever goes wrong inside the unwrapping looks the same: it is no oracle. What is said depends on the request's length and
+// form, which the sender knows. And nothing is left behind.
 func TestImportKeyMaterial_refusesMaterialThatDoesNotUnwrap(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
+	s := openService(t, &hsmtest.Storage{}, true)
 	for _, tc := range []struct {
 		spec      wrapping.KeySpec
 		algorithm wrapping.Algorithm
 		other     wrapping.Algorithm // another one for the same pair
 	}{
+		{wrapping.RSA2048, wrapping.RSAESPKCS1V15, wrapping.RSAESOAEPSHA1},
 		{wrapping.RSA2048, wrapping.RSAESOAEPSHA256, wrapping.RSAESOAEPSHA1},
 		{wrapping.RSA2048, wrapping.RSAESOAEPSHA1, wrapping.RSAESOAEPSHA256},
 		{wrapping.ECSM2, wrapping.SM2PKE, wrapping.SM2PKE},
@@ -128,25 +132,24 @@ func TestImportKeyMaterial_refusesMaterialThatDoesNotUnwrap(t *testing.T) {
 			p := s.parameters(t, kms.ImportParametersRequest{Key: key, WrappingKeySpec: tc.spec, WrappingAlgorithm: tc.algorithm})
 			wrapped := wrap(t, p.PublicKey, tc.algorithm, material)
 			causes := map[string][]byte{
-				"another key pair":  wrap(t, recipient(t, tc.spec).Public(), tc.algorithm, material),
-				"the first byte":    flipped(wrapped, 0),
-				"a byte within":     flipped(wrapped, len(wrapped)/2),
-				"the last byte":     flipped(wrapped, len(wrapped)-1),
-				"cut short":         wrapped[:len(wrapped)-1],
-				"one byte too long": append(bytes.Clone(wrapped), 0),
-				"zeros":             make([]byte, len(wrapped)),
-				"one byte":          {4},
-				"not wrapped":       material,
+				"another key pair": wrap(t, recipient(t, tc.spec).Public(), tc.algorithm, material),
+				"a byte within":    flipped(wrapped, len(wrapped)*3/4),
+				"the last byte":    flipped(wrapped, len(wrapped)-1),
 			}
 			if tc.other != tc.algorithm {
-				causes["another hash"] = wrap(t, p.PublicKey, tc.other, material)
+				causes["another algorithm"] = wrap(t, p.PublicKey, tc.other, material)
+				causes["the first byte"] = flipped(wrapped, 0)
+				causes["zeros"] = make([]byte, len(wrapped))
+			}
+			if tc.algorithm == wrapping.RSAESPKCS1V15 {
+				causes["material of another length"] = wrap(t, p.PublicKey, tc.algorithm, random(16))
 			}
 			messages := map[string]string{}
 			for cause, encrypted := range causes {
 				_, err := s.ImportKeyMaterial(t.Context(), kms.ImportKeyMaterialRequest{
 					Key: key, ImportToken: p.ImportToken, EncryptedKeyMaterial: encrypted,
 				})
-				messages[cause] = wantError(t, err, kms.InvalidKeyMaterial)
+				messages[cause] = wantError(t, err, kms.InvalidKeyMaterial, "It cannot be unwrapped.", string(tc.algorithm))
 			}
 			wantSame(t, messages)
 			wantNoKey(t, s, key)
@@ -159,9 +162,82 @@ func TestImportKeyMaterial_refusesMaterialThatDoesNotUnwrap(t *testing.T) {
 	}
 }
 
+// What the sender can know is said, so that the usual mistakes are found without the operator's log.
+func TestImportKeyMaterial_ofMaterialThatDoesNotUnwrap_saysWhatArrived(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	encode := func(b []byte) []byte { return []byte(base64.StdEncoding.EncodeToString(b)) }
+	digits := func(b []byte) []byte { return []byte(hex.EncodeToString(b)) }
+	sm2As := func(format wrapping.SM2Format, wrapped []byte) []byte {
+		out, err := wrapping.ConvertSM2(wrapped, wrapping.C1C3C2, format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	mistakes := map[wrapping.Algorithm]map[string]struct {
+		make func(wrapped, material []byte) []byte
+		says []string
+	}{
+		wrapping.RSAESOAEPSHA256: {
+			"a damaged byte": {func(w, _ []byte) []byte { return flipped(w, 9) }, []string{
+				"256 bytes were received, which is the correct length", "SHA-256 for the hash and for MGF1", "Java uses SHA-1 for MGF1", "rsa_oaep_md:sha256 -pkeyopt rsa_mgf1_md:sha256",
+			}},
+			"cut short":             {func(w, _ []byte) []byte { return w[:255] }, []string{"255 bytes were received", "with an RSA_2048 key RSAES_OAEP_SHA_256 results in 256"}},
+			"under a longer key":    {func([]byte, []byte) []byte { return random(512) }, []string{"512 bytes were received", "RSA_2048", "results in 256"}},
+			"as hexadecimal text":   {func(w, _ []byte) []byte { return digits(w) }, []string{"512 bytes were received, which are hexadecimal text", "exactly once"}},
+			"as lines of Base64":    {func(w, _ []byte) []byte { return append(encode(w), '\n') }, []string{"345 bytes were received, which are Base64 text", "exactly once"}},
+			"not wrapped":           {func(_, m []byte) []byte { return m }, []string{"32 bytes were received, as long as the material itself", "it is disclosed"}},
+			"not wrapped, in hex":   {func(_, m []byte) []byte { return digits(m) }, []string{"hexadecimal text", "as long as the material itself", "it is disclosed"}},
+			"wrapped with SM2":      {func(_, m []byte) []byte { return wrap(t, recipient(t, wrapping.ECSM2).Public(), wrapping.SM2PKE, m) }, []string{"129 bytes were received", "RSAES_OAEP_SHA_256 results in 256"}},
+			"one byte":              {func([]byte, []byte) []byte { return []byte{4} }, []string{"1 bytes were received"}},
+			"as long as RSA-AES is": {func([]byte, []byte) []byte { return random(256 + 40) }, []string{"296 bytes were received", "results in 256"}},
+		},
+		wrapping.RSAESOAEPSHA1: {
+			"a damaged byte": {func(w, _ []byte) []byte { return flipped(w, 9) }, []string{"SHA-1 for the hash and for MGF1", "-pkeyopt rsa_padding_mode:oaep"}},
+		},
+		wrapping.SM2PKE: {
+			"a damaged byte":        {func(w, _ []byte) []byte { return flipped(w, 100) }, []string{"129 bytes were received", "C1C3C2", "the default of Bouncy Castle is C1C2C3"}},
+			"the older order":       {func(w, _ []byte) []byte { return sm2As(wrapping.C1C2C3, w) }, []string{"C1C3C2", "the default of Bouncy Castle is C1C2C3"}},
+			"without its 04":        {func(w, _ []byte) []byte { return w[1:] }, []string{"128 bytes were received", "The byte 04", "is missing"}},
+			"off the curve":         {func(w, _ []byte) []byte { return flipped(w, 40) }, []string{"do not begin with a point on the curve SM2"}},
+			"wrapped with RSA":      {func([]byte, []byte) []byte { return random(256) }, []string{"256 bytes were received", "not encrypted with SM2PKE"}},
+			"a byte too long":       {func(w, _ []byte) []byte { return append(bytes.Clone(w), 0) }, []string{"130 bytes were received", "This key requires 129"}},
+			"DER cut short":         {func(w, _ []byte) []byte { d := sm2As(wrapping.ASN1, w); return d[:len(d)-1] }, []string{"begin like DER, but are not a SEQUENCE"}},
+			"DER, damaged within":   {func(w, _ []byte) []byte { d := sm2As(wrapping.ASN1, w); return flipped(d, len(d)-1) }, []string{"valid DER"}},
+			"as Base64 text":        {func(w, _ []byte) []byte { return encode(w) }, []string{"172 bytes were received, which are Base64 text"}},
+			"with a byte in front":  {func(w, _ []byte) []byte { return append([]byte{0}, w...) }, []string{"do not begin with a point"}},
+			"one byte":              {func([]byte, []byte) []byte { return []byte{4} }, []string{"1 bytes were received"}},
+			"a zero":                {func([]byte, []byte) []byte { return []byte{0} }, []string{"1 bytes were received"}},
+			"a start of a sequence": {func([]byte, []byte) []byte { return []byte{0x30, 0x03} }, []string{"begin like DER"}},
+		},
+	}
+	for algorithm, causes := range mistakes {
+		key, material := newKey(hsm.AES256), random(32)
+		req := kms.ImportParametersRequest{Key: key, WrappingKeySpec: wrapping.RSA2048, WrappingAlgorithm: algorithm}
+		if algorithm == wrapping.SM2PKE {
+			req.WrappingKeySpec = wrapping.ECSM2
+		}
+		p := s.parameters(t, req)
+		wrapped := wrap(t, p.PublicKey, algorithm, material)
+		for wrapped[1] == 0x30 { // without the byte before, it would begin like DER
+			wrapped = wrap(t, p.PublicKey, algorithm, material)
+		}
+		for cause, tc := range causes {
+			t.Run(string(algorithm)+", "+cause, func(t *testing.T) {
+				t.Parallel()
+				_, err := s.ImportKeyMaterial(t.Context(), kms.ImportKeyMaterialRequest{
+					Key: key, ImportToken: p.ImportToken, EncryptedKeyMaterial: tc.make(wrapped, material),
+				})
+				wantError(t, err, kms.InvalidKeyMaterial, tc.says...)
+			})
+		}
+	}
+}
+
 func wantNoKey(t testing.TB, s service, key kms.Key) {
 	t.Helper()
-	if _, err := s.Module.FindKey(t.Context(), key.VersionID()); hsm.KindOf(err) != hsm.NotFound {
+	if _, err := s.Module.FindKey(t.Context(), key.Primary.ID); hsm.KindOf(err) != hsm.NotFound {
 		t.Errorf("a refused import left a key behind (%v)", err)
 	}
 }
@@ -217,9 +293,9 @@ func TestImportKeyMaterial_again(t *testing.T) {
 			}
 			imported, err := s.ImportKeyMaterial(t.Context(), request(t, key, s.parameters(t, sm2(key)), wrapping.SM2PKE, again))
 			if tc.code != "" {
-				wantError(t, err, tc.code, "first imported")
-			} else if err != nil || imported.Fingerprint != *key.Fingerprint {
-				t.Errorf("got %+v, %v; want fingerprint %s", imported, err, key.Fingerprint)
+				wantError(t, err, tc.code, "first import", "differs")
+			} else if err != nil || *imported.Fingerprint != *key.Primary.Fingerprint {
+				t.Errorf("got %+v, %v; want fingerprint %s", imported, err, key.Primary.Fingerprint)
 			}
 			// A refused import changes nothing, and a good one brings everything back.
 			want := kms.Code("")
@@ -242,8 +318,8 @@ func TestImportKeyMaterial_intoTwoKeys_makesNoTwins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if imported.Fingerprint != *one.Fingerprint {
-		t.Errorf("the same material has fingerprints %s and %s", one.Fingerprint, imported.Fingerprint)
+	if *imported.Fingerprint != *one.Primary.Fingerprint {
+		t.Errorf("the same material has fingerprints %s and %s", one.Primary.Fingerprint, imported.Fingerprint)
 	}
 	two.State = kms.StateEnabled
 	wantError(t, s.VerifyDataKey(t.Context(), two, s.dataKey(t, one, nil), nil), kms.InvalidParameter, "CiphertextBlob")
@@ -357,7 +433,7 @@ func TestGetParametersForImport_withTheSameClientToken_answersTheSame(t *testing
 	if other.PublicKey.Equal(first.PublicKey) || bytes.Equal(other.ImportToken, first.ImportToken) {
 		t.Error("another client token gets the same pair")
 	}
-	if pairs, err := s.Module.ListWrappingKeys(t.Context(), key.ID); err != nil || len(pairs) != 2 {
+	if pairs, err := hsmtest.PairsOf(t.Context(), s.Module, key.ID); err != nil || len(pairs) != 2 {
 		t.Errorf("%d pairs, %v; want 2", len(pairs), err)
 	}
 	// The older pair is as good as the newer one.
@@ -433,7 +509,7 @@ func TestDestroyImportParameters(t *testing.T) {
 			}
 			_, err := s.ImportKeyMaterial(t.Context(), request(t, key, newer, wrapping.SM2PKE, random(32)))
 			if tc.all {
-				wantError(t, err, kms.InvalidImportToken, "Ask for new import parameters")
+				wantError(t, err, kms.InvalidImportToken, "Request new import parameters")
 			} else if err != nil {
 				t.Error(err)
 			}
@@ -443,7 +519,7 @@ func TestDestroyImportParameters(t *testing.T) {
 
 func (s service) pairs(t testing.TB, owner uuid.UUID) int {
 	t.Helper()
-	pairs, err := s.Module.ListWrappingKeys(t.Context(), owner)
+	pairs, err := hsmtest.PairsOf(t.Context(), s.Module, owner)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -459,7 +535,7 @@ func TestImportKeyMaterial_withPKCS1v15_whenItIsNoLongerAllowed(t *testing.T) {
 	req := sm2(key)
 	pkcs1v15(&req)
 	p := s.parameters(t, req)
-	if err := s.Module.Close(); err != nil {
+	if err := s.module.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
@@ -472,13 +548,14 @@ func TestImportKeyMaterial_withPKCS1v15_whenItIsNoLongerAllowed(t *testing.T) {
 func TestVersionID_isAStableNameOfItsOwn(t *testing.T) {
 	t.Parallel()
 	// Written down: CKA_ID of every key in every module is this, for ever.
-	key := kms.Key{ID: uuid.MustParse("b0c1d2e3-0000-4000-8000-000000000001")}
+	key := uuid.MustParse("b0c1d2e3-0000-4000-8000-000000000001")
 	const want = "b13dbd89-f62c-5df1-a694-12f51025dd02"
-	if got := key.VersionID().String(); got != want {
+	first := kms.VersionID(key, 1)
+	if got := first.String(); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if v := key.VersionID(); v.Version() != 5 || v == key.ID || strings.ToLower(v.String()) != v.String() {
-		t.Errorf("%s is no UUIDv5 of its own", v)
+	if first.Version() != 5 || first == key || first == kms.VersionID(key, 2) || strings.ToLower(first.String()) != first.String() {
+		t.Errorf("%s is not a UUIDv5 of its own", first)
 	}
 }
 
@@ -502,7 +579,7 @@ func TestGetParametersForImport_keepsFewPairsAtOnce(t *testing.T) {
 
 	s.clock.set(s.clock.Now().Add(kms.TokenLifetime))
 	s.parameters(t, req)
-	if pairs, err := s.Module.ListWrappingKeys(t.Context(), key.ID); err != nil || len(pairs) != 1 {
+	if pairs, err := hsmtest.PairsOf(t.Context(), s.Module, key.ID); err != nil || len(pairs) != 1 {
 		t.Errorf("%d pairs, %v; those that have ended should be gone", len(pairs), err)
 	}
 }

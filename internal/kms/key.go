@@ -1,11 +1,12 @@
-// Package kms is the operations of the seeds' key management service, in its names: what is asked, what
-// is answered, which error says what. It knows no Kubernetes and no cgo.
+// Package kms implements the operations of the documented key management API: its requests, results, key states and
+// error codes. It depends on neither Kubernetes nor cgo.
 //
-// The operations keep nothing: a caller brings each key as it is (Key) and keeps what it is told. What
-// must survive lives in the module.
+// The operations are stateless: the caller passes each key (Key) and stores the results. Keys are stored in the
+// module.
 package kms
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,41 +14,57 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
 
-// Key is a master key as a caller knows it.
+// Key is a master key, as the caller has stored it.
 type Key struct {
 	ID     uuid.UUID
 	Spec   hsm.KeySpec
 	Origin Origin
 	State  KeyState
-	// Fingerprint of the material that the key was bound to by its first import; nil before.
-	Fingerprint *hsm.Fingerprint
-	// MaterialExpireTime is when the material ends; zero means never.
-	MaterialExpireTime time.Time
-	// Adopted is the version of a key that was in the module before this key's identifier was; Nil for
-	// a key of its own.
-	Adopted uuid.UUID
-	// Owner is in whose name the material was imported; it is kept with the key in the module, and only
-	// the same owner may adopt it.
+	// Owner is the owner on whose behalf the material was imported. The module stores it with the key, and only the
+	// same owner can adopt the key.
 	Owner string
+	// Primary is the version under which new data keys are made. An imported key has no other.
+	Primary Version
+	// Former are the versions that were primary before. Data keys under them can still be used.
+	Former []Version
 }
 
-// VersionID names the key's material: a UUIDv5 (RFC 9562, section 5.5) of the key's identifier. An
-// imported key has one version for ever.
-func (k Key) VersionID() uuid.UUID {
-	if k.Adopted != uuid.Nil {
-		return k.Adopted
+// Version is a version of a key's material.
+type Version struct {
+	// ID identifies the material in the module. Ciphertext blobs contain it.
+	ID uuid.UUID
+	// Fingerprint of the material to which the version is bound; nil before its first import.
+	Fingerprint *hsm.Fingerprint
+	// ExpireTime is the time at which the material expires; zero means never.
+	ExpireTime time.Time
+	// Custody is where the material has existed in plaintext; empty if that is not known.
+	Custody hsm.Custody
+}
+
+// VersionID returns the identifier of a version, whose number starts at 1: a UUIDv5 (RFC 9562, section 5.5) of the key's
+// identifier.
+func VersionID(key uuid.UUID, number int) uuid.UUID {
+	return uuid.NewSHA1(key, fmt.Appendf(nil, "keyconvoy.io/key-version/%d", number))
+}
+
+// VersionFor returns the version that a blob was made under. Errors: that of any blob that does not open.
+func (k Key) VersionFor(blob Blob) (Version, error) {
+	for _, version := range append([]Version{k.Primary}, k.Former...) {
+		if version.ID == blob.KeyVersionID() {
+			return version, nil
+		}
 	}
-	return uuid.NewSHA1(k.ID, []byte("keyconvoy.io/key-version/1"))
+	return Version{}, badBlob(nil)
 }
 
-// Origin says where a key's material comes from.
+// Origin is the source of a key's material.
 type Origin string
 
-// OriginExternal is the origin of keys whose material is brought in.
+// OriginExternal is the origin of keys whose material is imported.
 const OriginExternal Origin = "EXTERNAL"
 
 // Operations are the operations on the keys of one module. The zero value of Now is time.Now.
 type Operations struct {
-	Module hsm.Module
+	Module hsm.Keys
 	Now    func() time.Time
 }

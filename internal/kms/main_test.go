@@ -60,7 +60,8 @@ func openService(t testing.TB, storage *hsmtest.Storage, allowPKCS1v15 bool) ser
 }
 
 func newKey(spec hsm.KeySpec) kms.Key {
-	return kms.Key{ID: uuid.New(), Spec: spec, Origin: kms.OriginExternal, State: kms.StatePendingImport}
+	id := uuid.New()
+	return kms.Key{ID: id, Spec: spec, Origin: kms.OriginExternal, State: kms.StatePendingImport, Primary: kms.Version{ID: kms.VersionID(id, 1)}}
 }
 
 func random(n int) []byte {
@@ -108,17 +109,27 @@ func (s service) enabled(t testing.TB, spec hsm.KeySpec) (key kms.Key, material 
 	if err != nil {
 		t.Fatalf("ImportKeyMaterial: %v", err)
 	}
-	key.State, key.Fingerprint = kms.StateEnabled, &imported.Fingerprint
+	key.State, key.Primary.Fingerprint = kms.StateEnabled, imported.Fingerprint
 	return key, material
 }
 
-func (s service) dataKey(t testing.TB, key kms.Key, context kms.EncryptionContext) string {
+func (s service) dataKey(t testing.TB, key kms.Key, context kms.EncryptionContext) kms.Blob {
 	t.Helper()
 	made, err := s.GenerateDataKeyWithoutPlaintext(t.Context(), kms.GenerateDataKeyRequest{Key: key, EncryptionContext: context})
 	if err != nil {
 		t.Fatalf("GenerateDataKeyWithoutPlaintext: %v", err)
 	}
 	return made.CiphertextBlob
+}
+
+// parsed returns the blob in a text that has one.
+func parsed(t testing.TB, text string) kms.Blob {
+	t.Helper()
+	blob, err := kms.ParseBlob(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return blob
 }
 
 // recipients are key pairs that tests share, because RSA ones take their time.

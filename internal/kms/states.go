@@ -11,8 +11,8 @@ const (
 	StateEnabled         KeyState = "Enabled"
 	StateDisabled        KeyState = "Disabled"
 	StatePendingDeletion KeyState = "PendingDeletion"
-	// StateDeleted is a key that was destroyed. The seeds' service forgets such a key; here its object
-	// is still there to say so.
+	// StateDeleted is a key that was destroyed. The documented service removes such a key; here its object still
+	// exists and shows the state.
 	StateDeleted KeyState = "Deleted"
 )
 
@@ -21,7 +21,7 @@ func KeyStates() []KeyState {
 	return []KeyState{StatePendingImport, StateEnabled, StateDisabled, StatePendingDeletion, StateDeleted}
 }
 
-// Event is what can happen to a key.
+// Event is an event that can change the state of a key.
 type Event string
 
 // The events.
@@ -48,7 +48,7 @@ const (
 	DefaultPendingWindowInDays = 30
 )
 
-// transitions is the state machine of a key with origin EXTERNAL. What is not listed is refused with
+// transitions is the state machine of a key with origin EXTERNAL. Other transitions fail with
 // Rejected.StateModifiedFailed.
 var transitions = map[KeyState]map[Event]KeyState{
 	StatePendingImport: {
@@ -77,8 +77,8 @@ var transitions = map[KeyState]map[Event]KeyState{
 	},
 }
 
-// Next says what an event makes of a key. material says whether the key has its material: a deletion
-// that is called off leads back to it, or to waiting for it.
+// Next returns the state of a key after an event. If a deletion is cancelled, material decides between Enabled and
+// PendingImport: it is whether the key has its material.
 func Next(state KeyState, event Event, material bool) (KeyState, error) {
 	if state == StateDeleted {
 		return state, &Error{Code: ForbiddenKeyNotFound}
@@ -93,10 +93,11 @@ func Next(state KeyState, event Event, material bool) (KeyState, error) {
 	return next, nil
 }
 
-// StateAt is the key's state at a time. Expiry is a matter of the clock: material that has ended serves
-// nobody, whether or not anybody noticed.
+// StateAt returns the key's state at a time. Material expires by the clock, even before the operator has noticed and
+// destroyed it.
 func (k Key) StateAt(now time.Time) KeyState {
-	ended := !k.MaterialExpireTime.IsZero() && !now.Before(k.MaterialExpireTime)
+	end := k.Primary.ExpireTime
+	ended := !end.IsZero() && !now.Before(end)
 	if ended && (k.State == StateEnabled || k.State == StateDisabled) {
 		return StatePendingImport
 	}
@@ -117,7 +118,7 @@ const (
 	OpDisableKey             Operation = "DisableKey"
 )
 
-// useOfMaterial is what a key in each state answers to who would use its material.
+// useOfMaterial is, for each state, the error of an operation that uses the material.
 var useOfMaterial = map[KeyState]Code{
 	StatePendingImport:   RejectedPendingImport,
 	StateEnabled:         "",
@@ -125,7 +126,7 @@ var useOfMaterial = map[KeyState]Code{
 	StatePendingDeletion: RejectedPendingDeletion,
 }
 
-// refusals are what a key answers to each operation by its state; what is not listed is served.
+// refusals are the errors of each operation, by state. Operations that are not listed are allowed.
 var refusals = map[Operation]map[KeyState]Code{
 	OpGetParametersForImport: {},
 	OpDeleteKeyMaterial:      {},
@@ -136,14 +137,14 @@ var refusals = map[Operation]map[KeyState]Code{
 	OpExportDataKey:          useOfMaterial,
 }
 
-// Permit decides whether a key in that state may serve an operation.
+// Permit decides whether a key in a state allows an operation.
 func Permit(op Operation, state KeyState) error {
 	answers, known := refusals[op]
 	if !known {
 		return &Error{Code: UnsupportedOperation}
 	}
 	if state == StateDeleted {
-		return &Error{Code: ForbiddenKeyNotFound, Detail: "It was destroyed."}
+		return &Error{Code: ForbiddenKeyNotFound, Detail: "The key was destroyed."}
 	}
 	code, listed := answers[state]
 	if usesMaterial := op == OpGenerateDataKey || op == OpExportDataKey; usesMaterial && !listed {

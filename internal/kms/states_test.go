@@ -191,7 +191,7 @@ func TestStateAt_expiryIsAMatterOfTheClock(t *testing.T) {
 			"a thousand years after it":           {end, end.AddDate(1000, 0, 0), ended},
 			"material without an end, long hence": {time.Time{}, end.AddDate(1000, 0, 0), state},
 		} {
-			key := kms.Key{State: state, MaterialExpireTime: tc.end}
+			key := kms.Key{State: state, Primary: kms.Version{ExpireTime: tc.end}}
 			if got := key.StateAt(tc.now); got != tc.want {
 				t.Errorf("%s, %s: %s, want %s", state, sentence, got, tc.want)
 			}
@@ -217,7 +217,7 @@ func TestOperations_afterTheMaterialsEnd_areRefused(t *testing.T) {
 	s := newService(t)
 	key, material := s.enabled(t, hsm.AES256)
 	blob := s.dataKey(t, key, nil)
-	key.MaterialExpireTime = s.clock.Now().Add(time.Hour)
+	key.Primary.ExpireTime = s.clock.Now().Add(time.Hour)
 	use := func() []error {
 		_, generated := s.GenerateDataKeyWithoutPlaintext(t.Context(), kms.GenerateDataKeyRequest{Key: key})
 		_, exported := s.ExportDataKey(t.Context(), export(t, key, blob, wrapping.ECSM2))
@@ -226,7 +226,7 @@ func TestOperations_afterTheMaterialsEnd_areRefused(t *testing.T) {
 	if errs := use(); slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
 		t.Errorf("before the end: %v", errs)
 	}
-	s.clock.set(key.MaterialExpireTime)
+	s.clock.set(key.Primary.ExpireTime)
 	for _, err := range use() {
 		wantError(t, err, kms.RejectedPendingImport)
 	}
@@ -250,23 +250,24 @@ func TestImportKeyMaterial_takesAnEndToCome(t *testing.T) {
 		"long past":                       {1, false},
 		"a second ago":                    {now - 1, false},
 		"now":                             {now, false},
-		"never":                           {0, true},
+		"the first second of Unix time":   {0, false},
 		"the next second":                 {now + 1, true},
-		"as far as JSON carries integers": {9007199254740991, true},
-		"one further":                     {9007199254740992, false},
+		"the last second of year 9999":    {253402300799, true},
+		"the first second of year 10000":  {253402300800, false},
+		"as far as JSON carries integers": {9007199254740991, false},
 		"the greatest integer":            {math.MaxInt64, false},
-		"milliseconds taken for seconds":  {now * 1000, true}, // it may be meant
+		"milliseconds taken for seconds":  {now * 1000, false},
 		"nanoseconds taken for seconds":   {now * 1_000_000_000, false},
 	} {
 		s.module.Reset()
 		req := good
-		req.KeyMaterialExpireUnix = tc.at
+		req.KeyMaterialExpireUnix = &tc.at
 		_, err := s.ImportKeyMaterial(t.Context(), req)
 		switch {
 		case tc.ok && err != nil:
 			t.Errorf("%s (%d): %v", sentence, tc.at, err)
 		case !tc.ok:
-			wantError(t, err, kms.InvalidParameter, "KeyMaterialExpireUnix", "9007199254740991")
+			wantError(t, err, kms.InvalidParameter, "KeyMaterialExpireUnix", "The time is")
 			if calls := s.module.Calls(); len(calls) > 0 {
 				t.Errorf("%s: the module was asked: %v", sentence, calls)
 			}

@@ -13,14 +13,14 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// TokenLifetime is how long a key pair and its token may be used.
+// TokenLifetime is the validity of a key pair and its token.
 const TokenLifetime = 24 * time.Hour
 
-// importToken binds material to the key and to the pair that it is meant for. Its binary form is
+// importToken binds material to a key and to a pair. Its binary form is
 //
 //	version (1) ‖ key ID (16) ‖ pair ID (16) ‖ expiry in Unix seconds (8) ‖ length (1) ‖ algorithm ‖ tag (32)
 //
-// where the tag is the module's over all before it.
+// where the tag is the module's tag over all preceding bytes.
 type importToken struct {
 	keyID     uuid.UUID
 	pairID    uuid.UUID
@@ -42,7 +42,7 @@ func (t importToken) message() []byte {
 	return append(b, t.algorithm...)
 }
 
-func (t importToken) seal(ctx context.Context, module hsm.Module) ([]byte, error) {
+func (t importToken) seal(ctx context.Context, module hsm.Authenticator) ([]byte, error) {
 	message := t.message()
 	tag, err := module.Authenticate(ctx, message)
 	if err != nil {
@@ -51,7 +51,7 @@ func (t importToken) seal(ctx context.Context, module hsm.Module) ([]byte, error
 	return append(message, tag...), nil
 }
 
-// parseToken splits a token without believing it.
+// parseToken splits a token without verifying it.
 func parseToken(raw []byte) (token importToken, tag []byte, ok bool) {
 	if len(raw) < tokenMinLen || raw[0] != tokenVersion {
 		return importToken{}, nil, false
@@ -69,7 +69,7 @@ func parseToken(raw []byte) (token importToken, tag []byte, ok bool) {
 	return token, tag, true
 }
 
-// openToken returns what a token says once the module vouches for it and it is this key's.
+// openToken returns the content of a token after verifying its tag and that it belongs to the key.
 func (o Operations) openToken(ctx context.Context, key Key, raw []byte) (importToken, error) {
 	badToken := &Error{
 		Code:   InvalidImportToken,
@@ -89,7 +89,7 @@ func (o Operations) openToken(ctx context.Context, key Key, raw []byte) (importT
 	if !o.now().Before(token.expires) {
 		return importToken{}, &Error{
 			Code:   ExpiredImportToken,
-			Detail: "Wrap the material again under the public key that is published now, and give it with the token beside that key.",
+			Detail: "Wrap the material again under the current public key, and use the token that was published with that key.",
 		}
 	}
 	return token, nil
@@ -97,7 +97,7 @@ func (o Operations) openToken(ctx context.Context, key Key, raw []byte) (importT
 
 func (o Operations) now() time.Time {
 	if o.Now == nil {
-		return time.Now() //nolint:forbidigo // the one place where the wall clock comes in
+		return time.Now() //nolint:forbidigo // the only use of the wall clock
 	}
 	return o.Now()
 }

@@ -57,3 +57,11 @@ func TestOperations_withoutAClockReadTheWallClock(t *testing.T) {
 		t.Errorf("now is %s", now)
 	}
 }
+
+// Both are tags of the same module, so one must never be good as the other.
+func TestBlobTag_isNeverThatOfAnImportToken(t *testing.T) {
+	t.Parallel()
+	if first := blobTagMessage("team-a", "ledger", "blob")[0]; first == tokenVersion || first == (importToken{}).message()[0] {
+		t.Errorf("a blob's message begins with %#x, as an import token does", first)
+	}
+}

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -34,7 +37,7 @@ var classes = map[kms.Code]reconciler.Class{
 	kms.UnsupportedOperation:        reconciler.Terminal,
 	kms.ForbiddenNoPermission:       reconciler.Terminal,
 	kms.ForbiddenKeyNotFound:        reconciler.Terminal,
-	kms.ForbiddenKeyVersionNotFound: reconciler.Terminal,
+	kms.ForbiddenKeyVersionNotFound: reconciler.Waiting,
 	kms.RejectedStateModifiedFailed: reconciler.Terminal,
 	kms.RejectedDisabled:            reconciler.Waiting,
 	kms.RejectedPendingDeletion:     reconciler.Waiting,
@@ -76,6 +79,7 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 		"a refusal of the API server":              {apierrors.NewForbidden(resource, "s", errSecret), v1alpha1.ReasonAPIServer},
 		"a conflict, wrapped":                      {fmt.Errorf("writing: %w", apierrors.NewConflict(resource, "s", errSecret)), v1alpha1.ReasonAPIServer},
 		"an API server that does not answer":       {fmt.Errorf("%w: %w", errSecret, context.DeadlineExceeded), v1alpha1.ReasonAPIServer},
+		"a namespace that is being deleted":        {terminating(), v1alpha1.ReasonNamespaceTerminating},
 		"the operator's end":                       {context.Canceled, v1alpha1.ReasonAPIServer},
 		"an API server out of order":               {apierrors.NewInternalError(errSecret), v1alpha1.ReasonAPIServer},
 		"an operation's failure with a cause":      {&kms.Error{Code: kms.InternalFailure, Err: errSecret}, "InternalFailure"},
@@ -89,7 +93,7 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 			g.Expect(got.Reason).To(Equal(tc.reason))
 			g.Expect(got.Message).NotTo(Or(ContainSubstring("eyJ"), ContainSubstring("10.0.0.7"), ContainSubstring("words of a module")))
 			g.Expect(got.Message).NotTo(BeEmpty())
-			if tc.reason != "Reason" {
+			if tc.reason != "Reason" && tc.reason != v1alpha1.ReasonNamespaceTerminating {
 				g.Expect(got.Class).To(Equal(reconciler.Transient), "what nobody knows is tried again")
 			}
 			// The log has everything.
@@ -99,6 +103,13 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 			}
 		})
 	}
+}
+
+// terminating is how the API server refuses to create something in such a namespace.
+func terminating() error {
+	err := apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, "s", errSecret)
+	err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
+	return err
 }
 
 func TestError_saysAnOperationsWordsOnce(t *testing.T) {
@@ -160,7 +171,7 @@ func TestResult(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
 			for range 50 { // the jitter is random
-				result, err := reconciler.Result(tc.err, tc.after)
+				result, err := endsIn(t, tc.err, tc.after)
 				g.Expect(err != nil).To(Equal(tc.retried || tc.terminal), "%v", err)
 				g.Expect(errors.Is(err, reconcile.TerminalError(nil))).To(Equal(tc.terminal))
 				// Never early, for a deadline has then not passed; at most a tenth late, and never
@@ -173,6 +184,15 @@ func TestResult(t *testing.T) {
 	}
 }
 
+// endsIn is what controller-runtime gets of a reconcile with that end.
+func endsIn(t *testing.T, err error, after time.Duration) (ctrl.Result, error) {
+	t.Helper()
+	inner := reconcile.Func(func(context.Context, reconcile.Request) (reconcile.Result, error) {
+		return reconciler.Result(err, after)
+	})
+	return reconciler.Logged(inner).Reconcile(t.Context(), reconcile.Request{})
+}
+
 // Objects that were made together do not come back together.
 func TestResult_spreads(t *testing.T) {
 	t.Parallel()
@@ -183,5 +203,52 @@ func TestResult_spreads(t *testing.T) {
 	}
 	if len(seen) < 90 {
 		t.Errorf("a hundred objects come back at %d times", len(seen))
+	}
+}
+
+func TestPhaseContext_leavesTimeForTheStatus(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		whole, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		phases, cancelPhases := reconciler.PhaseContext(whole)
+		defer cancelPhases()
+
+		<-phases.Done()
+		if took := time.Since(start); took != 90*time.Second || !errors.Is(phases.Err(), context.DeadlineExceeded) {
+			t.Errorf("the phases' context ends after %v with %v, want 1m30s and its deadline", took, phases.Err())
+		}
+		if err := whole.Err(); err != nil {
+			t.Errorf("the reconcile's context ends with %v, and nothing is left for the status", err)
+		}
+	})
+}
+
+func TestPhaseContext_ofAReconcileWithoutDeadline_endsWithIt(t *testing.T) {
+	t.Parallel()
+	whole, cancel := context.WithCancel(t.Context())
+	phases, cancelPhases := reconciler.PhaseContext(whole)
+	defer cancelPhases()
+	if _, ok := phases.Deadline(); ok || phases.Err() != nil {
+		t.Errorf("the phases' context ends by itself: %v", phases.Err())
+	}
+	cancel()
+	if !errors.Is(phases.Err(), context.Canceled) {
+		t.Errorf("the phases' context goes on: %v", phases.Err())
+	}
+}
+
+func TestFrom_aModuleThatDoesNotRespondInTime_saysSoAndThatTheOperatorRetries(t *testing.T) {
+	t.Parallel()
+	err := kms.FromModule(hsm.Wrap(hsm.Unavailable, fmt.Errorf("waiting: %w", context.DeadlineExceeded), ""))
+	e := reconciler.From(fmt.Errorf("phase: %w", err))
+	const want = "The cryptographic module did not respond in time. The operator retries."
+	if e.Class != reconciler.Transient || e.Reason != "ServiceUnavailableTemporary" || !strings.HasSuffix(e.Message, want) {
+		t.Errorf("it says %v %s %q, want %q at the end", e.Class, e.Reason, e.Message, want)
+	}
+	other := reconciler.From(kms.FromModule(hsm.Errorf(hsm.Unavailable, "the device is away")))
+	if strings.Contains(other.Message, "in time") {
+		t.Errorf("of another failure it says %q", other.Message)
 	}
 }

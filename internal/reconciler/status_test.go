@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	. "github.com/onsi/gomega"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -70,11 +71,11 @@ func TestSummarize_fromEveryEndToEveryOther(t *testing.T) {
 				t.Parallel()
 				g := NewWithT(t)
 				var conditions []metav1.Condition
-				reconciler.Summarize(&conditions, 1, from.err, "Done.")
+				conditions = reconciler.Summarize(conditions, 1, from.err, "Done.")
 				checkConditions(g, conditions, 1)
 				g.Expect(reads(conditions)).To(Equal(from.reads))
 
-				reconciler.Summarize(&conditions, 2, to.err, "Done.")
+				conditions = reconciler.Summarize(conditions, 2, to.err, "Done.")
 				checkConditions(g, conditions, 2)
 				g.Expect(reads(conditions)).To(Equal(to.reads))
 				ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
@@ -98,12 +99,12 @@ func TestSummarize_isStable(t *testing.T) {
 	for name, end := range ends {
 		g := NewWithT(t)
 		var conditions []metav1.Condition
-		reconciler.Summarize(&conditions, 1, end.err, "Done.")
+		conditions = reconciler.Summarize(conditions, 1, end.err, "Done.")
 		for i := range conditions { // as if a while ago
 			conditions[i].LastTransitionTime = metav1.Unix(1, 0)
 		}
 		before := append([]metav1.Condition(nil), conditions...)
-		reconciler.Summarize(&conditions, 1, end.err, "Done.")
+		conditions = reconciler.Summarize(conditions, 1, end.err, "Done.")
 		g.Expect(conditions).To(Equal(before), name)
 	}
 }
@@ -113,8 +114,8 @@ func TestSummarize_leavesConditionsOfOthersAlone(t *testing.T) {
 	g := NewWithT(t)
 	theirs := metav1.Condition{Type: "Audited", Status: metav1.ConditionTrue, Reason: "R", LastTransitionTime: metav1.Unix(1, 0)}
 	conditions := []metav1.Condition{theirs}
-	reconciler.Summarize(&conditions, 1, errors.New("x"), "")
-	reconciler.Summarize(&conditions, 2, nil, "Done.")
+	conditions = reconciler.Summarize(conditions, 1, errors.New("x"), "")
+	conditions = reconciler.Summarize(conditions, 2, nil, "Done.")
 	g.Expect(conditions).To(ContainElement(theirs))
 }
 
@@ -135,7 +136,7 @@ func TestSummarize_boundsMessages(t *testing.T) {
 			g := NewWithT(t)
 			for _, err := range []error{nil, reconciler.Stall("R", tc.message), reconciler.Wait("R", tc.message)} {
 				var conditions []metav1.Condition
-				reconciler.Summarize(&conditions, 1, err, tc.message)
+				conditions = reconciler.Summarize(conditions, 1, err, tc.message)
 				for _, c := range conditions {
 					g.Expect(utf8.RuneCountInString(c.Message)).To(Equal(tc.length))
 					g.Expect(utf8.ValidString(c.Message)).To(BeTrue())
@@ -162,14 +163,14 @@ func TestPatchStatus_writesOnceAndOnlyWhatChanged(t *testing.T) {
 			g.Expect(err).NotTo(HaveOccurred())
 			object := &v1alpha1.KeyStore{
 				ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "k"},
-				Spec:       v1alpha1.KeyStoreSpec{Software: &v1alpha1.SoftwareStore{}},
+				Spec:       v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware},
 			}
 			g.Expect(env.Client.Create(t.Context(), object)).To(Succeed())
 
 			reconcile := func() {
 				before := object.DeepCopy()
 				object.Status.ObservedGeneration = object.Generation
-				reconciler.Summarize(&object.Status.Conditions, object.Generation, end.err, "Done.")
+				object.Status.Conditions = reconciler.Summarize(object.Status.Conditions, object.Generation, end.err, "Done.")
 				g.Expect(reconciler.PatchStatus(t.Context(), c, before, object)).To(Succeed())
 			}
 			reconcile()
@@ -199,4 +200,26 @@ func TestPatchStatus_saysThatItFailed(t *testing.T) {
 	object.Status.ObservedGeneration = 1
 	err := reconciler.PatchStatus(t.Context(), env.Client, before, object)
 	g.Expect(reconciler.From(err)).To(HaveField("Reason", v1alpha1.ReasonAPIServer))
+}
+
+// An object that was deleted and made again has nothing of the former one's status.
+func TestPatchStatus_leavesAnotherObjectOfTheNameAlone(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	env := testenv.Start(t)
+	former := &v1alpha1.KeyStore{
+		ObjectMeta: metav1.ObjectMeta{Namespace: env.Namespace(t), Name: "k"},
+		Spec:       v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware},
+	}
+	again := former.DeepCopy()
+	g.Expect(env.Client.Create(t.Context(), former)).To(Succeed())
+	g.Expect(env.Client.Delete(t.Context(), former.DeepCopy())).To(Succeed())
+	g.Expect(env.Client.Create(t.Context(), again)).To(Succeed())
+
+	before := former.DeepCopy()
+	former.Status.ObservedGeneration = 1
+	err := reconciler.PatchStatus(t.Context(), env.Client, before, former)
+	g.Expect(apierrors.IsInvalid(err)).To(BeTrue(), "%v", err)
+	g.Expect(env.Client.Get(t.Context(), client.ObjectKeyFromObject(again), again)).To(Succeed())
+	g.Expect(again.Status.ObservedGeneration).To(BeZero())
 }

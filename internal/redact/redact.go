@@ -1,8 +1,10 @@
-// Package redact holds key bytes and PINs in types that do not print: whatever formats, logs or
-// marshals them sees "[redacted]".
+// Package redact contains types for key bytes and PINs that do not print: formatting, logging and marshaling give
+// "[redacted]".
 package redact
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,7 +12,7 @@ import (
 
 const redacted = "[redacted]"
 
-// Bytes is secret material: a plaintext key or a PIN. It never prints; Wipe it when done.
+// Bytes is secret material: a plaintext key or a PIN. It never prints. Wipe it after use.
 type Bytes []byte
 
 // Wipe overwrites the bytes with zeros. It is safe on a nil or empty value.
@@ -33,3 +35,43 @@ func (Bytes) MarshalLog() any { return redacted }
 
 // LogValue implements slog.LogValuer.
 func (Bytes) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+var (
+	errStays  = errors.New("a secret that stays in this process cannot be encoded")
+	errNoText = errors.New("a secret is sent in a binary encoding only")
+)
+
+// MarshalBinary implements encoding.BinaryMarshaler, which encoding/gob uses. It fails.
+func (Bytes) MarshalBinary() ([]byte, error) { return nil, errStays }
+
+// WireBytes is secret material in a request to another process of ours. It prints as little as Bytes does. A binary
+// encoding (encoding/gob) carries it. An encoding in text, which is what logs and files hold, fails, so that "[redacted]"
+// is never sent for a PIN. Wipe it when done.
+type WireBytes []byte
+
+// Wipe overwrites the bytes with zeros. It is safe on a nil or empty value.
+func (b WireBytes) Wipe() { clear(b) }
+
+// String implements fmt.Stringer.
+func (WireBytes) String() string { return redacted }
+
+// Format implements fmt.Formatter, as for Bytes.
+func (WireBytes) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// MarshalBinary implements encoding.BinaryMarshaler.
+func (b WireBytes) MarshalBinary() ([]byte, error) { return bytes.Clone(b), nil }
+
+// UnmarshalBinary implements encoding.BinaryUnmarshaler.
+func (b *WireBytes) UnmarshalBinary(data []byte) error {
+	*b = bytes.Clone(data)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler, which encoding/json and YAML use too. It fails.
+func (WireBytes) MarshalText() ([]byte, error) { return nil, errNoText }
+
+// MarshalLog implements logr.Marshaler.
+func (WireBytes) MarshalLog() any { return redacted }
+
+// LogValue implements slog.LogValuer.
+func (WireBytes) LogValue() slog.Value { return slog.StringValue(redacted) }

@@ -2,6 +2,7 @@ package secrets_test
 
 import (
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +12,9 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
+
+// untilInForce bounds the wait for a quota or a policy to be in force.
+const untilInForce = time.Minute
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
@@ -26,11 +30,8 @@ type fixture struct {
 func newFixture(t *testing.T) fixture {
 	t.Helper()
 	env := testenv.Start(t)
-	return fixture{NewWithT(t), t, env, env.Namespace(t), secrets.New(env.Client, env.Client)}
-}
-
-func (f fixture) key(name string) types.NamespacedName {
-	return types.NamespacedName{Namespace: f.ns, Name: name}
+	ns := env.Namespace(t)
+	return fixture{NewWithT(t), t, env, ns, secrets.New(env.Client, env.Client, ns)}
 }
 
 // make makes an object as somebody else would.
@@ -44,6 +45,6 @@ func (f fixture) make(o client.Object) {
 func (f fixture) read(name string) *corev1.Secret {
 	f.t.Helper()
 	s := &corev1.Secret{}
-	f.Expect(f.env.Client.Get(f.t.Context(), f.key(name), s)).To(Succeed())
+	f.Expect(f.env.Client.Get(f.t.Context(), types.NamespacedName{Namespace: f.ns, Name: name}, s)).To(Succeed())
 	return s
 }

@@ -1,6 +1,7 @@
 package secrets_test
 
 import (
+	"context"
 	"sync"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/software"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
@@ -20,7 +22,7 @@ var store = v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "soft"}
 // storage is a store's storage, and the names of the root keys' Secrets that were announced.
 func (f fixture) storage(ref v1alpha1.KeyStoreReference, storeNamespace string) (*secrets.Storage, *[]string) {
 	announced := &[]string{}
-	return f.secrets.Storage(f.ns, ref, storeNamespace, func(name string) { *announced = append(*announced, name) }), announced
+	return f.secrets.Storage(ref, storeNamespace, func(name string) { *announced = append(*announced, name) }), announced
 }
 
 func (f fixture) rootKeySecret() *corev1.Secret {
@@ -47,7 +49,7 @@ func TestStorage_makesNoOtherRootKeyBesideSealedKeys(t *testing.T) {
 
 	_, err = s.RootKey(t.Context())
 	f.Expect(hsm.KindOf(err)).To(Equal(hsm.Misconfigured))
-	f.Expect(err).To(MatchError(ContainSubstring("restore it from a backup")))
+	f.Expect(err).To(MatchError(ContainSubstring("Restore it from a backup")))
 	f.Expect(*announced).To(HaveLen(1), "only the first one was made")
 
 	f.Expect(s.Delete(t.Context(), "record")).To(Succeed())
@@ -86,7 +88,7 @@ func TestStorage_whoMayNotReadIsToldToTryAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	nobody := f.env.As(t, "nobody")
-	denied := secrets.New(nobody, nobody).Storage(f.ns, store, "team-a", func(string) { t.Error("no root key is made") })
+	denied := secrets.New(nobody, nobody, f.ns).Storage(store, "team-a", func(string) { t.Error("no root key is made") })
 	_, rootErr := denied.RootKey(t.Context())
 	_, loadErr := denied.Load(t.Context())
 	for call, err := range map[string]error{
@@ -182,11 +184,11 @@ func TestStorage_keepsASoftwareStoresKeysAcrossARestart(t *testing.T) {
 	f.Expect(err).NotTo(HaveOccurred())
 	tag, err := m.Authenticate(t.Context(), []byte("message"))
 	f.Expect(err).NotTo(HaveOccurred())
-	f.Expect(m.Close()).To(Succeed())
+	f.Expect(m.Close(t.Context())).To(Succeed())
 
 	m = open()
-	defer func() { _ = m.Close() }()
-	pairs, err := m.ListWrappingKeys(t.Context(), owner)
+	defer func() { _ = m.Close(context.Background()) }()
+	pairs, err := hsmtest.PairsOf(t.Context(), m, owner)
 	f.Expect(err).NotTo(HaveOccurred())
 	f.Expect(pairs).To(HaveLen(1))
 	f.Expect(pairs[0].ID).To(Equal(made.ID))

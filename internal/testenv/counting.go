@@ -11,31 +11,31 @@ import (
 
 // Request is one request that was sent to the API server.
 type Request struct {
-	// Verb is get, list, watch, create, update, patch, apply, delete or deletecollection; for what
-	// is no resource (discovery, health) the HTTP method.
+	// Verb is get, list, watch, create, update, patch, apply, delete or deletecollection. For a path that is not a
+	// resource (discovery, health) it is the HTTP method.
 	Verb string
-	// Resource is the plural, with its subresource: secrets, exporteddatakeys/status. For what is no
-	// resource it is the path.
+	// Resource is the plural, with its subresource: secrets, exporteddatakeys/status. For a path that is not a resource
+	// it is the path.
 	Resource  string
-	Namespace string // empty for what has none
+	Namespace string // empty for cluster-wide resources
 	Name      string // empty for list, watch and create
-	// Metadata is set when only metadata was asked for.
+	// Metadata is true if the request was for metadata only.
 	Metadata bool
 }
 
-// String is the verb and the resource, as Counts have them.
+// String returns the verb and the resource, as in Counts.
 func (r Request) String() string { return r.Verb + " " + r.Resource }
 
-// Counter keeps the requests that were sent through its configuration.
+// Counter records the requests that were sent through its configuration.
 type Counter struct {
 	mu       sync.Mutex
 	requests []Request
 }
 
-// Counting returns a copy of the administrator's configuration, and a Counter of what is sent through it.
+// Counting returns a copy of the administrator's configuration, and a Counter of the requests through it.
 func (e *Env) Counting() (*rest.Config, *Counter) { return Count(e.Config) }
 
-// Count returns a copy of a configuration, and a Counter of what is sent through it.
+// Count returns a copy of a configuration, and a Counter of the requests through it.
 func Count(cfg *rest.Config) (*rest.Config, *Counter) {
 	counter := &Counter{}
 	counted := rest.CopyConfig(cfg)
@@ -59,14 +59,14 @@ func (c *Counter) add(r Request) {
 	c.requests = append(c.requests, r)
 }
 
-// Reset forgets what was counted.
+// Reset deletes the recorded requests.
 func (c *Counter) Reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requests = nil
 }
 
-// Requests returns what was sent since the last Reset, in order.
+// Requests returns the requests since the last Reset, in order.
 func (c *Counter) Requests() []Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,14 +76,14 @@ func (c *Counter) Requests() []Request {
 // Counts are numbers of requests by verb and resource, such as "apply secrets" or
 // "patch exporteddatakeys/status". A map without entries is empty, not nil.
 type Counts struct {
-	Writes  map[string]int // events too: "create events"
+	Writes  map[string]int // including "create events"
 	Reads   map[string]int // single objects
 	Lists   map[string]int
 	Watches map[string]int
 }
 
-// In counts the requests that name objects of a namespace; those of tests in other namespaces do not
-// disturb. An empty namespace stands for cluster-wide resources, lists and watches.
+// In counts the requests for objects of a namespace, so that tests in other namespaces do not affect the counts. An empty
+// namespace stands for cluster-wide resources, and for lists and watches of all namespaces.
 func (c *Counter) In(namespace string) Counts {
 	return c.Where(func(r Request) bool { return r.Namespace == namespace })
 }
@@ -91,7 +91,7 @@ func (c *Counter) In(namespace string) Counts {
 // All counts all requests.
 func (c *Counter) All() Counts { return c.Where(func(Request) bool { return true }) }
 
-// Where counts the requests for which keep is true. Requests for what is no resource are left out.
+// Where counts the requests for which keep returns true, except those for paths that are not resources.
 func (c *Counter) Where(keep func(Request) bool) Counts {
 	counts := Counts{Writes: map[string]int{}, Reads: map[string]int{}, Lists: map[string]int{}, Watches: map[string]int{}}
 	for _, r := range c.Requests() {
@@ -112,7 +112,7 @@ func (c *Counter) Where(keep func(Request) bool) Counts {
 	return counts
 }
 
-// parse reads a request as the API server's conventions have it:
+// parse interprets the path of a request by the conventions of the API server:
 //
 //	/api/v1 or /apis/GROUP/VERSION, then [namespaces/NAMESPACE/]RESOURCE[/NAME[/SUBRESOURCE]]
 func parse(req *http.Request) Request {
@@ -126,7 +126,7 @@ func parse(req *http.Request) Request {
 		return Request{Verb: req.Method, Resource: req.URL.Path}
 	}
 	r := Request{Metadata: strings.Contains(req.Header.Get("Accept"), "as=PartialObjectMetadata")}
-	// A namespace is an object too, with subresources of its own.
+	// A namespace is itself an object, with its own subresources.
 	if parts[0] == "namespaces" && len(parts) > 2 && parts[2] != "status" && parts[2] != "finalize" {
 		r.Namespace, parts = parts[1], parts[2:]
 	}

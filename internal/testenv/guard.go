@@ -10,15 +10,15 @@ import (
 	"syscall"
 )
 
-// guard ends etcd and kube-apiserver when this process dies without having stopped them: at a panic, or
-// when a test runs into its time limit. Otherwise they would run on for ever.
+// guard ends etcd and kube-apiserver if this process ends without stopping them, because of a panic or the time limit of
+// the tests. Otherwise they would continue to run.
 type guard struct {
 	shell *exec.Cmd
 	pipe  io.WriteCloser
 }
 
-// startGuard starts a shell that waits on a pipe, which the system closes when this process dies. It does
-// without one where children cannot be listed (not Linux): it is a convenience.
+// startGuard starts a shell that waits on a pipe, which the system closes when this process ends. It returns nil on
+// systems other than Linux, where it cannot list the children; tests also work without a guard.
 func startGuard(dirs ...string) *guard {
 	pids := children()
 	if len(pids) == 0 {
@@ -26,7 +26,7 @@ func startGuard(dirs ...string) *guard {
 	}
 	script := `cat >/dev/null; kill -9 ` + strings.Join(pids, " ") + ` 2>/dev/null; rm -rf "$@"`
 	g := &guard{shell: exec.Command("sh", append([]string{"-c", script, "sh"}, dirs...)...)}
-	// In a process group of its own, so that an interrupt from the terminal does not end it first.
+	// In its own process group, so that an interrupt from the terminal does not end it first.
 	g.shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var err error
 	if g.pipe, err = g.shell.StdinPipe(); err != nil {
@@ -48,7 +48,7 @@ func (g *guard) dismiss() {
 	_ = g.pipe.Close()
 }
 
-// children are the processes that this one started and that are a control plane's.
+// children returns the process IDs of the etcds and kube-apiservers that this process started.
 func children() []string {
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", os.Getpid()))
 	var pids []string

@@ -14,8 +14,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Restart kills the API server, as a crash does, has meanwhile done, starts it again as it was, and returns
-// when it serves. It is for the server of a test's own (Another): the others' tests would not like it.
+// Restart kills the API server, as in a crash, calls meanwhile, starts the API server again with the same arguments, and
+// returns when it is ready. Call it only for an API server of the test itself (Another), because other tests use the
+// shared one.
 func (e *Env) Restart(t testing.TB, meanwhile func()) {
 	t.Helper()
 	pid, command := e.apiServer(t)
@@ -31,10 +32,10 @@ func (e *Env) Restart(t testing.TB, meanwhile func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "the API server to serve again", func() bool {
+	wait(t, "the API server to be ready again", func() bool {
 		select {
 		case <-ended:
-			// While nobody listened, the port may have become that of somebody's connection.
+			// Meanwhile, another process may have used the port for a connection.
 			if !strings.Contains(said.String(), syscall.EADDRINUSE.Error()) {
 				t.Fatalf("The API server ended when it was started again:\n%s", said)
 			}
@@ -52,7 +53,7 @@ func (e *Env) Restart(t testing.TB, meanwhile func()) {
 	})
 }
 
-// startAgain starts the API server. What it says may be read when ended is closed.
+// startAgain starts the API server. Its output, said, may be read after ended is closed.
 func (e *Env) startAgain(t testing.TB, command []string) (said *bytes.Buffer, ended chan struct{}) {
 	t.Helper()
 	again := exec.Command(command[0], command[1:]...)
@@ -63,7 +64,7 @@ func (e *Env) startAgain(t testing.TB, command []string) (said *bytes.Buffer, en
 	}
 	go func() {
 		defer close(ended)
-		_ = again.Wait() // whoever killed it knows why
+		_ = again.Wait() // the caller kills it, so its error does not matter
 	}()
 	watch := startGuard()
 	e.again = func() {
@@ -74,7 +75,7 @@ func (e *Env) startAgain(t testing.TB, command []string) (said *bytes.Buffer, en
 	return said, ended
 }
 
-// apiServer finds the server's process by its directory for certificates, which is nobody else's.
+// apiServer finds the process of the API server by its directory of certificates, which no other process has.
 func (e *Env) apiServer(t testing.TB) (pid int, command []string) {
 	t.Helper()
 	for _, child := range children() {
@@ -88,7 +89,7 @@ func (e *Env) apiServer(t testing.TB) (pid int, command []string) {
 		}
 		return pid, strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
 	}
-	t.Fatal("The API server's process is not to be found")
+	t.Fatal("The process of the API server was not found")
 	return 0, nil
 }
 
@@ -100,7 +101,7 @@ func wait(t testing.TB, what string, done func() bool) {
 	for !done() {
 		select {
 		case <-deadline:
-			t.Fatalf("Waited in vain for %s", what)
+			t.Fatalf("Timed out waiting for %s", what)
 		case <-tick.C:
 		}
 	}

@@ -1,12 +1,12 @@
-// Package testenv gives tests a real API server: one for each test binary, started when the first test
-// asks for it. Only tests import it.
+// Package testenv provides an API server for tests: one for each test binary, started by the first test that needs it.
+// Only tests import it.
 //
-// A package that uses it says so once:
+// A package that uses it has:
 //
 //	func TestMain(m *testing.M) { testenv.Main(m) }
 //
-// and then, in each test, env := testenv.Start(t) and ns := env.Namespace(t). Tests share the server
-// and never a namespace, so they may run in parallel.
+// and then, in each test, env := testenv.Start(t) and ns := env.Namespace(t). Tests share the API server but not their
+// namespaces, so they can run in parallel.
 package testenv
 
 import (
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -33,11 +34,11 @@ import (
 
 // Env is the API server of this process, with Keyconvoy's CRDs.
 type Env struct {
-	// Config is an administrator's. Copy it before changing it.
+	// Config has the permissions of an administrator. Copy it before you change it.
 	Config *rest.Config
-	// Client reads and writes as the administrator, without a cache.
+	// Client has the permissions of an administrator, and no cache.
 	Client client.Client
-	// Scheme knows the built-in kinds, CustomResourceDefinition and ours.
+	// Scheme contains the built-in kinds, CustomResourceDefinition and Keyconvoy's kinds.
 	Scheme *runtime.Scheme
 
 	server *envtest.Environment
@@ -52,8 +53,8 @@ var shared struct {
 	err    error
 }
 
-// Main runs a package's tests and then stops the API server, if a test started one. after is what else
-// is to be done once the tests are over: Main ends the process.
+// Main runs the tests of a package, calls the functions in after, stops the API server if a test started one, and exits
+// the process.
 func Main(m *testing.M, after ...func()) {
 	shared.inMain = true
 	code := m.Run()
@@ -67,8 +68,8 @@ func Main(m *testing.M, after ...func()) {
 	os.Exit(code)
 }
 
-// Start returns the API server of this process and starts it first if need be. It never skips: without
-// the binaries the test fails and says what to run.
+// Start returns the API server of this process, and starts it if it is not running. If the binaries are missing, the test
+// fails with a message that says what to run.
 func Start(t testing.TB) *Env {
 	t.Helper()
 	shared.Lock()
@@ -77,19 +78,19 @@ func Start(t testing.TB) *Env {
 		shared.env, shared.err = start()
 	}
 	if shared.err != nil {
-		t.Fatalf("No API server to test on: %v", shared.err)
+		t.Fatalf("Starting the API server: %v", shared.err)
 	}
 	return shared.env
 }
 
-// Another starts an API server of the test's own, which ends with the test: for tests of several clusters.
+// Another starts another API server, which ends with the test, for tests of several clusters.
 func Another(t testing.TB) *Env {
 	t.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	env, err := start()
 	if err != nil {
-		t.Fatalf("No other API server to test on: %v", err)
+		t.Fatalf("Starting another API server: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := env.stop(); err != nil {
@@ -101,7 +102,7 @@ func Another(t testing.TB) *Env {
 
 func start() (*Env, error) {
 	if !shared.inMain {
-		return nil, errors.New("nobody would stop it; add to the package's tests:\n\tfunc TestMain(m *testing.M) { testenv.Main(m) }")
+		return nil, errors.New("the package does not stop the API server; add to its tests:\n\tfunc TestMain(m *testing.M) { testenv.Main(m) }")
 	}
 	if err := binaries(); err != nil {
 		return nil, err
@@ -124,8 +125,8 @@ func start() (*Env, error) {
 		CRDDirectoryPaths:     []string{filepath.Join(root, "config", "crd", "bases")},
 		ErrorIfCRDPathMissing: true,
 		UseExistingCluster:    &no,
-		// Machines that run all packages' tests at once are slow, and nobody waits for this time
-		// unless something is wrong.
+		// A machine that runs the tests of all packages at once is slow. These limits matter only if the start or stop
+		// fails.
 		ControlPlaneStartTimeout: 2 * time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,
 		CRDInstallOptions:        envtest.CRDInstallOptions{MaxTime: 2 * time.Minute},
@@ -134,7 +135,7 @@ func start() (*Env, error) {
 		return nil, errors.Join(err, env.server.Stop())
 	}
 	env.guard = startGuard(env.server.ControlPlane.Etcd.DataDir, env.server.ControlPlane.APIServer.CertDir)
-	// As in the product: the API server's Priority and Fairness is the limit.
+	// As in the operator, API Priority and Fairness limits the requests.
 	env.Config.QPS = -1
 	if env.Client, err = client.New(env.Config, client.Options{Scheme: env.Scheme}); err != nil {
 		return nil, errors.Join(err, env.stop())
@@ -162,7 +163,7 @@ func (e *Env) stop() error {
 
 const assets = "KUBEBUILDER_ASSETS"
 
-// binaries fails early and in plain words where envtest would wait and then name a path.
+// binaries returns an error that says what to run if the binaries are missing. The error of envtest only names a path.
 func binaries() error {
 	dir := os.Getenv(assets)
 	if dir == "" {
@@ -176,8 +177,8 @@ func binaries() error {
 	return nil
 }
 
-// Root is the directory of the repository: the nearest one above the running test that has a go.mod.
-// (A source file's own path does not say it when the tests are built with -trimpath.)
+// Root returns the directory of the repository: the nearest directory with a go.mod at or above the working directory of
+// the test. (With -trimpath, the path of a source file does not contain it.)
 func Root() (string, error) {
 	start, err := os.Getwd()
 	if err != nil {
@@ -193,11 +194,11 @@ func Root() (string, error) {
 	}
 }
 
-// Kubectl is the path of the kubectl that belongs to the API server.
+// Kubectl returns the path of the kubectl with the version of the API server.
 func (e *Env) Kubectl() string { return filepath.Join(os.Getenv(assets), "kubectl") }
 
-// Namespace makes a namespace for one test. Namespaces are not deleted: there is no namespace controller,
-// and the server does not outlive the tests.
+// Namespace creates a namespace for one test and returns its name. It is not deleted: there is no namespace controller, and
+// the API server ends with the tests.
 func (e *Env) Namespace(t testing.TB) string {
 	t.Helper()
 	return e.NamespaceWith(t, nil)
@@ -205,14 +206,28 @@ func (e *Env) Namespace(t testing.TB) string {
 
 var namespaces atomic.Int64
 
-// NamespaceWith is Namespace with labels.
+// NamespaceWith creates a namespace with labels.
 func (e *Env) NamespaceWith(t testing.TB, labels map[string]string) string {
 	t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 		Name: fmt.Sprintf("test-%d", namespaces.Add(1)), Labels: labels,
 	}}
 	if err := e.Client.Create(t.Context(), ns); err != nil {
-		t.Fatalf("Making a namespace: %v", err)
+		t.Fatalf("Creating a namespace: %v", err)
 	}
+	namespaceTests.Store(ns.Name, t.Name())
 	return ns.Name
+}
+
+// namespaceTests are the names of the tests that created the namespaces, by namespace.
+var namespaceTests sync.Map
+
+// MadeByAnother reports whether a namespace was created by another test than the given one, its subtests and its parents.
+func MadeByAnother(namespace, test string) bool {
+	maker, ok := namespaceTests.Load(namespace)
+	if !ok {
+		return false
+	}
+	name := maker.(string)
+	return name != test && !strings.HasPrefix(name, test+"/") && !strings.HasPrefix(test, name+"/")
 }

@@ -18,13 +18,13 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestAddUser_mayDoNothingUnlessItIsAllowed(t *testing.T) {
+func TestAddUser_hasNoPermissionsByDefault(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	env := testenv.Start(t)
 	ns := env.Namespace(t)
 
-	err := env.As(t, "nobody").List(t.Context(), &v1alpha1.DataKeyList{}, client.InNamespace(ns))
+	err := env.As(t, "eve").List(t.Context(), &v1alpha1.DataKeyList{}, client.InNamespace(ns))
 	g.Expect(apierrors.IsForbidden(err)).To(BeTrue(), "%v", err)
 	g.Expect(env.Client.List(t.Context(), &v1alpha1.DataKeyList{}, client.InNamespace(ns))).To(Succeed())
 }
@@ -48,7 +48,7 @@ func TestKubeconfig_worksForAnotherProcess(t *testing.T) {
 	}
 }
 
-func TestCounting_tellsWritesReadsListsAndWatchesApart(t *testing.T) {
+func TestCounting_separatesWritesReadsListsAndWatches(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	env := testenv.Start(t)
@@ -71,12 +71,12 @@ func TestCounting_tellsWritesReadsListsAndWatchesApart(t *testing.T) {
 
 	key2 := &v1alpha1.KeyStore{
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "k"},
-		Spec:       v1alpha1.KeyStoreSpec{Software: &v1alpha1.SoftwareStore{}},
+		Spec:       v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware},
 	}
 	g.Expect(c.Create(t.Context(), key2)).To(Succeed())
-	key2.Status.RefusedPINSecret = "1"
+	key2.Status.ObservedGeneration = 1
 	g.Expect(c.Status().Update(t.Context(), key2)).To(Succeed())
-	patch := client.RawPatch("application/merge-patch+json", []byte(`{"status":{"refusedPINSecret":"2"}}`))
+	patch := client.RawPatch("application/merge-patch+json", []byte(`{"status":{"observedGeneration":2}}`))
 	g.Expect(c.Status().Patch(t.Context(), key2, patch)).To(Succeed())
 	g.Expect(c.Delete(t.Context(), key2)).To(Succeed())
 	g.Expect(c.DeleteAllOf(t.Context(), &corev1.Secret{}, client.InNamespace(ns))).To(Succeed())

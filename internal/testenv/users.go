@@ -11,26 +11,26 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// AddUser returns the configuration of a user who may do nothing until a role is bound to the name. The
-// server sees every request as this user's, by impersonation.
+// AddUser returns the configuration of a user without permissions; bind a role to the name to grant some. It impersonates
+// the user in every request.
 func (e *Env) AddUser(name string, groups ...string) *rest.Config {
 	cfg := rest.CopyConfig(e.Config)
 	cfg.Impersonate = rest.ImpersonationConfig{UserName: name, Groups: groups}
 	return cfg
 }
 
-// As returns a client without a cache that acts as that user.
+// As returns a client without a cache that impersonates a user.
 func (e *Env) As(t testing.TB, name string, groups ...string) client.Client {
 	t.Helper()
 	c, err := client.New(e.AddUser(name, groups...), client.Options{Scheme: e.Scheme})
 	if err != nil {
-		t.Fatalf("Making a client for %s: %v", name, err)
+		t.Fatalf("Creating a client for %s: %v", name, err)
 	}
 	return c
 }
 
-// Kubeconfig writes a file that lets a child process act as cfg does, with namespace as its default
-// one, and returns its path. The file goes when the test ends. cfg is nil for the administrator.
+// Kubeconfig writes a kubeconfig with the identity of cfg, or of the administrator if cfg is nil, and with a default
+// namespace. It returns the path of the file, which is deleted when the test ends.
 func (e *Env) Kubeconfig(t testing.TB, cfg *rest.Config, namespace string) string {
 	t.Helper()
 	if cfg == nil {

@@ -1,6 +1,7 @@
 package wrapping
 
 import (
+	"bytes"
 	"crypto/rsa"
 	encasn1 "encoding/asn1"
 	"math/big"
@@ -12,9 +13,8 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// The DER of keys. It is read here, not by crypto/x509 or gmsm's smx509, because those also take what
-// is not DER (bytes after the key inside its BIT STRING) and bring in every other public-key scheme;
-// of two algorithms this is the smaller way.
+// The DER of keys. This code does not use crypto/x509 or gmsm's smx509, because these accept invalid DER (bytes after
+// the key inside its BIT STRING) and include every other public-key scheme.
 
 var (
 	oidRSAEncryption = encasn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1} // RFC 8017, appendix A.1
@@ -39,38 +39,55 @@ func parseSPKI(der []byte) (*PublicKey, error) {
 	if !seq.ReadASN1BitStringAsBytes(&key) || !seq.Empty() {
 		return nil, errPublicDamaged
 	}
+	// DER has one form for each value, and this one leaves nothing open: it is what marshalling would make.
+	spki := bytes.Clone(der)
 	if algorithm == ECSM2 {
-		return newSM2(key)
+		return newSM2(key, spki)
 	}
-	return parseRSAPublic(key)
+	return parseRSAPublic(key, spki)
 }
 
 // readAlgorithm reads an AlgorithmIdentifier (RFC 5280, section 4.1.1.2) and returns ECSM2, or "" for
 // RSA of any size.
 func readAlgorithm(in *cryptobyte.String, damaged *KeyError) (KeySpec, error) {
 	var seq cryptobyte.String
-	var oid, curve encasn1.ObjectIdentifier
+	var oid encasn1.ObjectIdentifier
 	if !in.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1ObjectIdentifier(&oid) {
 		return "", damaged
 	}
 	switch {
 	case oid.Equal(oidRSAEncryption):
 		var null cryptobyte.String
+		if seq.Empty() {
+			return "", errRSANoNull
+		}
 		if !seq.ReadASN1(&null, asn1.NULL) || !null.Empty() || !seq.Empty() {
 			return "", damaged
 		}
 		return "", nil
 	case oid.Equal(oidECPublicKey):
-		if !seq.ReadASN1ObjectIdentifier(&curve) || !seq.Empty() || !curve.Equal(oidSM2) {
-			return "", errKeyCurve
+		if err := readCurve(seq); err != nil {
+			return "", err
 		}
 		return ECSM2, nil
 	}
-	return "", errKeyAlgorithm
+	return "", otherAlgorithm(oid)
+}
+
+// readCurve reads the parameters of an elliptic-curve key (RFC 5480, section 2.1.1), which must name the curve SM2.
+func readCurve(parameters cryptobyte.String) error {
+	var curve encasn1.ObjectIdentifier
+	if parameters.PeekASN1Tag(asn1.SEQUENCE) {
+		return errKeyExplicit
+	}
+	if !parameters.ReadASN1ObjectIdentifier(&curve) || !parameters.Empty() || !curve.Equal(oidSM2) {
+		return otherCurve(curve)
+	}
+	return nil
 }
 
 // parseRSAPublic reads an RSAPublicKey (RFC 8017, appendix A.1.1).
-func parseRSAPublic(der []byte) (*PublicKey, error) {
+func parseRSAPublic(der, spki []byte) (*PublicKey, error) {
 	in := cryptobyte.String(der)
 	var seq cryptobyte.String
 	var n, e big.Int
@@ -78,16 +95,21 @@ func parseRSAPublic(der []byte) (*PublicKey, error) {
 		!seq.ReadASN1Integer(&n) || !seq.ReadASN1Integer(&e) || !seq.Empty() {
 		return nil, errPublicDamaged
 	}
-	return newRSA(&n, &e)
+	return newRSA(&n, &e, spki)
 }
 
-// certificateSPKI returns the SubjectPublicKeyInfo of a certificate (RFC 5280, section 4.1) and looks
-// at nothing else.
+// certificateSPKI returns the SubjectPublicKeyInfo of a certificate (RFC 5280, section 4.1) and ignores everything
+// else.
 func certificateSPKI(der []byte) ([]byte, error) {
 	in := cryptobyte.String(der)
 	var cert, tbs, spki cryptobyte.String
-	if !in.ReadASN1(&cert, asn1.SEQUENCE) || !in.Empty() || !cert.ReadASN1(&tbs, asn1.SEQUENCE) ||
-		!tbs.SkipOptionalASN1(tagContext0) || // version
+	if !in.ReadASN1(&cert, asn1.SEQUENCE) || !in.Empty() || !cert.ReadASN1(&tbs, asn1.SEQUENCE) {
+		return nil, errCertificate
+	}
+	if firstTags(tbs) == [4]asn1.Tag{asn1.INTEGER, asn1.SEQUENCE, asn1.SEQUENCE, tagContext0} { // RFC 2986, section 4.1
+		return nil, errPublicRequest
+	}
+	if !tbs.SkipOptionalASN1(tagContext0) || // version
 		!tbs.SkipASN1(asn1.INTEGER) || // serialNumber
 		!tbs.SkipASN1(asn1.SEQUENCE) || // signature
 		!tbs.SkipASN1(asn1.SEQUENCE) || // issuer
@@ -152,8 +174,8 @@ func marshalSM2Private(scalar, point []byte) redact.Bytes {
 	})
 }
 
-// marshal runs a builder that cannot fail: it is given fixed identifiers and bounded values. The
-// buffer is large enough from the start, so that no copy of a private key stays behind.
+// marshal runs a builder that cannot fail, because identifiers are fixed and values are bounded. The buffer is large
+// enough from the start, so that growing it leaves no copy of a private key.
 func marshal(build func(*cryptobyte.Builder)) []byte {
 	b := cryptobyte.NewBuilder(make([]byte, 0, 1024))
 	build(b)
@@ -172,8 +194,7 @@ func parsePKCS8(der []byte) (*PrivateKey, error) {
 	return parsePKCS1(key)
 }
 
-// readPKCS8 takes the key out of a PrivateKeyInfo (RFC 5958, section 2); attributes and public key, which may
-// follow, are passed over.
+// readPKCS8 returns the key in a PrivateKeyInfo (RFC 5958, section 2) and skips optional attributes and public key.
 func readPKCS8(der []byte) (algorithm KeySpec, key cryptobyte.String, err error) {
 	in := cryptobyte.String(der)
 	var seq cryptobyte.String
@@ -208,8 +229,8 @@ func parseSEC1(der []byte, curveKnown bool) (*PrivateKey, error) {
 	return key, nil
 }
 
-// readSEC1 takes the scalar and the public key, which may be nil, out of an ECPrivateKey (RFC 5915, section 3) on
-// the SM2 curve. Alone it must name the curve; inside PKCS#8 the outer layer did.
+// readSEC1 returns the scalar and the public key, which may be nil, of an ECPrivateKey (RFC 5915, section 3) on the
+// SM2 curve. A standalone key must name the curve; in PKCS#8 the outer layer names it.
 func readSEC1(der []byte, curveKnown bool) (scalar, public cryptobyte.String, err error) {
 	in := cryptobyte.String(der)
 	var seq, parameters cryptobyte.String
@@ -223,15 +244,14 @@ func readSEC1(der []byte, curveKnown bool) (scalar, public cryptobyte.String, er
 		return nil, nil, errPrivateDamaged
 	}
 	if hasParameters || !curveKnown {
-		var curve encasn1.ObjectIdentifier
-		if !parameters.ReadASN1ObjectIdentifier(&curve) || !parameters.Empty() || !curve.Equal(oidSM2) {
-			return nil, nil, errKeyCurve
+		if err := readCurve(parameters); err != nil {
+			return nil, nil, err
 		}
 	}
 	return scalar, public, nil
 }
 
-// samePoint says whether a BIT STRING holds the public half of a key.
+// samePoint reports whether a BIT STRING contains the public key of a private key.
 func samePoint(bitString cryptobyte.String, key *sm2.PrivateKey) bool {
 	var point []byte
 	if !bitString.ReadASN1BitStringAsBytes(&point) || !bitString.Empty() {
@@ -241,7 +261,7 @@ func samePoint(bitString cryptobyte.String, key *sm2.PrivateKey) bool {
 	return ok && string(point) == string(want)
 }
 
-// checkPKCS1Size judges the modulus of an RSAPrivateKey (RFC 8017, appendix A.1.2).
+// checkPKCS1Size checks the modulus of an RSAPrivateKey (RFC 8017, appendix A.1.2).
 func checkPKCS1Size(der []byte) error {
 	in := cryptobyte.String(der)
 	var seq cryptobyte.String

@@ -3,6 +3,7 @@ package wrapping_test
 import (
 	"bytes"
 	"crypto"
+	"strings"
 	"testing"
 
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
@@ -18,11 +19,18 @@ func FuzzParsePublicKey(f *testing.F) {
 	}
 	f.Add([]byte("-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"))
 	f.Add([]byte{0x30, 0x80, 0x30, 0x80})
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\n MIIB\n-----END CERTIFICATE-----\n" + string(toPEM("PUBLIC KEY", sm2Key().Public().SPKI()))))
+	f.Add([]byte("04" + strings.Repeat("7f", 64)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := bytes.Clone(data)
 		key, err := wrapping.ParsePublicKey(data)
 		if !bytes.Equal(data, before) {
 			t.Fatal("the input was changed")
+		}
+		for _, spoilt := range besideDamaged(data) {
+			if other, err := wrapping.ParsePublicKey(spoilt); err == nil {
+				t.Fatalf("%q gives %s although one of its blocks cannot be read", spoilt, other.Fingerprint())
+			}
 		}
 		if err != nil {
 			if key != nil || len(err.Error()) > 250 {
@@ -34,7 +42,37 @@ func FuzzParsePublicKey(f *testing.F) {
 		if err != nil || !again.Equal(key) || again.Fingerprint() != key.Fingerprint() || !key.Spec().Valid() {
 			t.Fatalf("%x reads back as %v, %v", key.SPKI(), again, err)
 		}
+		if made := madeAnew(t, key); !made.Equal(key) {
+			t.Fatalf("%x is kept for a key whose form is %x", key.SPKI(), made.SPKI())
+		}
 	})
+}
+
+// madeAnew is the key of the same numbers, whose SubjectPublicKeyInfo is not that which was read.
+func madeAnew(t *testing.T, key *wrapping.PublicKey) *wrapping.PublicKey {
+	t.Helper()
+	var made *wrapping.PublicKey
+	var err error
+	if key.Spec() == wrapping.ECSM2 {
+		made, err = wrapping.FromSM2(key.SM2())
+	} else {
+		made, err = wrapping.FromRSA(key.RSA())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// besideDamaged returns data with a block before or after it that cannot be read.
+func besideDamaged(data []byte) [][]byte {
+	return [][]byte{
+		append([]byte("-----BEGIN KEY-----\nAAAA\n"), data...),
+		append([]byte("-----BEGIN CERTIFICATE----\n"), data...),
+		append(bytes.Clone(data), "\n-----BEGIN PUBLIC KEY-----\nAAAA"...),
+		append(bytes.Clone(data), "\n-----END PUBLIC KEY-----"...),
+		append(bytes.Clone(data), "\n-----BEGIN PRIVATE KEY-----\n\n-----END PUBLIC KEY-----\n"...),
+	}
 }
 
 // certificateAround is the skeleton of a certificate: what is read of one, and nothing else.
@@ -63,6 +101,11 @@ func FuzzParsePrivateKey(f *testing.F) {
 		key, err := wrapping.ParsePrivateKey(data)
 		if !bytes.Equal(data, before) {
 			t.Fatal("the input was changed")
+		}
+		for _, spoilt := range besideDamaged(data) {
+			if _, err := wrapping.ParsePrivateKey(spoilt); err == nil {
+				t.Fatal("a key is read although one of the blocks beside it cannot be read")
+			}
 		}
 		if err != nil {
 			if key != nil || len(err.Error()) > 250 {

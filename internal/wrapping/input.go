@@ -2,7 +2,6 @@ package wrapping
 
 import (
 	"bytes"
-	"encoding/pem"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
@@ -10,78 +9,47 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/b64"
 )
 
-// maxInputLen bounds what is looked at; a chain of certificates stays far below it.
+// maxInputLen is the maximum length of an input, much longer than a chain of certificates.
 const maxInputLen = 64 << 10
 
-// input is a key as DER, taken out of whatever it was packed in.
-type input struct {
-	der   []byte
-	shape shape
-	owned bool // der is our copy, not the caller's bytes
-}
+// inputErrors are the errors for a text without a key of the required kind.
+type inputErrors struct{ empty, tooLong, form *KeyError }
 
-// wipe overwrites what unpacking copied: it may be a private key.
-func (in input) wipe() {
-	if in.owned {
-		clear(in.der)
-	}
-}
-
-// inputRules is where the reading of public and of private keys differs.
-type inputRules struct {
-	empty, tooLong, form *KeyError
-	// use says which types of PEM block are taken; of several the first.
-	use func(pemType string) bool
-	// refuse looks at a whole PEM text before any block is taken; nil means go on.
-	refuse func(text []byte) *KeyError
-	// none explains a PEM text without a block to take.
-	none func(text []byte) *KeyError
-}
-
-// read unpacks DER, PEM, or Base64 of either. Base64 is taken off once only: what is Base64 still was
-// encoded by mistake, and saying so is better than guessing on.
-func (r inputRules) read(data []byte) (input, error) {
+// unpack returns the blocks of a PEM text, or DER as a single block without a label; the text may be Base64 of either.
+// Base64 is decoded only once: if the result is Base64 again, an error is better than further guesses.
+// The caller must wipe the blocks, which are copies. Errors are *KeyError.
+func unpack(data []byte, says inputErrors, refusePEM func(text []byte) *KeyError) ([]block, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	switch {
 	case len(bytes.TrimSpace(data)) == 0:
-		return input{}, r.empty
+		return nil, says.empty
 	case len(data) > maxInputLen:
-		return input{}, r.tooLong
+		return nil, says.tooLong
+	case shapeOf(data) != shapeNone:
+		return []block{{der: bytes.Clone(data)}}, nil
 	}
-	if shape := shapeOf(data); shape != shapeNone {
-		return input{der: data, shape: shape}, nil
+	if err := foreign(data); err != nil {
+		return nil, err
 	}
-	if isPEM(data) {
-		return r.readPEM(data)
-	}
-	raw, err := b64.Decode(string(data))
-	if err != nil {
-		return input{}, r.form
-	}
-	if isPEM(raw) {
-		defer clear(raw)
-		return r.readPEM(raw)
-	}
-	return input{der: raw, shape: shapeOf(raw), owned: true}, nil
-}
-
-func isPEM(text []byte) bool { return bytes.Contains(text, []byte("-----BEGIN ")) }
-
-func (r inputRules) readPEM(text []byte) (input, error) {
-	if err := r.refuse(text); err != nil {
-		return input{}, err
-	}
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if r.use(block.Type) {
-			return input{der: block.Bytes, shape: shapeOf(block.Bytes), owned: true}, nil
+	if !isPEM(data) {
+		raw, err := b64.Decode(string(data))
+		if err != nil {
+			return nil, says.form
 		}
-		clear(block.Bytes)
+		if !isPEM(raw) || shapeOf(raw) != shapeNone {
+			return []block{{der: raw}}, nil
+		}
+		defer clear(raw)
+		data = raw
 	}
-	return input{}, r.none(text)
+	if err := refusePEM(data); err != nil {
+		return nil, err
+	}
+	return readPEM(data)
 }
 
-// shape is what a DER value looks like from outside. It is told by the tags of the first elements
-// alone, so that a key in the wrong place gets an error that names it.
+// shape is the probable type of a DER value, from the tags of its first elements, so that the error for a wrong kind
+// of key can name it.
 type shape int
 
 const (
@@ -94,6 +62,8 @@ const (
 	shapePKCS8                       // RFC 5958, section 2: SEQ{INTEGER, SEQ, OCTET STRING, …}
 	shapeEncryptedPKCS8              // RFC 5958, section 3: SEQ{SEQ, OCTET STRING}
 	shapeSEC1                        // RFC 5915, section 3: SEQ{INTEGER, OCTET STRING, …}
+	shapePKCS7                       // RFC 5652, section 3: SEQ{OBJECT IDENTIFIER, [0]}
+	shapePKCS12                      // RFC 7292, section 4: SEQ{INTEGER, SEQ{OBJECT IDENTIFIER, …}, SEQ?}
 )
 
 func shapeOf(der []byte) shape {
@@ -119,6 +89,10 @@ func shapeOfTags(tags [4]asn1.Tag) shape {
 		return shapeEncryptedPKCS8
 	case [4]asn1.Tag{asn1.INTEGER, asn1.INTEGER}:
 		return shapePKCS1Public
+	case [4]asn1.Tag{asn1.OBJECT_IDENTIFIER, tagContext0}:
+		return shapePKCS7
+	case [4]asn1.Tag{asn1.INTEGER, asn1.SEQUENCE}, [4]asn1.Tag{asn1.INTEGER, asn1.SEQUENCE, asn1.SEQUENCE}:
+		return shapePKCS12
 	}
 	switch [2]asn1.Tag(tags[:2]) {
 	case [2]asn1.Tag{asn1.INTEGER, asn1.INTEGER}:

@@ -3,7 +3,7 @@ package wrapping
 import (
 	"bytes"
 	"crypto"
-	_ "crypto/sha1" //nolint:gosec // RSAES_OAEP_SHA_1 needs it; OAEP does not rest on collision resistance
+	_ "crypto/sha1" //nolint:gosec // RSAES_OAEP_SHA_1 requires it; OAEP does not depend on collision resistance
 	_ "crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -21,14 +21,14 @@ func (a Algorithm) hash() crypto.Hash {
 	return 0
 }
 
-// RemoveOAEP takes the message out of an encoded message EM = 0x00 ‖ maskedSeed ‖ maskedDB, with an
+// RemoveOAEP returns the message in an encoded message EM = 0x00 ‖ maskedSeed ‖ maskedDB, with an
 // empty label: EME-OAEP decoding, RFC 8017, section 7.1.2, step 3. It is for a module that can do the
 // raw RSA operation (CKM_RSA_X_509) but not OAEP with this hash. encoded is the whole result of that
 // operation, as long as the modulus; a module that drops leading zeros must have them put back.
 //
-// Every failure is ErrUnwrap, an algorithm that is not OAEP included. All of them take the same time
-// (J. Manger, CRYPTO 2001): nothing branches on the bytes until the one decision at the end. The
-// caller wipes both encoded, which stays as it was, and the result, which may be empty.
+// Every failure is ErrUnwrap, including an algorithm other than OAEP. All failures take the same time (J. Manger,
+// CRYPTO 2001): the code does not branch on the bytes until the decision at the end. The caller must wipe encoded,
+// which is not modified, and the result, which may be empty.
 func RemoveOAEP(algorithm Algorithm, encoded []byte) ([]byte, error) {
 	h := algorithm.hash()
 	if h == 0 || len(encoded) < 2*h.Size()+2 {
@@ -55,7 +55,7 @@ func RemoveOAEP(algorithm Algorithm, encoded []byte) ([]byte, error) {
 }
 
 // findSeparator returns where the zeros at the start of b end in 0x01, and 1; if they do not, 0 for
-// found. It looks at every byte and branches on none.
+// found. It reads every byte and branches on none.
 func findSeparator(b []byte) (at, found int) {
 	looking, bad := 1, 0
 	for i, c := range b {

@@ -17,12 +17,12 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// PrivateKey is the private half of a wrapping key. It never prints: whatever formats, logs or
-// marshals it sees its public fingerprint. It does not change once made and is safe for concurrent
-// use. Go's big integers cannot be wiped reliably, so it stays in memory until it is collected.
+// PrivateKey is the private half of a wrapping key. It never prints: formatting, logging and marshaling give its
+// public fingerprint. It is immutable and safe for concurrent use. Go's big integers cannot be wiped reliably, so it
+// remains in memory until it is garbage-collected.
 type PrivateKey struct {
-	// Pointers, so that fmt shows addresses even where a PrivateKey stands in somebody's unexported
-	// field, which Format does not reach.
+	// Pointers, so that fmt prints addresses even if a PrivateKey is in an unexported field of another type, for
+	// which fmt does not call Format.
 	public *PublicKey
 	rsa    *rsa.PrivateKey
 	sm2    *sm2.PrivateKey
@@ -30,60 +30,89 @@ type PrivateKey struct {
 
 var (
 	errPrivateEmpty   = &KeyError{"the private key is empty"}
-	errPrivateTooLong = &KeyError{"the private key is longer than 64 KiB, which no key is"}
-	errPrivateForm    = &KeyError{"not a private key: give PKCS#8, PKCS#1 or SEC 1, as PEM or DER " +
+	errPrivateTooLong = &KeyError{"the private key is longer than 64 KiB, the maximum"}
+	errPrivateForm    = &KeyError{"not a private key; use PKCS#8, PKCS#1 or SEC 1, as PEM or DER " +
 		"(openssl pkey -in key.pem shows whether it is one)"}
-	errPrivateTrailing  = &KeyError{"bytes follow the private key; give the key alone"}
+	errPrivateTrailing  = &KeyError{"bytes follow the private key; remove them"}
 	errPrivateDamaged   = &KeyError{"the private key is damaged"}
 	errPrivateMismatch  = &KeyError{"the private key and the public key stored with it do not belong together"}
 	errPrivateEncrypted = &KeyError{"the private key is encrypted with a password; " +
 		"decrypt it: openssl pkey -in key.pem -out plain.pem (for DER add -inform DER)"}
-	errPrivateIsPublic = &KeyError{"a public key or certificate; give the private key that belongs to it"}
-	errPrivatePEM      = &KeyError{"the PEM holds no PRIVATE KEY, or it is damaged; keep its line breaks"}
-	errKeySpec         = &KeyError{"unknown wrapping key type; known are " + list(KeySpecs())}
+	errPrivateIsPublic = &KeyError{"a public key or certificate; use its private key"}
+	errPrivatePEM      = &KeyError{"the PEM contains no PRIVATE KEY"}
+	errPrivateTwo      = &KeyError{"more than one private key; use only one"}
+	errKeySpec         = &KeyError{"unknown wrapping key type; supported: " + list(KeySpecs())}
 )
 
-// privateInput takes every "… PRIVATE KEY" block, whatever stands before it (such as EC PARAMETERS):
-// the DER says what it is.
-var privateInput = inputRules{
-	empty: errPrivateEmpty, tooLong: errPrivateTooLong, form: errPrivateForm,
-	use: func(pemType string) bool { return strings.HasSuffix(pemType, "PRIVATE KEY") },
-	refuse: func(text []byte) *KeyError {
-		if bytes.Contains(text, []byte("Proc-Type: 4,ENCRYPTED")) { // RFC 1421, section 4.6.1.1
-			return errPrivateEncrypted
-		}
-		return nil
-	},
-	none: func(text []byte) *KeyError {
-		if bytes.Contains(text, []byte("PUBLIC KEY-----")) || bytes.Contains(text, []byte("CERTIFICATE-----")) {
-			return errPrivateIsPublic
-		}
-		return errPrivatePEM
-	},
-}
-
-// ParsePrivateKey reads an RSA or SM2 private key: PKCS#8 (RFC 5958), PKCS#1 (RFC 8017, appendix
-// A.1.2) or SEC 1 (RFC 5915), as PEM or DER, or Base64 of either. Its public half must be one that
-// ParsePublicKey takes. An encrypted key is refused with the command that decrypts it.
+// ParsePrivateKey reads an RSA or SM2 private key: PKCS#8 (RFC 5958), PKCS#1 (RFC 8017, appendix A.1.2) or SEC 1 (RFC
+// 5915), as PEM or DER, or Base64 of either. ParsePublicKey must accept its public key. Public keys and certificates
+// may be in the same text; a second private key, or an invalid PEM block, makes the whole input invalid. The error
+// for an encrypted key contains the command that decrypts it.
 //
-// Every error is a *KeyError. The caller wipes data.
+// Every error is a *KeyError. The caller must wipe data.
 func ParsePrivateKey(data []byte) (*PrivateKey, error) {
-	in, err := privateInput.read(data)
+	blocks, err := unpack(data, privateErrors, refuseEncrypted)
 	if err != nil {
 		return nil, err
 	}
-	defer in.wipe()
-	switch in.shape {
+	defer wipeBlocks(blocks)
+	der, err := onePrivate(blocks)
+	if err != nil {
+		return nil, err
+	}
+	return parsePrivate(der)
+}
+
+var privateErrors = inputErrors{empty: errPrivateEmpty, tooLong: errPrivateTooLong, form: errPrivateForm}
+
+// refuseEncrypted rejects a key that is encrypted according to RFC 1421, section 4.6.1.1.
+func refuseEncrypted(text []byte) *KeyError {
+	if bytes.Contains(text, []byte("Proc-Type: 4,ENCRYPTED")) {
+		return errPrivateEncrypted
+	}
+	return nil
+}
+
+// onePrivate returns the one private key among the blocks, whatever its label says of its form: the DER does. Public keys,
+// certificates and parameters are often kept beside it.
+func onePrivate(blocks []block) ([]byte, error) {
+	var keys []block
+	public := false
+	for _, b := range blocks {
+		switch {
+		case b.kind == "OPENSSH PRIVATE KEY":
+			return nil, errPrivateSSH
+		case b.kind == "" || strings.HasSuffix(b.kind, "PRIVATE KEY"):
+			keys = append(keys, b)
+		case b.kind == "CERTIFICATE" || strings.HasSuffix(b.kind, "PUBLIC KEY"):
+			public = true
+		}
+	}
+	switch {
+	case len(keys) == 1:
+		return keys[0].der, nil
+	case len(keys) > 1:
+		return nil, errPrivateTwo
+	case public:
+		return nil, errPrivateIsPublic
+	}
+	return nil, errPrivatePEM
+}
+
+func parsePrivate(der []byte) (*PrivateKey, error) {
+	switch shapeOf(der) {
 	case shapePKCS8:
-		return parsePKCS8(in.der)
+		return parsePKCS8(der)
 	case shapePKCS1Private:
-		return parsePKCS1(in.der)
+		return parsePKCS1(der)
 	case shapeSEC1:
-		return parseSEC1(in.der, false)
+		return parseSEC1(der, false)
 	case shapeEncryptedPKCS8:
 		return nil, errPrivateEncrypted
 	case shapeSPKI, shapeCertificate, shapePKCS1Public:
 		return nil, errPrivateIsPublic
+	case shapePKCS12:
+		return nil, errPrivatePKCS12
 	case shapeTrailing:
 		return nil, errPrivateTrailing
 	}

@@ -22,7 +22,7 @@ type PublicKey struct {
 }
 
 // KeyError says why a key was refused and what to do about it. Its text is stable and short and holds
-// nothing of the input, so it may be shown to anybody.
+// nothing of the input, so it may be shown to everyone.
 type KeyError struct{ text string }
 
 // Error implements error.
@@ -34,13 +34,10 @@ var (
 	errPublicForm    = &KeyError{"not a public key: give a SubjectPublicKeyInfo (openssl pkey -in key.pem -pubout) " +
 		"or a certificate, as PEM, DER, or Base64 of either"}
 	errPublicTrailing = &KeyError{"bytes follow the public key; give the key alone"}
-	errPublicSSH      = &KeyError{"an SSH public key; convert it: ssh-keygen -e -m PKCS8 -f key.pub"}
-	errPublicPKCS1    = &KeyError{"a PKCS#1 public key; convert it: openssl rsa -RSAPublicKey_in -in key.pem -pubout " +
-		"(for DER add -inform DER)"}
-	errPublicPrivate = &KeyError{"a private key, which must not be put here; " +
+	errPublicPrivate  = &KeyError{"a private key, which must not be put here; " +
 		"give the public key (openssl pkey -in key.pem -pubout) and treat the private key as disclosed"}
-	errPublicPEM = &KeyError{"the PEM holds neither PUBLIC KEY nor CERTIFICATE, or it is damaged; " +
-		"keep its line breaks, or make it anew: openssl pkey -in key.pem -pubout"}
+	errPublicPEM      = &KeyError{"the PEM holds neither PUBLIC KEY nor CERTIFICATE; make it anew: openssl pkey -in key.pem -pubout"}
+	errPublicTwo      = &KeyError{"more than one public key; give one public key, or one certificate with its chain"}
 	errCertificate    = &KeyError{"the certificate is damaged"}
 	errPublicDamaged  = &KeyError{"the public key is damaged"}
 	errKeyAlgorithm   = &KeyError{"neither an RSA key for encryption nor an SM2 key"}
@@ -53,29 +50,96 @@ var (
 	errPublicNotGiven = &KeyError{"no public key is given"}
 )
 
-// ParsePublicKey reads a public key as people hand it over: a SubjectPublicKeyInfo (RFC 5280, section
-// 4.1.2.7) as DER or PEM, a certificate as DER or PEM (of a chain the first one), or any of these in
-// Base64, which is the form of the seeds' PublicKeyBlob and what a Secret's data looks like. Text
-// before a PEM block, Windows line ends and a byte-order mark are tolerated.
+// ParsePublicKey reads one public key as people hand it over: a SubjectPublicKeyInfo (RFC 5280, section
+// 4.1.2.7) as DER or PEM, a certificate as DER or PEM, or any of these in Base64, which is the form of the
+// seeds' PublicKeyBlob and what a Secret's data looks like. Of a chain of certificates it takes the leaf, which
+// it finds by the signatures. Text around PEM blocks, Windows line ends and a byte-order mark are skipped; a
+// block that cannot be read, a second key or a private key makes the whole input invalid.
 //
-// Nothing of a certificate but its key is read: neither its dates nor its signature are checked, for
-// whoever names a recipient here vouches for the key.
+// Nothing of a single certificate but its key is read: neither its dates nor its signature are checked, for
+// the author of the reference is responsible for the key.
 //
 // Every error is a *KeyError.
 func ParsePublicKey(data []byte) (*PublicKey, error) {
-	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("ssh-")) {
-		return nil, errPublicSSH
+	if err := foreignPublic(data); err != nil {
+		return nil, err
 	}
-	in, err := publicInput.read(data)
+	blocks, err := unpack(data, publicErrors, refusePrivate)
 	if err != nil {
 		return nil, err
 	}
-	defer in.wipe()
-	switch in.shape {
+	defer wipeBlocks(blocks)
+	der, err := onePublic(blocks)
+	if err != nil {
+		return nil, err
+	}
+	return parsePublic(der)
+}
+
+// ParseSPKI reads what SPKI returns, and no other form. Every error is a *KeyError.
+func ParseSPKI(der []byte) (*PublicKey, error) {
+	if len(der) == 0 {
+		return nil, errPublicEmpty
+	}
+	return parseSPKI(der)
+}
+
+var publicErrors = inputErrors{empty: errPublicEmpty, tooLong: errPublicTooLong, form: errPublicForm}
+
+// refusePrivate looks for a private key before anything else is said of a PEM text: its owner must hear of it.
+func refusePrivate(text []byte) *KeyError {
+	if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
+		return errPublicPrivate
+	}
+	return nil
+}
+
+// onePublic returns the one block that is meant: a public key, a certificate, or the leaf of a chain.
+func onePublic(blocks []block) ([]byte, error) {
+	var keys, certificates []block
+	for _, b := range blocks {
+		switch b.kind {
+		case "", "PUBLIC KEY":
+			keys = append(keys, b)
+		case "CERTIFICATE":
+			certificates = append(certificates, b)
+		case "EC PARAMETERS", "SM2 PARAMETERS":
+		default:
+			return nil, otherPublic(b)
+		}
+	}
+	switch {
+	case len(keys) == 1 && len(certificates) == 0:
+		return keys[0].der, nil
+	case len(keys) > 0:
+		return nil, errPublicTwo
+	case len(certificates) > 0:
+		return leafOf(certificates)
+	}
+	return nil, errPublicPEM
+}
+
+// otherPublic says what a PEM block is that is taken for no key.
+func otherPublic(b block) *KeyError {
+	switch b.kind {
+	case "RSA PUBLIC KEY":
+		return errPublicPKCS1
+	case "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST":
+		return errPublicRequest
+	case "TRUSTED CERTIFICATE":
+		return errPublicTrusted
+	case "PKCS7", "PKCS #7 SIGNED DATA", "CMS":
+		return errPublicPKCS7
+	}
+	return b.invalid("is neither PUBLIC KEY nor CERTIFICATE; give the public key or the certificate alone")
+}
+
+func parsePublic(der []byte) (*PublicKey, error) {
+	switch shapeOf(der) {
 	case shapeSPKI:
-		return parseSPKI(in.der)
+		return parseSPKI(der)
 	case shapeCertificate:
-		spki, err := certificateSPKI(in.der)
+		spki, err := certificateSPKI(der)
 		if err != nil {
 			return nil, err
 		}
@@ -84,29 +148,17 @@ func ParsePublicKey(data []byte) (*PublicKey, error) {
 		return nil, errPublicPKCS1
 	case shapePKCS8, shapePKCS1Private, shapeSEC1, shapeEncryptedPKCS8:
 		return nil, errPublicPrivate
+	case shapePKCS7:
+		return nil, errPublicPKCS7
+	case shapePKCS12:
+		return nil, errPublicPKCS12
 	case shapeTrailing:
 		return nil, errPublicTrailing
 	}
+	if err := barePoint(der); err != nil {
+		return nil, err
+	}
 	return nil, errPublicForm
-}
-
-// publicInput takes the first public key or certificate. A private key among the blocks spoils the
-// lot: its owner must hear of it.
-var publicInput = inputRules{
-	empty: errPublicEmpty, tooLong: errPublicTooLong, form: errPublicForm,
-	use: func(pemType string) bool { return pemType == "PUBLIC KEY" || pemType == "CERTIFICATE" },
-	refuse: func(text []byte) *KeyError {
-		if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
-			return errPublicPrivate
-		}
-		return nil
-	},
-	none: func(text []byte) *KeyError {
-		if bytes.Contains(text, []byte("RSA PUBLIC KEY-----")) {
-			return errPublicPKCS1
-		}
-		return errPublicPEM
-	},
 }
 
 // FromRSA takes an RSA public key of 2048, 3072 or 4096 bits. Its exponent must be odd and at least
@@ -116,7 +168,7 @@ func FromRSA(key *rsa.PublicKey) (*PublicKey, error) {
 	if key == nil || key.N == nil {
 		return nil, errPublicNotGiven
 	}
-	return newRSA(key.N, big.NewInt(int64(key.E)))
+	return newRSA(key.N, big.NewInt(int64(key.E)), nil)
 }
 
 // FromSM2 takes an SM2 public key; its curve must be that of gmsm's sm2.P256. The error is a
@@ -132,10 +184,11 @@ func FromSM2(key *ecdsa.PublicKey) (*PublicKey, error) {
 	if !ok {
 		return nil, errKeyPoint
 	}
-	return newSM2(point)
+	return newSM2(point, nil)
 }
 
-func newRSA(modulus, exponent *big.Int) (*PublicKey, error) {
+// newRSA takes the key's SubjectPublicKeyInfo where it is known.
+func newRSA(modulus, exponent *big.Int, spki []byte) (*PublicKey, error) {
 	spec, err := rsaSpec(modulus)
 	if err != nil {
 		return nil, err
@@ -144,7 +197,10 @@ func newRSA(modulus, exponent *big.Int) (*PublicKey, error) {
 		return nil, errRSAExponent
 	}
 	key := &rsa.PublicKey{N: new(big.Int).Set(modulus), E: int(exponent.Int64())}
-	return &PublicKey{spec: spec, der: marshalRSA(key), rsa: key}, nil
+	if spki == nil {
+		spki = marshalRSA(key)
+	}
+	return &PublicKey{spec: spec, der: spki, rsa: key}, nil
 }
 
 func rsaSpec(modulus *big.Int) (KeySpec, error) {
@@ -160,7 +216,8 @@ func rsaSpec(modulus *big.Int) (KeySpec, error) {
 	return "", errRSASize
 }
 
-func newSM2(point []byte) (*PublicKey, error) {
+// newSM2 takes the key's SubjectPublicKeyInfo where it is known.
+func newSM2(point, spki []byte) (*PublicKey, error) {
 	if len(point) == 1+coordinateLen && (point[0] == 2 || point[0] == 3) {
 		return nil, errKeyCompressed
 	}
@@ -171,7 +228,10 @@ func newSM2(point []byte) (*PublicKey, error) {
 	if err != nil {
 		return nil, errKeyPoint
 	}
-	return &PublicKey{spec: ECSM2, der: marshalSM2(point), sm2: key}, nil
+	if spki == nil {
+		spki = marshalSM2(point)
+	}
+	return &PublicKey{spec: ECSM2, der: spki, sm2: key}, nil
 }
 
 // Spec returns the key's type.
@@ -181,7 +241,7 @@ func (k *PublicKey) Spec() KeySpec { return k.spec }
 // it came in (294, 422 or 550 bytes for RSA with exponent 65537, 91 for SM2).
 func (k *PublicKey) SPKI() []byte { return bytes.Clone(k.der) }
 
-// Base64 returns SPKI in standard Base64 on one line, as the seeds' PublicKey and PublicKeyBlob.
+// Base64 returns SPKI in standard Base64 on one line, as the documented API' PublicKey and PublicKeyBlob.
 func (k *PublicKey) Base64() string { return base64.StdEncoding.EncodeToString(k.der) }
 
 // Fingerprint returns "SHA256:" and 64 lower-case hexadecimal digits, the SHA-256 of SPKI: the figure

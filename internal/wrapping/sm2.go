@@ -29,8 +29,8 @@ type sm2Ciphertext struct {
 	c2 []byte // the masked key, as long as the key
 }
 
-// parseSM2Ciphertext reads a ciphertext in the given format; empty means C1C3C2 or ASN1, whichever the
-// first byte says. It fails with ErrSM2Format or ErrUnwrap. The parts may share memory with the input.
+// parseSM2Ciphertext reads a ciphertext in the given format; empty means C1C3C2 or ASN1, depending on the first byte.
+// It fails with ErrSM2Format or ErrUnwrap. The parts may share memory with the input.
 func parseSM2Ciphertext(format SM2Format, in []byte) (sm2Ciphertext, error) {
 	if format == "" {
 		format = C1C3C2
@@ -98,9 +98,9 @@ func (c sm2Ciphertext) encode(format SM2Format) ([]byte, error) {
 	return nil, ErrSM2Format
 }
 
-// ConvertSM2 turns an SM2 ciphertext from one format into another without decrypting it. Empty means for
-// from what Unwrap makes of it, and for to C1C3C2. It fails with ErrSM2Format, and with ErrUnwrap for
-// what is no ciphertext: too short, a point off the curve, or not strict DER.
+// ConvertSM2 converts an SM2 ciphertext from one format to another without decrypting it. An empty from has the same
+// meaning as in Unwrap; an empty to means C1C3C2. It fails with ErrSM2Format, or with ErrUnwrap for an invalid
+// ciphertext: too short, a point off the curve, or not strict DER.
 func ConvertSM2(ciphertext []byte, from, to SM2Format) ([]byte, error) {
 	parts, err := parseSM2Ciphertext(from, ciphertext)
 	if err != nil {
@@ -114,7 +114,7 @@ func concat(a, b, c []byte) []byte {
 	return append(append(append(out, a...), b...), c...)
 }
 
-// onCurve says whether a point in uncompressed form is on the curve; the point at infinity is not.
+// onCurve reports whether a point in uncompressed form is on the curve; the point at infinity is not.
 func onCurve(point []byte) bool {
 	if len(point) != pointLen || point[0] != uncompressed {
 		return false
@@ -136,15 +136,15 @@ func pointBytes(x, y *big.Int) ([]byte, bool) {
 	return point, true
 }
 
-// maxSM2Tries bounds the tries of wrapSM2. One fails with probability 2^-8n for a key of n bytes.
+// maxSM2Tries limits the attempts of wrapSM2. One fails with probability 2^-8n for a key of n bytes.
 const maxSM2Tries = 100
 
 // wrapSM2 encrypts under an SM2 key (GB/T 32918.4, section 6.1).
 //
-// The standard starts again with a new ephemeral scalar when the mask is all zeros, which happens to
-// one in 256 keys of one byte. gmsm 0.44.0 does start again, but from a public key that the first try
-// has overwritten, and returns what nobody can decrypt. So it gets the randomness of a single try,
-// and the trying is done here.
+// According to the standard, encryption starts again with a new ephemeral scalar if the mask is all zeros, which
+// happens for one in 256 keys of one byte. gmsm 0.44.0 does start again, but with a public key that the first attempt
+// has overwritten, and returns a ciphertext that cannot be decrypted. So gmsm gets the randomness of one attempt, and
+// the retry is here.
 func wrapSM2(random io.Reader, key *ecdsa.PublicKey, format SM2Format, plaintext []byte) ([]byte, error) {
 	if format != "" && !format.Valid() {
 		return nil, ErrSM2Format

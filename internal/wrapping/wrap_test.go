@@ -47,12 +47,12 @@ func TestCheckFit(t *testing.T) {
 		algorithm wrapping.Algorithm
 		says      string
 	}{
-		"RSA under SM2":        {wrapping.RSA3072, wrapping.SM2PKE, "RSA_3072 goes with RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"},
-		"SM2 under OAEP":       {wrapping.ECSM2, wrapping.RSAESOAEPSHA1, "EC_SM2 goes with SM2PKE"},
-		"SM2 under PKCS#1":     {wrapping.ECSM2, wrapping.RSAESPKCS1V15, "EC_SM2 goes with SM2PKE"},
-		"an unknown type":      {"RSA_1024", wrapping.SM2PKE, "known are RSA_2048, RSA_3072, RSA_4096, EC_SM2"},
+		"RSA under SM2":        {wrapping.RSA3072, wrapping.SM2PKE, "RSA_3072 requires RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"},
+		"SM2 under OAEP":       {wrapping.ECSM2, wrapping.RSAESOAEPSHA1, "EC_SM2 requires SM2PKE"},
+		"SM2 under PKCS#1":     {wrapping.ECSM2, wrapping.RSAESPKCS1V15, "EC_SM2 requires SM2PKE"},
+		"an unknown type":      {"RSA_1024", wrapping.SM2PKE, "supported: RSA_2048, RSA_3072, RSA_4096, EC_SM2"},
 		"no type":              {"", wrapping.SM2PKE, "unknown wrapping key type"},
-		"an unknown algorithm": {wrapping.RSA2048, "RSA/ECB", "known are RSAES_OAEP_SHA_256, RSAES_OAEP_SHA_1, RSAES_PKCS1_V1_5, SM2PKE"},
+		"an unknown algorithm": {wrapping.RSA2048, "RSA/ECB", "supported: RSAES_OAEP_SHA_256, RSAES_OAEP_SHA_1, RSAES_PKCS1_V1_5, SM2PKE"},
 		"no algorithm":         {wrapping.RSA2048, "", "unknown wrapping algorithm"},
 	} {
 		err := wrapping.CheckFit(tc.spec, tc.algorithm)

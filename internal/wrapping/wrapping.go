@@ -1,8 +1,7 @@
-// Package wrapping encrypts keys under public keys: RSA-OAEP and SM2 public-key encryption, the forms
-// in which people hand over public and private keys, and the fingerprints of public keys.
+// Package wrapping encrypts keys under public keys: RSA-OAEP and SM2 public-key encryption, the formats of public and
+// private keys, and the fingerprints of public keys.
 //
-// What is wrapped is the raw bytes of a key. Errors about keys hold nothing of what was read, so that
-// they may be shown to anybody.
+// It wraps the raw bytes of a key. Errors about keys contain nothing of the input, so that they can be public.
 package wrapping
 
 import (
@@ -14,7 +13,7 @@ import (
 // KeySpec is the type of a wrapping key.
 type KeySpec string
 
-// The wrapping key types. RSA_3072 and RSA_4096 are Keyconvoy's additions to the seeds.
+// The wrapping key types. RSA_3072 and RSA_4096 are additions to the documented API.
 const (
 	RSA2048 KeySpec = "RSA_2048"
 	RSA3072 KeySpec = "RSA_3072"
@@ -25,7 +24,7 @@ const (
 // KeySpecs lists every wrapping key type.
 func KeySpecs() []KeySpec { return []KeySpec{RSA2048, RSA3072, RSA4096, ECSM2} }
 
-// Valid says whether s is one of KeySpecs.
+// Valid reports whether s is one of KeySpecs.
 func (s KeySpec) Valid() bool { return s == ECSM2 || s.bits() != 0 }
 
 // bits is the length of an RSA modulus in bits, and 0 for a key type that is not RSA.
@@ -41,7 +40,7 @@ func (s KeySpec) bits() int {
 	return 0
 }
 
-// Algorithm is how a key is encrypted under a public key.
+// Algorithm is an algorithm that encrypts a key under a public key.
 type Algorithm string
 
 // The wrapping algorithms.
@@ -51,8 +50,8 @@ const (
 	RSAESOAEPSHA256 Algorithm = "RSAES_OAEP_SHA_256"
 	// RSAESOAEPSHA1 is RSAES-OAEP with SHA-1 for both, and an empty label.
 	RSAESOAEPSHA1 Algorithm = "RSAES_OAEP_SHA_1"
-	// RSAESPKCS1V15 is RSAES-PKCS1-v1_5 (RFC 8017, section 7.2). For import only, and only where
-	// it is allowed: it is a padding oracle by nature.
+	// RSAESPKCS1V15 is RSAES-PKCS1-v1_5 (RFC 8017, section 7.2). For imports only, and only if allowed, because its
+	// padding is open to padding-oracle attacks.
 	RSAESPKCS1V15 Algorithm = "RSAES_PKCS1_V1_5"
 	// SM2PKE is SM2 public-key encryption (GB/T 32918.4) with SM3.
 	SM2PKE Algorithm = "SM2PKE"
@@ -63,15 +62,15 @@ func Algorithms() []Algorithm {
 	return []Algorithm{RSAESOAEPSHA256, RSAESOAEPSHA1, RSAESPKCS1V15, SM2PKE}
 }
 
-// Valid says whether a is one of Algorithms.
+// Valid reports whether a is one of Algorithms.
 func (a Algorithm) Valid() bool { return slices.Contains(Algorithms(), a) }
 
-// SM2Format is how the parts of an SM2 ciphertext stand together.
+// SM2Format is the order and encoding of the parts of an SM2 ciphertext.
 type SM2Format string
 
 // The formats of an SM2 ciphertext: C1 is a point (0x04 ‖ x ‖ y), C3 the SM3 hash, C2 the masked key.
 const (
-	C1C3C2 SM2Format = "C1C3C2" // raw, as the seeds' service writes it; the default
+	C1C3C2 SM2Format = "C1C3C2" // raw, as in the documented API; the default
 	C1C2C3 SM2Format = "C1C2C3" // raw, the older order
 	ASN1   SM2Format = "ASN1"   // DER, GM/T 0009
 )
@@ -79,26 +78,26 @@ const (
 // SM2Formats lists every format of an SM2 ciphertext.
 func SM2Formats() []SM2Format { return []SM2Format{C1C3C2, C1C2C3, ASN1} }
 
-// Valid says whether f is one of SM2Formats. The empty format, which stands for a default, is none.
+// Valid reports whether f is one of SM2Formats. The empty format, which means a default, is not.
 func (f SM2Format) Valid() bool { return slices.Contains(SM2Formats(), f) }
 
-// FitError says that a key type and an algorithm do not go together.
+// FitError means that an algorithm does not support a key type.
 type FitError struct {
 	Spec      KeySpec
 	Algorithm Algorithm
 }
 
-// Error says which do. It repeats no value that is unknown, so it is safe to show.
+// Error names the supported combinations. It contains no unknown values, so that it can be public.
 func (e *FitError) Error() string {
 	switch {
 	case !e.Spec.Valid():
-		return "unknown wrapping key type; known are " + list(KeySpecs())
+		return "unknown wrapping key type; supported: " + list(KeySpecs())
 	case !e.Algorithm.Valid():
-		return "unknown wrapping algorithm; known are " + list(Algorithms())
+		return "unknown wrapping algorithm; supported: " + list(Algorithms())
 	case e.Spec == ECSM2:
-		return string(e.Algorithm) + " needs an RSA key; EC_SM2 goes with SM2PKE"
+		return string(e.Algorithm) + " requires an RSA key; EC_SM2 requires SM2PKE"
 	}
-	return "SM2PKE needs an EC_SM2 key; " + string(e.Spec) + " goes with RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"
+	return "SM2PKE requires an EC_SM2 key; " + string(e.Spec) + " requires RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"
 }
 
 func list[T ~string](values []T) string {
@@ -110,7 +109,7 @@ func list[T ~string](values []T) string {
 }
 
 // CheckFit returns a *FitError unless the algorithm can be used with that type of key: RSAES_… with
-// RSA, SM2PKE with EC_SM2. Whether RSAES_PKCS1_V1_5 is allowed is for the caller to say.
+// RSA, SM2PKE with EC_SM2. The caller decides whether RSAES_PKCS1_V1_5 is allowed.
 func CheckFit(spec KeySpec, algorithm Algorithm) error {
 	if !spec.Valid() || !algorithm.Valid() || (spec == ECSM2) != (algorithm == SM2PKE) {
 		return &FitError{Spec: spec, Algorithm: algorithm}
@@ -118,9 +117,9 @@ func CheckFit(spec KeySpec, algorithm Algorithm) error {
 	return nil
 }
 
-// MaxLen is the length in bytes of the longest key that can be wrapped: for RSA what the padding
-// leaves of the modulus (RFC 8017, sections 7.1.1 and 7.2.1), for SM2 no limit (math.MaxInt), and 0
-// where key type and algorithm do not fit.
+// MaxLen is the length in bytes of the longest key that can be wrapped: for RSA the modulus without the padding (RFC
+// 8017, sections 7.1.1 and 7.2.1), for SM2 no limit (math.MaxInt), and 0 if the algorithm does not support the key
+// type.
 func MaxLen(spec KeySpec, algorithm Algorithm) int {
 	switch {
 	case CheckFit(spec, algorithm) != nil:
@@ -132,3 +131,6 @@ func MaxLen(spec KeySpec, algorithm Algorithm) int {
 	}
 	return spec.bits()/8 - 2*algorithm.hash().Size() - 2
 }
+
+// CiphertextLen is the length in bytes of a ciphertext under an RSA key, or 0 if it varies (SM2).
+func CiphertextLen(spec KeySpec) int { return spec.bits() / 8 }

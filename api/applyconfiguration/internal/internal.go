@@ -32,6 +32,18 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: materialFingerprint
       type:
         scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ApprovedInputs
+  map:
+    fields:
+    - name: dataKeyDigest
+      type:
+        scalar: string
+    - name: generation
+      type:
+        scalar: numeric
+    - name: recipientKeyID
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.Capability
   map:
     fields:
@@ -67,13 +79,16 @@ var schemaYAML = typed.YAMLObject(`types:
     fields:
     - name: namespaceSelector
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelSelector
     - name: template
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportTemplate
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterExportedDataKeyStatus
   map:
     fields:
+    - name: approved
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ApprovedInputs
     - name: conditions
       type:
         list:
@@ -91,13 +106,13 @@ var schemaYAML = typed.YAMLObject(`types:
           elementType:
             namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceFailure
           elementRelationship: atomic
-    - name: namespaces
-      type:
-        scalar: numeric
     - name: observedGeneration
       type:
         scalar: numeric
     - name: readyNamespaces
+      type:
+        scalar: numeric
+    - name: selectedNamespaces
       type:
         scalar: numeric
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ClusterKeyStore
@@ -126,16 +141,19 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: boolean
     - name: allowedNamespaces
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelSelector
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.CustodyPolicy
+    - name: keyProtection
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtectionPolicy
     - name: pkcs11
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.PKCS11Store
-    - name: software
+    - name: type
       type:
-        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SoftwareStore
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ContextValue
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
@@ -163,6 +181,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyReference
   map:
     fields:
+    - name: digest
+      type:
+        scalar: string
     - name: name
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
@@ -195,6 +216,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyStatus
   map:
     fields:
+    - name: blobTag
+      type:
+        scalar: string
     - name: ciphertextBlob
       type:
         scalar: string
@@ -237,6 +261,11 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretKeyRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
+    - name: type
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DryRunResult
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryKey
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
@@ -257,6 +286,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretKeyRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
+    - name: type
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportAlgorithm
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportNamespaces
@@ -267,7 +299,7 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: string
     - name: selector
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelSelector
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportPolicy
   map:
     fields:
@@ -367,6 +399,9 @@ var schemaYAML = typed.YAMLObject(`types:
         map:
           elementType:
             namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ContextValue
+    - name: keyRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.MasterKeyReference
     - name: publicKey
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.PublicKeySource
@@ -385,6 +420,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportedDataKeyStatus
   map:
     fields:
+    - name: approved
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ApprovedInputs
     - name: conditions
       type:
         list:
@@ -396,9 +434,12 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
+    - name: dryRunResult
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DryRunResult
     - name: exportTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
     - name: inputsDigest
       type:
         scalar: string
@@ -411,6 +452,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: parent
+      type:
+        scalar: string
     - name: recipientFingerprint
       type:
         scalar: string
@@ -437,7 +481,7 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: string
     - name: tokenExpireTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
     - name: wrappingAlgorithm
       type:
         scalar: string
@@ -517,13 +561,16 @@ var schemaYAML = typed.YAMLObject(`types:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
     - name: deletionRequestTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
     - name: deletionTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
     - name: formerParametersExpireTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
+    - name: hasMaterial
+      type:
+        scalar: boolean
     - name: importParameters
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportParameters
@@ -544,7 +591,7 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: string
     - name: materialExpireTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
     - name: materialFingerprint
       type:
         scalar: string
@@ -560,6 +607,25 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: sourcesVersion
       type:
         scalar: string
+    - name: token
+      type:
+        scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtection
+  map:
+    fields:
+    - name: methods
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
+    - name: state
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtectionState
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtectionPolicy
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtectionState
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyReference
   map:
     fields:
@@ -609,12 +675,15 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.CustodyPolicy
+    - name: keyProtection
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtectionPolicy
     - name: pkcs11
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.PKCS11Store
-    - name: software
+    - name: type
       type:
-        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SoftwareStore
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreStatus
   map:
     fields:
@@ -632,21 +701,87 @@ var schemaYAML = typed.YAMLObject(`types:
           elementRelationship: associative
           keys:
           - type
+    - name: keyProtection
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyProtection
+    - name: keysWithoutHolder
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersions
+    - name: missingKeys
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersions
     - name: module
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ModuleInfo
     - name: observedGeneration
       type:
         scalar: numeric
-    - name: refusedPINSecret
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreType
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersions
+  map:
+    fields:
+    - name: count
       type:
-        scalar: string
+        scalar: numeric
+    - name: keyVersionIDs
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelName
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelRequirement
+  map:
+    fields:
+    - name: key
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelName
+    - name: operator
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelectorOperator
+    - name: values
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelValue
+          elementRelationship: atomic
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelSelector
+  map:
+    fields:
+    - name: matchExpressions
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelRequirement
+          elementRelationship: atomic
+    - name: matchLabels
+      type:
+        map:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelValue
+    elementRelationship: atomic
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.LabelValue
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.LocalReference
   map:
     fields:
     - name: name
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.MasterKeyReference
+  map:
+    fields:
+    - name: kind
+      type:
+        scalar: string
+    - name: name
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
+    - name: namespace
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.NamespaceName
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.MaterialSpec
   map:
     fields:
@@ -658,7 +793,7 @@ var schemaYAML = typed.YAMLObject(`types:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntrySource
     - name: expireTime
       type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+        scalar: string
     - name: importToken
       type:
         scalar: string
@@ -737,6 +872,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretKeyRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.EntryReference
+    - name: type
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretReference
   map:
     fields:
@@ -768,18 +906,8 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: name
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
-- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.SoftwareStore
-  map:
-    elementType:
-      scalar: untyped
-      list:
-        elementType:
-          namedType: __untyped_atomic_
-        elementRelationship: atomic
-      map:
-        elementType:
-          namedType: __untyped_deduced_
-        elementRelationship: separable
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.TokenSelector
   map:
     fields:
@@ -829,38 +957,8 @@ var schemaYAML = typed.YAMLObject(`types:
         elementType:
           namedType: __untyped_deduced_
         elementRelationship: separable
-- name: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
-  map:
-    fields:
-    - name: matchExpressions
-      type:
-        list:
-          elementType:
-            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelectorRequirement
-          elementRelationship: atomic
-    - name: matchLabels
-      type:
-        map:
-          elementType:
-            scalar: string
-    elementRelationship: atomic
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelectorOperator
   scalar: string
-- name: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelectorRequirement
-  map:
-    fields:
-    - name: key
-      type:
-        scalar: string
-    - name: operator
-      type:
-        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelectorOperator
-    - name: values
-      type:
-        list:
-          elementType:
-            scalar: string
-          elementRelationship: atomic
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry
   map:
     fields:

@@ -1,13 +1,12 @@
-// A PKCS#11 library that passes every call on to the one that FAULTY_LIBRARY names. While the file that
-// FAULTY_WHILE names is there, it lets as many keys be unwrapped as the file says, and then answers
-// CKR_DEVICE_ERROR to everything.
+// A PKCS#11 library that forwards every call to the library in FAULTY_LIBRARY. While the file in FAULTY_WHILE exists, it
+// allows the number of unwrapped keys that the file contains, and then returns CKR_DEVICE_ERROR for every call.
 
 #include <dlfcn.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-// What the standard leaves to the platform.
+// The platform-specific macros that the standard requires.
 #define CK_PTR *
 #define CK_DECLARE_FUNCTION(returnType, name) returnType name
 #define CK_DECLARE_FUNCTION_POINTER(returnType, name) returnType(*name)
@@ -20,7 +19,7 @@
 static CK_FUNCTION_LIST *real;
 static CK_FUNCTION_LIST ours;
 
-static atomic_int unwrapped; // since the file is there
+static atomic_int unwrapped; // since the file exists
 
 static int broken(void) {
 	int most = 0;
@@ -37,7 +36,7 @@ static int broken(void) {
 #define MAY_FAIL(function, parameters, arguments) \
 	static CK_RV function##_ours parameters { return broken() ? CKR_DEVICE_ERROR : real->function arguments; }
 
-// What the operator calls: to work with keys, and to ask whether the module works.
+// The calls with which the operator uses keys and checks the module.
 MAY_FAIL(C_OpenSession, (CK_SLOT_ID slot, CK_FLAGS flags, CK_VOID_PTR application, CK_NOTIFY notify, CK_SESSION_HANDLE_PTR session), (slot, flags, application, notify, session))
 MAY_FAIL(C_Login, (CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR_PTR pin, CK_ULONG length), (session, user, pin, length))
 MAY_FAIL(C_GetSessionInfo, (CK_SESSION_HANDLE session, CK_SESSION_INFO_PTR info), (session, info))

@@ -3,6 +3,7 @@ package hsmtest
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -13,15 +14,31 @@ import (
 )
 
 func (s *suite) testCapabilities(t *testing.T) {
-	for range 2 { // their order is stable
-		if got := s.m.Capabilities(); !slices.Equal(got, s.Target.Capabilities) {
-			t.Errorf("Capabilities =\n%v; want\n%v", got, s.Target.Capabilities)
-		}
+	first := s.describe(t)
+	if first.Info.Library == "" {
+		t.Errorf("Info = %+v, want a library", first.Info)
 	}
-	info, again := s.m.Info(), s.m.Info()
-	if info.Library == "" || info != again {
-		t.Errorf("Info = %+v and then %+v: it must name the library and not change", info, again)
+	if !slices.Equal(first.Capabilities, s.Target.Capabilities) {
+		t.Errorf("Capabilities =\n%v; want\n%v", first.Capabilities, s.Target.Capabilities)
 	}
+	p := first.KeyProtection
+	if p.State != hsm.Enforced && p.State != hsm.NotEnforced || (len(p.Methods) > 0) != (p.State == hsm.NotEnforced) {
+		t.Errorf("KeyProtection = %+v, want methods if and only if the state is NotEnforced", p)
+	}
+	clear(first.Capabilities) // the caller may change the result
+	clear(p.Methods)
+	if second, third := s.describe(t), s.describe(t); !reflect.DeepEqual(second, third) || !slices.Equal(second.Capabilities, s.Target.Capabilities) {
+		t.Errorf("Describe =\n%+v and then\n%+v without a restart", second, third)
+	}
+}
+
+func (s *suite) describe(t *testing.T) hsm.Description {
+	t.Helper()
+	described, err := s.m.Describe(t.Context())
+	if err != nil {
+		t.Fatalf("Describe: %v", err)
+	}
+	return described
 }
 
 func (s *suite) testCheck(t *testing.T) {
@@ -30,7 +47,7 @@ func (s *suite) testCheck(t *testing.T) {
 	}
 }
 
-// testNotSupported asks for everything that the expected capabilities do not have.
+// testNotSupported tries everything that is not in the expected capabilities.
 func (s *suite) testNotSupported(t *testing.T) {
 	for _, spec := range append(hsm.KeySpecs(), "DES", "") {
 		if !s.has(hsm.OperationMasterKey, string(spec)) {
@@ -48,12 +65,12 @@ func (s *suite) testNotSupported(t *testing.T) {
 	for _, spec := range append(wrapping.KeySpecs(), "RSA_1024", "") {
 		if s.algorithmFor(spec) == "" {
 			_, err := s.m.CreateWrappingKey(t.Context(), s.pairRequest(spec, uuid.New()))
-			wantKind(t, err, hsm.NotSupported, "CreateWrappingKey(%q), under which nothing can be imported", spec)
+			WantKind(t, err, hsm.NotSupported, "CreateWrappingKey(%q), under which no algorithm imports", spec)
 		}
 	}
 }
 
-// mustNotImport checks that material which is in order is refused for the key type or the algorithm.
+// mustNotImport checks that valid material is rejected because of the key type or the algorithm.
 func (s *suite) mustNotImport(t *testing.T, spec hsm.KeySpec, alg wrapping.Algorithm) {
 	t.Helper()
 	n := spec.Len()
@@ -62,17 +79,17 @@ func (s *suite) mustNotImport(t *testing.T, spec hsm.KeySpec, alg wrapping.Algor
 	}
 	pair, ok := s.pairs[pairSpecFor(alg)]
 	if !ok {
-		return // there is no such pair, and none can be made: testNotSupported asks for one
+		return // there is no such pair, as testNotSupported checks
 	}
 	encrypted := random(256)
 	if alg.Valid() {
-		encrypted = wrap(t, pair.PublicKey, alg, "", random(n))
+		encrypted = wrap(t, PublicKey(t, pair), alg, "", random(n))
 	}
 	req := hsm.ImportRequest{
 		Owner: suiteOwner, KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg, EncryptedMaterial: encrypted,
 	}
 	_, err := s.m.ImportKey(t.Context(), req)
-	wantKind(t, err, hsm.NotSupported, "ImportKey of a %q key under %q", spec, alg)
+	WantKind(t, err, hsm.NotSupported, "ImportKey of a %q key under %q", spec, alg)
 	s.mustNotHold(t, req.KeyVersionID)
 }
 
@@ -81,13 +98,13 @@ func (s *suite) mustNotExport(t *testing.T, alg wrapping.Algorithm) {
 	spec := s.keySpecs()[0]
 	_, err := s.m.ExportDataKey(t.Context(), hsm.ExportRequest{
 		OpenRequest: hsm.OpenRequest{Blob: s.blobs[spec], Binding: s.bind(s.masters[spec])},
-		Recipient:   recipient(t, alg).Public(),
+		Recipient:   recipient(t, alg).Public().SPKI(),
 		Algorithm:   alg,
 	})
-	wantKind(t, err, hsm.NotSupported, "ExportDataKey with %q", alg)
+	WantKind(t, err, hsm.NotSupported, "ExportDataKey with %q", alg)
 }
 
-// testContextDone: no call begins with a context that is done, and none of them has an effect.
+// testContextDone checks that no call has an effect if its context is done.
 func (s *suite) testContextDone(t *testing.T) {
 	done, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -96,9 +113,11 @@ func (s *suite) testContextDone(t *testing.T) {
 	open := hsm.OpenRequest{Blob: s.blobs[spec], Binding: s.bind(key)}
 	req := s.importRequest(t, s.newID(), spec, alg, random(spec.Len()))
 	calls := map[string]func() error{
+		"Describe":           func() error { _, err := s.m.Describe(done); return err },
 		"Check":              func() error { return s.m.Check(done) },
 		"CreateWrappingKey":  func() error { _, err := s.m.CreateWrappingKey(done, pair); return err },
-		"ListWrappingKeys":   func() error { _, err := s.m.ListWrappingKeys(done, pair.Owner); return err },
+		"ListWrappingKeys":   func() error { _, err := s.m.ListWrappingKeys(done); return err },
+		"ListKeys":           func() error { _, err := s.m.ListKeys(done); return err },
 		"DestroyWrappingKey": func() error { return s.m.DestroyWrappingKey(done, s.pairs[pairSpecFor(alg)].ID) },
 		"Authenticate":       func() error { _, err := s.m.Authenticate(done, []byte(tagMessage)); return err },
 		"ImportKey":          func() error { _, err := s.m.ImportKey(done, req); return err },
@@ -112,13 +131,13 @@ func (s *suite) testContextDone(t *testing.T) {
 	}
 	for _, alg := range s.exportAlgorithms() {
 		calls["ExportDataKey with "+string(alg)] = func() error {
-			_, err := s.m.ExportDataKey(done, hsm.ExportRequest{OpenRequest: open, Recipient: recipient(t, alg).Public(), Algorithm: alg})
+			_, err := s.m.ExportDataKey(done, hsm.ExportRequest{OpenRequest: open, Recipient: recipient(t, alg).Public().SPKI(), Algorithm: alg})
 			return err
 		}
 	}
 	for name, call := range calls {
 		err := call()
-		wantKind(t, err, hsm.Unavailable, "%s", name)
+		WantKind(t, err, hsm.Unavailable, "%s", name)
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v does not have context.Canceled in its chain", name, err)
 		}

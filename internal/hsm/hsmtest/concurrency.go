@@ -7,7 +7,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
 
-// testManyCallers: sixteen callers do a bit of everything at once, on shared keys and on their own.
+// testManyCallers runs sixteen callers in parallel, each with all operations, on shared keys and on keys of its own.
 func (s *suite) testManyCallers(t *testing.T) {
 	specs, imports, exports := s.keySpecs(), s.importAlgorithms(), s.exportAlgorithms()
 	atOnce(16, func(i int) {
@@ -21,11 +21,11 @@ func (s *suite) testManyCallers(t *testing.T) {
 				alg := exports[(i+j)%len(exports)]
 				to := recipient(t, alg)
 				exported := s.export(t, key, hsm.ExportRequest{
-					OpenRequest: hsm.OpenRequest{Blob: blob, Binding: s.bind(key)}, Recipient: to.Public(), Algorithm: alg,
+					OpenRequest: hsm.OpenRequest{Blob: blob, Binding: s.bind(key)}, Recipient: to.Public().SPKI(), Algorithm: alg,
 				})
 				got, err := to.Unwrap(alg, "", exported)
 				if err != nil || !bytes.Equal(got, openElsewhere(t, key, blob, s.bind(key))) {
-					t.Errorf("caller %d: what was exported with %s does not open to the data key: %v", i, alg, err)
+					t.Errorf("caller %d: the export with %s does not contain the data key: %v", i, alg, err)
 				}
 			}
 			s.mustImport(t, s.importRequest(t, key.id, spec, imports[(i+j)%len(imports)], key.material), key.material)

@@ -1,9 +1,8 @@
-// Package hsmtest is the contract of hsm.Module as a test that every module must pass, and what
-// tests of its callers need: a module that counts calls and fails on demand, and a storage in memory.
+// Package hsmtest tests the contract of hsm.Module, which every module must pass. For tests of its callers it has a module that
+// counts calls and fails on demand, and a storage in memory.
 //
-// The contract opens and seals by other means (the standard library and internal packages in pure
-// Go) whatever a module makes or takes: that a module agrees with itself proves nothing. It knows
-// the material of every key that it uses, because it brought it.
+// The tests encrypt what a module decrypts, and decrypt what it encrypts, with independent code (the standard library and internal
+// packages in pure Go), because a round trip through the module proves little. They import all keys, so they know their material.
 package hsmtest
 
 import (
@@ -13,24 +12,22 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
 
-// Target is the module under test and what is expected of it.
+// Target is the module under test and its expected behavior.
 type Target struct {
-	// Open opens the module. It is called several times, never while the module of an earlier call
-	// is open, and must open the same token each time. Run closes what it opens. Keys of others on
-	// the token do no harm.
+	// Open opens the module. Run calls it several times, closes the module before it opens it again, and expects the same token
+	// each time. The token may have other keys.
 	Open func(t testing.TB) hsm.Module
 
-	// Capabilities is the list that the module must report, in this order. What is not in it must be
-	// refused with NotSupported, and custody in results must be what it says.
+	// Capabilities is the list that the module must report, in this order. The module must reject anything else with
+	// NotSupported, and its results must have the custody of the list.
 	Capabilities []hsm.Capability
 
-	// Reads says whether blobs of that scheme, sealed elsewhere, must open under a key of that type;
-	// the others must be refused with NotSupported. Nil means: those schemes that Capabilities has
-	// under Generate.
+	// Reads returns whether a blob of that scheme, encrypted by another module, must open under a key of that type. The module
+	// must reject the others with NotSupported. nil means the schemes that Capabilities has for Generate.
 	Reads func(hsm.KeySpec, ciphertext.Scheme) bool
 }
 
-// Run runs the contract. It skips nothing.
+// Run runs all tests of the contract.
 func Run(t *testing.T, target Target) {
 	t.Helper()
 	s := newSuite(target)
@@ -38,7 +35,7 @@ func Run(t *testing.T, target Target) {
 	s.prepare(t)
 	s.close(t)
 	s.open(t)
-	t.Run("what was there is there after a restart", s.testReopened)
+	t.Run("keys survive a restart", s.testReopened)
 	t.Run("while open", func(t *testing.T) {
 		for name, test := range s.behaviours() {
 			t.Run(name, func(t *testing.T) {
@@ -47,47 +44,49 @@ func Run(t *testing.T, target Target) {
 			})
 		}
 	})
-	t.Run("what is destroyed is gone", s.testDestroyed)
+	t.Run("destroyed keys do not exist", s.testDestroyed)
 	s.close(t)
 	s.open(t)
-	t.Run("what is destroyed is gone after a restart", s.testStayedDestroyed)
+	t.Run("destroyed keys do not exist after a restart", s.testStayedDestroyed)
 	s.close(t)
 }
 
-// behaviours are independent of each other and run at once.
+// behaviours returns the tests that run in parallel, by their names.
 func (s *suite) behaviours() map[string]func(*testing.T) {
 	return map[string]func(*testing.T){
-		"capabilities are those expected":                     s.testCapabilities,
-		"check succeeds":                                      s.testCheck,
-		"what is no capability is refused":                    s.testNotSupported,
-		"a context that is done stops every call":             s.testContextDone,
-		"many callers at once":                                s.testManyCallers,
-		"a tag is stable and belongs to its message":          s.testAuthenticate,
-		"a wrapping key is made once":                         s.testWrappingKeyOnce,
-		"a wrapping key made by several callers is one":       s.testWrappingKeyRace,
-		"wrapping keys are listed by owner":                   s.testWrappingKeyList,
-		"a destroyed wrapping key unwraps nothing":            s.testWrappingKeyDestroyed,
-		"longer RSA wrapping keys import and receive":         s.testLongerRSA,
-		"material comes in under every algorithm":             s.testImport,
-		"material that does not unwrap is refused":            s.testImportNotUnwrapping,
-		"material of a wrong length is refused":               s.testImportLength,
-		"an owner that cannot be kept is refused":             s.testImportOwner,
-		"other material is refused":                           s.testImportOther,
-		"the same material again changes nothing":             s.testImportAgain,
-		"the same material comes back after its destruction":  s.testImportBack,
-		"several callers import one key":                      s.testImportRace,
-		"several callers import different material":           s.testImportRaceOther,
-		"unknown keys are not found":                          s.testUnknownKeys,
-		"data keys of every length open elsewhere":            s.testGenerate,
-		"data keys of impossible lengths are refused":         s.testGenerateLength,
-		"blobs sealed elsewhere open":                         s.testForeignBlobs,
-		"blobs that must not open all fail alike":             s.testBlobRefused,
-		"an exported data key opens at the recipient's":       s.testExport,
-		"a data key too long for the recipient is refused":    s.testExportTooLong,
-		"a data key travels from module to module":            s.testModuleToModule,
-		"a recipient's key that does not fit is refused":      s.testExportMisfit,
-		"blobs of one key do not open under its twin":         s.testTwinKeys,
-		"an EncryptionContext is a map, absent or not":        s.testContextEquality,
-		"the fingerprint is that of the material, everywhere": s.testFingerprint,
+		"the module reports its capabilities":                         s.testCapabilities,
+		"Check succeeds":                                              s.testCheck,
+		"other algorithms are rejected":                               s.testNotSupported,
+		"no call begins if its context is done":                       s.testContextDone,
+		"concurrent calls of all kinds":                               s.testManyCallers,
+		"a tag depends only on its message":                           s.testAuthenticate,
+		"a wrapping key is created once":                              s.testWrappingKeyOnce,
+		"concurrent callers create one wrapping key":                  s.testWrappingKeyRace,
+		"wrapping keys are listed by owner":                           s.testWrappingKeyList,
+		"an invalid namespace is rejected":                            s.testWrappingKeyNamespace,
+		"master keys are listed with their owners":                    s.testKeyList,
+		"a destroyed wrapping key unwraps nothing":                    s.testWrappingKeyDestroyed,
+		"longer RSA keys work":                                        s.testLongerRSA,
+		"material is imported with every algorithm":                   s.testImport,
+		"material that does not unwrap is rejected":                   s.testImportNotUnwrapping,
+		"material of a wrong length is rejected":                      s.testImportLength,
+		"an invalid owner is rejected":                                s.testImportOwner,
+		"other material is rejected":                                  s.testImportOther,
+		"importing the same material again changes nothing":           s.testImportAgain,
+		"destroyed material can be imported again":                    s.testImportBack,
+		"concurrent callers import one key":                           s.testImportRace,
+		"concurrent callers import different material":                s.testImportRaceOther,
+		"unknown keys are not found":                                  s.testUnknownKeys,
+		"independent code opens data keys of every length":            s.testGenerate,
+		"data keys of invalid lengths are rejected":                   s.testGenerateLength,
+		"blobs of independent code open":                              s.testForeignBlobs,
+		"invalid blobs fail with the same error":                      s.testBlobRefused,
+		"the recipient opens an exported data key":                    s.testExport,
+		"a data key too long for the recipient is rejected":           s.testExportTooLong,
+		"an export is imported by the module of its recipient":        s.testModuleToModule,
+		"a recipient's key that does not fit is rejected":             s.testExportMisfit,
+		"a blob does not open under another key of the same material": s.testTwinKeys,
+		"an empty EncryptionContext equals none":                      s.testContextEquality,
+		"the fingerprint depends only on the material":                s.testFingerprint,
 	}
 }

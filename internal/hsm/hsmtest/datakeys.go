@@ -11,12 +11,11 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
 
-// lengths has one of each class: below and above what RFC 3394 wraps, in and out of whole blocks of
-// 8 and 16, the longest. 264 and 1000 are whole blocks of 8 that are not of 16.
+// lengths has lengths below and above what RFC 3394 wraps, multiples of 8 and 16 and others, and the maximum. 264 and 1000 are
+// multiples of 8, but not of 16.
 var lengths = []int{1, 15, 16, 20, 24, 32, 64, 256, 264, 1000, 1024}
 
-// testGenerate: the data key has the length, differs each time, and opens elsewhere under the
-// material that the contract knows.
+// testGenerate checks that a data key has the requested length, is new each time, and that independent code opens its blob.
 func (s *suite) testGenerate(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
@@ -29,7 +28,7 @@ func (s *suite) testGenerate(t *testing.T) {
 			one, other := s.generate(t, key, n, binding), s.generate(t, key, n, binding)
 			dataKey := openElsewhere(t, key, one, binding)
 			if len(dataKey) != n {
-				t.Errorf("asked for %d bytes under %s, and got %d", n, spec, len(dataKey))
+				t.Errorf("requested %d bytes under %s, got %d", n, spec, len(dataKey))
 			}
 			if n > 8 && bytes.Equal(dataKey, openElsewhere(t, key, other, binding)) || bytes.Equal(one.Payload, other.Payload) {
 				t.Errorf("two data keys of %d bytes under %s are the same", n, spec)
@@ -50,11 +49,11 @@ func (s *suite) testGenerateLength(t *testing.T) {
 func (s *suite) mustNotGenerate(t *testing.T, key master, n int) {
 	t.Helper()
 	_, err := s.m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: key.id, Length: n, Binding: s.bind(key)})
-	wantKind(t, err, hsm.NotSupported, "GenerateDataKey of %d bytes under %s", n, key.spec)
+	WantKind(t, err, hsm.NotSupported, "GenerateDataKey of %d bytes under %s", n, key.spec)
 }
 
-// testForeignBlobs: a blob sealed by somebody else with the same material opens to the same data key,
-// for a restored module must open what its predecessor sealed.
+// testForeignBlobs checks that a blob that independent code encrypted under the same material opens: a restored module must open
+// the blobs of its predecessor.
 func (s *suite) testForeignBlobs(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
@@ -71,7 +70,7 @@ func (s *suite) testForeignBlobs(t *testing.T) {
 					continue
 				}
 				for call, err := range s.openEveryWay(t, hsm.OpenRequest{Blob: blob, Binding: s.bind(key)}) {
-					wantKind(t, err, hsm.NotSupported, "%s of scheme %s under %s", call, scheme, spec)
+					WantKind(t, err, hsm.NotSupported, "%s of scheme %s under %s", call, scheme, spec)
 				}
 			}
 		}
@@ -87,20 +86,20 @@ func seal(t testing.TB, key master, scheme ciphertext.Scheme, binding ciphertext
 	return blob
 }
 
-// openEveryWay hands a blob to every operation that opens one, and returns their errors.
+// openEveryWay opens a blob with every operation, and returns their errors.
 func (s *suite) openEveryWay(t testing.TB, open hsm.OpenRequest) map[string]error {
 	t.Helper()
 	errs := map[string]error{"VerifyDataKey": s.m.VerifyDataKey(t.Context(), open)}
 	for _, alg := range s.exportAlgorithms() {
 		_, err := s.m.ExportDataKey(t.Context(), hsm.ExportRequest{
-			OpenRequest: open, Recipient: recipient(t, alg).Public(), Algorithm: alg,
+			OpenRequest: open, Recipient: recipient(t, alg).Public().SPKI(), Algorithm: alg,
 		})
 		errs["ExportDataKey with "+string(alg)] = err
 	}
 	return errs
 }
 
-// testBlobRefused: whatever is wrong with a blob, the answer is the same.
+// testBlobRefused checks that all invalid blobs fail with the same text.
 func (s *suite) testBlobRefused(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
@@ -116,18 +115,18 @@ func (s *suite) testBlobRefused(t *testing.T) {
 					want = hsm.NotSupported
 				}
 				for call, err := range s.openEveryWay(t, bad) {
-					detail := wantKind(t, err, want, "%s, %s, of scheme %s under %s", call, cause, good.Blob.Scheme, spec)
+					detail := WantKind(t, err, want, "%s, %s, of scheme %s under %s", call, cause, good.Blob.Scheme, spec)
 					if want == hsm.InvalidBlob {
 						text.add(t, detail, cause)
 					}
 				}
 			}
-			s.mustOpen(t, key, good.Blob) // no bad blob did any harm
+			s.mustOpen(t, key, good.Blob) // the invalid blobs did no harm
 		}
 	}
 }
 
-// refusedBlobs are variants of a good blob that must not open, by cause.
+// refusedBlobs returns variants of a valid blob that must not open, by cause.
 func (s *suite) refusedBlobs(t *testing.T, key master, good hsm.OpenRequest) map[string]hsm.OpenRequest {
 	t.Helper()
 	all := map[string]hsm.OpenRequest{}
@@ -174,7 +173,7 @@ func (s *suite) refusedBlobs(t *testing.T, key master, good hsm.OpenRequest) map
 	return all
 }
 
-// testTwinKeys: two keys of the same material are two keys.
+// testTwinKeys checks that a blob does not open under another key of the same material.
 func (s *suite) testTwinKeys(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
@@ -182,7 +181,7 @@ func (s *suite) testTwinKeys(t *testing.T) {
 		open := hsm.OpenRequest{Blob: s.generate(t, key, 32, s.bind(key)), Binding: s.bind(twin)}
 		open.Blob.KeyVersionID = twin.id
 		for call, err := range s.openEveryWay(t, open) {
-			wantKind(t, err, hsm.InvalidBlob, "%s of a blob of the twin, under %s", call, spec)
+			WantKind(t, err, hsm.InvalidBlob, "%s of a blob of another key of the same material, under %s", call, spec)
 		}
 	}
 }
@@ -193,7 +192,7 @@ func (s *suite) testContextEquality(t *testing.T) {
 		blob := s.generate(t, key, 32, ciphertext.Bind(key.id, nil))
 		open := hsm.OpenRequest{Blob: blob, Binding: ciphertext.Bind(key.id, map[string]string{})}
 		if err := s.m.VerifyDataKey(t.Context(), open); err != nil {
-			t.Errorf("a blob made without a context does not open with an empty one, under %s: %v", spec, err)
+			t.Errorf("a blob without a context does not open with an empty one, under %s: %v", spec, err)
 		}
 	}
 }

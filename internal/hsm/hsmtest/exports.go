@@ -9,7 +9,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// testExport: data keys under every type of key, of several lengths, for every recipient.
+// testExport exports data keys under every type of key, of several lengths, to every recipient.
 func (s *suite) testExport(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
@@ -33,24 +33,24 @@ func (s *suite) mustExport(t testing.TB, key master, blob ciphertext.Blob, dataK
 		for _, format := range formatsOf(alg, "", wrapping.C1C3C2, wrapping.C1C2C3, wrapping.ASN1) {
 			req := hsm.ExportRequest{
 				OpenRequest: hsm.OpenRequest{Blob: blob, Binding: s.bind(key)},
-				Recipient:   to.Public(), Algorithm: alg, SM2Format: format,
+				Recipient:   to.Public().SPKI(), Algorithm: alg, SM2Format: format,
 			}
 			one, other := s.export(t, key, req), s.export(t, key, req)
 			if bytes.Equal(one, other) {
-				t.Errorf("two exports with %s are the same bytes: its encryption is not randomised", alg)
+				t.Errorf("two exports with %s are equal: the encryption is not randomized", alg)
 			}
 			for _, exported := range [][]byte{one, other} {
-				got, err := to.Unwrap(alg, said(format), exported)
+				got, err := to.Unwrap(alg, explicit(format), exported)
 				if err != nil || !bytes.Equal(got, dataKey) {
-					t.Errorf("what was exported with %s %s does not open to the data key of %d bytes: %v", alg, format, len(dataKey), err)
+					t.Errorf("the export with %s %s does not contain the data key of %d bytes: %v", alg, format, len(dataKey), err)
 				}
 			}
 		}
 	}
 }
 
-// said spells the default format out, so that it is not merely detected.
-func said(format wrapping.SM2Format) wrapping.SM2Format {
+// explicit replaces the default format by its name, so that independent code does not detect the format.
+func explicit(format wrapping.SM2Format) wrapping.SM2Format {
 	if format == "" {
 		return wrapping.C1C3C2
 	}
@@ -63,13 +63,13 @@ func (s *suite) export(t testing.TB, key master, req hsm.ExportRequest) []byte {
 	if err != nil {
 		t.Fatalf("ExportDataKey of scheme %s under %s with %s %s: %v", req.Blob.Scheme, key.spec, req.Algorithm, req.SM2Format, err)
 	}
-	// Opening and wrapping are one call: its custody is the worse of the two. Of a scheme that the
-	// module only reads, no capability tells the custody.
+	// An export opens and wraps, so its custody is the weaker of the two. If the module only reads the scheme, no capability
+	// has its custody.
 	most := worst(s.caps[hsm.OperationExport][string(req.Algorithm)], s.caps[hsm.OperationMasterKey][string(key.spec)],
 		s.caps[hsm.OperationGenerate][req.Blob.Scheme.String()])
 	exact := s.has(hsm.OperationGenerate, req.Blob.Scheme.String())
 	if exported.Custody != most && (exact || worst(exported.Custody, most) != exported.Custody) {
-		t.Errorf("ExportDataKey of scheme %s under %s with %s: custody %q; the capabilities say %q",
+		t.Errorf("ExportDataKey of scheme %s under %s with %s: custody %q; the capabilities have %q",
 			req.Blob.Scheme, key.spec, req.Algorithm, exported.Custody, most)
 	}
 	return exported.Ciphertext
@@ -81,9 +81,8 @@ func (s *suite) testExportTooLong(t *testing.T) {
 	}
 }
 
-// mustRefuseLonger exports a data key of just the longest length to a recipient, and then one that is
-// a byte too long, both sealed elsewhere; where the module does not read the scheme that holds such
-// lengths, the nearest whole blocks of 8. To SM2 every length goes.
+// mustRefuseLonger exports a data key of the maximum length for a recipient, and one that is a byte longer. Independent code
+// encrypts both. If the module does not read the scheme for such lengths, it uses the next multiples of 8. SM2 has no maximum.
 func (s *suite) mustRefuseLonger(t *testing.T, to *wrapping.PublicKey, alg wrapping.Algorithm) {
 	t.Helper()
 	longest := min(wrapping.MaxLen(to.Spec(), alg), hsm.MaxDataKeyLen)
@@ -95,7 +94,7 @@ func (s *suite) mustRefuseLonger(t *testing.T, to *wrapping.PublicKey, alg wrapp
 				scheme, fits, tooLong = s2, longest, longest+1
 			}
 		}
-		req := hsm.ExportRequest{Recipient: to, Algorithm: alg}
+		req := hsm.ExportRequest{Recipient: to.SPKI(), Algorithm: alg}
 		req.Binding = s.bind(key)
 		req.Blob = seal(t, key, scheme, s.bind(key), random(fits))
 		s.export(t, key, req)
@@ -104,11 +103,11 @@ func (s *suite) mustRefuseLonger(t *testing.T, to *wrapping.PublicKey, alg wrapp
 		}
 		req.Blob = seal(t, key, scheme, s.bind(key), random(tooLong))
 		_, err := s.m.ExportDataKey(t.Context(), req)
-		wantKind(t, err, hsm.DataKeyTooLong, "ExportDataKey of %d bytes to %s with %s", tooLong, to.Spec(), alg)
+		WantKind(t, err, hsm.DataKeyTooLong, "ExportDataKey of %d bytes to %s with %s", tooLong, to.Spec(), alg)
 	}
 }
 
-// testModuleToModule: what is exported to a module's wrapping key is, as it is, material to import.
+// testModuleToModule checks that an export to a module's wrapping key can be imported unchanged.
 func (s *suite) testModuleToModule(t *testing.T) {
 	for _, alg := range s.exportAlgorithms() {
 		pair, ok := s.pairs[pairSpecFor(alg)]
@@ -131,7 +130,7 @@ func (s *suite) testModuleToModule(t *testing.T) {
 	}
 }
 
-// testExportMisfit: callers check this and name the field; a module refuses it all the same.
+// testExportMisfit checks that a module rejects what its callers should have checked.
 func (s *suite) testExportMisfit(t *testing.T) {
 	spec := s.keySpecs()[0]
 	key := s.masters[spec]
@@ -142,18 +141,18 @@ func (s *suite) testExportMisfit(t *testing.T) {
 			misfit = wrapping.RSAESOAEPSHA256
 		}
 		for sentence, req := range map[string]hsm.ExportRequest{
-			"a recipient of another type": {OpenRequest: open, Algorithm: alg, Recipient: recipient(t, misfit).Public()},
+			"a recipient of another type": {OpenRequest: open, Algorithm: alg, Recipient: recipient(t, misfit).Public().SPKI()},
 			"no recipient":                {OpenRequest: open, Algorithm: alg},
 		} {
 			_, err := s.m.ExportDataKey(t.Context(), req)
-			wantKind(t, err, hsm.NotSupported, "ExportDataKey with %s, %s", alg, sentence)
+			WantKind(t, err, hsm.NotSupported, "ExportDataKey with %s, %s", alg, sentence)
 		}
 	}
 	if !s.has(hsm.OperationExport, string(wrapping.SM2PKE)) {
 		return
 	}
 	_, err := s.m.ExportDataKey(t.Context(), hsm.ExportRequest{
-		OpenRequest: open, Algorithm: wrapping.SM2PKE, Recipient: recipient(t, wrapping.SM2PKE).Public(), SM2Format: "C3C2C1",
+		OpenRequest: open, Algorithm: wrapping.SM2PKE, Recipient: recipient(t, wrapping.SM2PKE).Public().SPKI(), SM2Format: "C3C2C1",
 	})
-	wantKind(t, err, hsm.NotSupported, "ExportDataKey in an SM2 format that does not exist")
+	WantKind(t, err, hsm.NotSupported, "ExportDataKey in an SM2 format that does not exist")
 }

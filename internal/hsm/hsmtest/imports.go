@@ -8,7 +8,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// testImport: every key type under every algorithm; SM2 ciphertext in both forms that people have.
+// testImport imports every key type with every algorithm, and with both common formats of SM2 ciphertext.
 func (s *suite) testImport(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		for _, alg := range s.importAlgorithms() {
@@ -17,7 +17,7 @@ func (s *suite) testImport(t *testing.T) {
 				pair := s.pairs[pairSpecFor(alg)]
 				req := hsm.ImportRequest{
 					Owner: suiteOwner, KeyVersionID: s.newID(), Spec: spec, WrappingKey: pair.ID, Algorithm: alg,
-					EncryptedMaterial: wrap(t, pair.PublicKey, alg, format, material),
+					EncryptedMaterial: wrap(t, PublicKey(t, pair), alg, format, material),
 				}
 				s.mustNotHold(t, req.KeyVersionID)
 				s.mustImport(t, req, material)
@@ -35,8 +35,7 @@ func formatsOf(alg wrapping.Algorithm, sm2 ...wrapping.SM2Format) []wrapping.SM2
 	return []wrapping.SM2Format{""}
 }
 
-// testFingerprint: equal material has one fingerprint, under whatever identifier and algorithm it
-// came in, and it is the one that is computed elsewhere.
+// testFingerprint checks that the fingerprint is that of independent code, whatever the identifier and the algorithm.
 func (s *suite) testFingerprint(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		for _, material := range [][]byte{make([]byte, spec.Len()), random(spec.Len())} {
@@ -49,8 +48,7 @@ func (s *suite) testFingerprint(t *testing.T) {
 	}
 }
 
-// testImportAgain: the same material under the same identifier makes nothing, by whatever way it
-// comes, and blobs go on opening.
+// testImportAgain checks that an import of the same material under the same identifier creates nothing, whatever the algorithm.
 func (s *suite) testImportAgain(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.newMaster(t, spec)
@@ -63,7 +61,7 @@ func (s *suite) testImportAgain(t *testing.T) {
 			s.mustImport(t, req, key.material)
 		}
 		s.mustOpen(t, key, blob)
-		// Nothing was made: one destruction is enough.
+		// There is one key, so it needs to be destroyed once.
 		if err := s.m.DestroyKey(t.Context(), key.id); err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +69,7 @@ func (s *suite) testImportAgain(t *testing.T) {
 	}
 }
 
-// testImportBack: material that was destroyed comes back, and with it the blobs under it.
+// testImportBack checks that blobs open again after destroyed material was imported again.
 func (s *suite) testImportBack(t *testing.T) {
 	for _, spec := range s.keySpecs() {
 		key := s.newMaster(t, spec)
@@ -80,7 +78,7 @@ func (s *suite) testImportBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		open := hsm.OpenRequest{Blob: blob, Binding: s.bind(key)}
-		wantKind(t, s.m.VerifyDataKey(t.Context(), open), hsm.NotFound, "VerifyDataKey under a destroyed key")
+		WantKind(t, s.m.VerifyDataKey(t.Context(), open), hsm.NotFound, "VerifyDataKey under a destroyed key")
 
 		req := s.importRequest(t, key.id, spec, s.importAlgorithms()[0], key.material)
 		known := fingerprint(t, spec, key.material)
@@ -90,12 +88,12 @@ func (s *suite) testImportBack(t *testing.T) {
 	}
 }
 
-// mustOpen checks that a blob under the usual binding still opens in the module.
+// mustOpen checks that blobs with the binding of suite.bind open in the module.
 func (s *suite) mustOpen(t testing.TB, key master, blobs ...ciphertext.Blob) {
 	t.Helper()
 	for _, blob := range blobs {
 		if err := s.m.VerifyDataKey(t.Context(), hsm.OpenRequest{Blob: blob, Binding: s.bind(key)}); err != nil {
-			t.Errorf("VerifyDataKey of a good blob under %s: %v", key.spec, err)
+			t.Errorf("VerifyDataKey of a valid blob under %s: %v", key.spec, err)
 		}
 	}
 }
@@ -114,7 +112,7 @@ func (s *suite) testImportRace(t *testing.T) {
 	s.mustNotHold(t, id)
 }
 
-// testImportRaceOther: one of the callers binds the key, and the others hear that it is bound.
+// testImportRaceOther checks that one of several callers imports its material, and the others fail with OtherMaterial.
 func (s *suite) testImportRaceOther(t *testing.T) {
 	spec, alg := s.keySpecs()[0], s.importAlgorithms()[0]
 	id := s.newID()
@@ -126,14 +124,14 @@ func (s *suite) testImportRaceOther(t *testing.T) {
 	won := make(chan int, len(requests))
 	atOnce(len(requests), func(i int) {
 		if _, err := s.m.ImportKey(t.Context(), requests[i]); err != nil {
-			wantKind(t, err, hsm.OtherMaterial, "ImportKey into a key that another caller bound")
+			WantKind(t, err, hsm.OtherMaterial, "ImportKey into a key that another caller imported")
 			return
 		}
 		won <- i
 	})
 	close(won)
 	if len(won) != 1 {
-		t.Fatalf("%d callers bound the key to their material", len(won))
+		t.Fatalf("%d callers imported their material, want 1", len(won))
 	}
 	s.mustHold(t, id, spec, materials[<-won])
 }

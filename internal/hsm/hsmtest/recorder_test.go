@@ -22,12 +22,13 @@ func newRecorder(t *testing.T) *hsmtest.Recorder {
 	return hsmtest.Wrap(m)
 }
 
-// calls is every method of hsm.Module that can be recorded.
+// calls has all methods of hsm.Module that a Recorder counts.
 func calls(ctx context.Context, m hsm.Module) map[string]func() error {
 	return map[string]func() error{
 		"Check":              func() error { return m.Check(ctx) },
 		"CreateWrappingKey":  func() error { _, err := m.CreateWrappingKey(ctx, hsm.WrappingKeyRequest{}); return err },
-		"ListWrappingKeys":   func() error { _, err := m.ListWrappingKeys(ctx, uuid.Nil); return err },
+		"ListWrappingKeys":   func() error { _, err := m.ListWrappingKeys(ctx); return err },
+		"ListKeys":           func() error { _, err := m.ListKeys(ctx); return err },
 		"DestroyWrappingKey": func() error { return m.DestroyWrappingKey(ctx, uuid.Nil) },
 		"Authenticate":       func() error { _, err := m.Authenticate(ctx, nil); return err },
 		"ImportKey":          func() error { _, err := m.ImportKey(ctx, hsm.ImportRequest{}); return err },
@@ -36,7 +37,7 @@ func calls(ctx context.Context, m hsm.Module) map[string]func() error {
 		"GenerateDataKey":    func() error { _, err := m.GenerateDataKey(ctx, hsm.GenerateRequest{}); return err },
 		"VerifyDataKey":      func() error { return m.VerifyDataKey(ctx, hsm.OpenRequest{}) },
 		"ExportDataKey":      func() error { _, err := m.ExportDataKey(ctx, hsm.ExportRequest{}); return err },
-		"Close":              m.Close,
+		"Close":              func() error { return m.Close(ctx) },
 	}
 }
 
@@ -62,7 +63,7 @@ func TestRecorder_countsEveryMethodAndFailsItOnDemand(t *testing.T) {
 	if got := r.Calls(); !maps.Equal(got, want) {
 		t.Errorf("Calls = %v; want %v", got, want)
 	}
-	if r.Total() != 48 {
+	if r.Total() != 52 {
 		t.Errorf("Total = %d", r.Total())
 	}
 	r.Reset()
@@ -75,7 +76,7 @@ func TestRecorder_failedCallDoesNotReachTheModule(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
 	r.FailNext("Close", errors.New("no"))
-	if err := r.Close(); err == nil {
+	if err := r.Close(t.Context()); err == nil {
 		t.Fatal("Close succeeded")
 	}
 	if err := r.Check(t.Context()); err != nil {

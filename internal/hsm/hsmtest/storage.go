@@ -4,16 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"maps"
 	"sync"
 
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// Storage is a software.Storage in memory. Its zero value is empty and ready. Set Fail before use.
+// Storage is a hsm.Storage in memory. The zero value is empty and ready for use. Set Fail before use.
 type Storage struct {
-	// Fail, if set, is asked before every call, by the method's name and the record's; the call
-	// fails with what it returns, and does nothing.
+	// Fail, if set, is called before every call, with the name of the method and of the record. If it returns an error, the call
+	// fails with it and has no effect.
 	Fail func(method, name string) error
 
 	mu      sync.Mutex
@@ -22,7 +23,7 @@ type Storage struct {
 	calls   int
 }
 
-// RootKey implements software.Storage: it makes a key on first use.
+// RootKey implements hsm.Storage. It generates a key on first use.
 func (s *Storage) RootKey(context.Context) (root redact.Bytes, err error) {
 	err = s.call("RootKey", "", func() {
 		if s.root == nil {
@@ -34,44 +35,65 @@ func (s *Storage) RootKey(context.Context) (root redact.Bytes, err error) {
 	return root, err
 }
 
-// Load implements software.Storage.
+// Load implements hsm.Storage.
 func (s *Storage) Load(context.Context) (records map[string][]byte, err error) {
 	err = s.call("Load", "", func() { records = s.copyRecords() })
 	return records, err
 }
 
-// Save implements software.Storage.
+// Save implements hsm.Storage.
 func (s *Storage) Save(_ context.Context, name string, sealed []byte) error {
 	return s.call("Save", name, func() { s.put(name, sealed) })
 }
 
-// Delete implements software.Storage.
+// Delete implements hsm.Storage.
 func (s *Storage) Delete(_ context.Context, name string) error {
 	return s.call("Delete", name, func() { delete(s.records, name) })
 }
 
-// Records returns a copy of what is stored.
+// DeleteRootKey implements hsm.Storage.
+func (s *Storage) DeleteRootKey(context.Context) error {
+	inUse := false
+	err := s.call("DeleteRootKey", "", func() {
+		if inUse = len(s.records) > 0; !inUse {
+			s.root = nil
+		}
+	})
+	if err == nil && inUse {
+		err = errors.New("the root key is in use")
+	}
+	return err
+}
+
+// HasRootKey returns whether there is a root key.
+func (s *Storage) HasRootKey() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.root != nil
+}
+
+// Records returns a copy of the records.
 func (s *Storage) Records() map[string][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.copyRecords()
 }
 
-// Put stores a record behind the store's back.
+// Put stores a record, as another program would.
 func (s *Storage) Put(name string, sealed []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.put(name, sealed)
 }
 
-// SetRootKey replaces the root key behind the store's back; nil loses it.
+// SetRootKey replaces the root key, as another program would. nil removes it.
 func (s *Storage) SetRootKey(root []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.root = redact.Bytes(bytes.Clone(root))
 }
 
-// Calls counts the calls of the interface's methods so far.
+// Calls returns the number of calls of the interface's methods.
 func (s *Storage) Calls() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

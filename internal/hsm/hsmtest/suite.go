@@ -27,22 +27,22 @@ type suite struct {
 	m    hsm.Module
 	caps map[hsm.Operation]map[string]hsm.Custody
 
-	// Made by prepare, before the restart; nothing changes them until the end.
+	// Created by prepare, before the restart. Tests must not change them.
 	pairs   map[wrapping.KeySpec]hsm.WrappingKey // one for each type that an import algorithm needs
 	masters map[hsm.KeySpec]master               // one for each type that the module can hold
 	blobs   map[hsm.KeySpec]ciphertext.Blob      // a data key of 32 bytes under each
 	tag     []byte                               // over tagMessage
 
 	mu   sync.Mutex
-	made []func(context.Context) error // destroys what tests made
+	made []func(context.Context) error // destroy what tests created
 }
 
-// suiteOwner is whose keys the contract imports.
+// suiteOwner is the owner of the keys.
 const suiteOwner = "the-contract"
 
 const tagMessage = "a message from before the restart"
 
-// master is a key in the module whose material the contract knows.
+// master is a master key in the module and its material.
 type master struct {
 	id       uuid.UUID
 	spec     hsm.KeySpec
@@ -74,16 +74,19 @@ func (s *suite) open(t *testing.T) {
 
 func (s *suite) close(t *testing.T) {
 	t.Helper()
-	if err := s.m.Close(); err != nil {
+	if err := s.m.Close(t.Context()); err != nil {
 		t.Errorf("Close: %v", err)
 	}
+	_, err := s.m.Describe(t.Context())
+	WantKind(t, err, hsm.Unavailable, "Describe of a closed module")
+	WantKind(t, s.m.Check(t.Context()), hsm.Unavailable, "Check of a closed module")
 }
 
-// prepare makes what the tests share, so that an RSA pair is made once and not thirty times.
+// prepare creates the keys that tests share, because an RSA key takes long to generate.
 func (s *suite) prepare(t *testing.T) {
 	t.Helper()
 	if len(s.importAlgorithms()) == 0 || len(s.keySpecs()) == 0 {
-		t.Fatal("a module into which no key can be brought is of no use: the expected capabilities have no Import or no MasterKey")
+		t.Fatal("the expected capabilities have no Import or no MasterKey")
 	}
 	for _, alg := range s.importAlgorithms() {
 		spec := pairSpecFor(alg)
@@ -103,25 +106,25 @@ func (s *suite) prepare(t *testing.T) {
 	s.tag = tag
 }
 
-// destroyLater notes what the end of the run has to destroy.
+// destroyLater registers a function that testDestroyed calls.
 func (s *suite) destroyLater(destroy func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.made = append(s.made, destroy)
 }
 
-// newID returns an identifier for a master key, which the end of the run destroys.
+// newID returns an identifier for a master key, which testDestroyed destroys.
 func (s *suite) newID() uuid.UUID {
 	id := uuid.New()
 	s.destroyLater(func(ctx context.Context) error { return s.m.DestroyKey(ctx, id) })
 	return id
 }
 
-// pairRequest asks for a pair, which the end of the run destroys.
+// pairRequest returns a request for a pair, which testDestroyed destroys.
 func (s *suite) pairRequest(spec wrapping.KeySpec, owner uuid.UUID) hsm.WrappingKeyRequest {
 	id := uuid.New()
 	s.destroyLater(func(ctx context.Context) error { return s.m.DestroyWrappingKey(ctx, id) })
-	return hsm.WrappingKeyRequest{ID: id, Owner: owner, Spec: spec, NotAfter: time.Now().Add(24 * time.Hour)}
+	return hsm.WrappingKeyRequest{ID: id, Owner: owner, Namespace: suiteOwner, Spec: spec, NotAfter: time.Now().Add(24 * time.Hour)}
 }
 
 func (s *suite) newPair(t testing.TB, spec wrapping.KeySpec, owner uuid.UUID) hsm.WrappingKey {
@@ -130,8 +133,8 @@ func (s *suite) newPair(t testing.TB, spec wrapping.KeySpec, owner uuid.UUID) hs
 	if err != nil {
 		t.Fatalf("CreateWrappingKey(%s): %v", spec, err)
 	}
-	if pair.PublicKey.Spec() != spec {
-		t.Fatalf("CreateWrappingKey(%s) made a pair of type %s", spec, pair.PublicKey.Spec())
+	if made := PublicKey(t, pair).Spec(); made != spec {
+		t.Fatalf("CreateWrappingKey(%s) created a pair of type %s", spec, made)
 	}
 	return pair
 }
@@ -142,11 +145,11 @@ func (s *suite) importRequest(t testing.TB, id uuid.UUID, spec hsm.KeySpec, alg 
 	pair := s.pairs[pairSpecFor(alg)]
 	return hsm.ImportRequest{
 		Owner: suiteOwner, KeyVersionID: id, Spec: spec, WrappingKey: pair.ID, Algorithm: alg,
-		EncryptedMaterial: wrap(t, pair.PublicKey, alg, "", material),
+		EncryptedMaterial: wrap(t, PublicKey(t, pair), alg, "", material),
 	}
 }
 
-// newMaster brings a key with random material in.
+// newMaster imports a key with random material.
 func (s *suite) newMaster(t testing.TB, spec hsm.KeySpec) master {
 	t.Helper()
 	return s.newMasterOf(t, spec, random(spec.Len()))
@@ -163,7 +166,7 @@ func (s *suite) newMasterOf(t testing.TB, spec hsm.KeySpec, material []byte) mas
 	return key
 }
 
-// mustImport imports and checks what comes back.
+// mustImport imports a key and checks the result.
 func (s *suite) mustImport(t testing.TB, req hsm.ImportRequest, material []byte) {
 	t.Helper()
 	key, err := s.m.ImportKey(t.Context(), req)
@@ -179,7 +182,7 @@ func (s *suite) mustImport(t testing.TB, req hsm.ImportRequest, material []byte)
 	}
 }
 
-// mustHold checks that the module holds that material under that identifier.
+// mustHold checks that the module has a key with that material and identifier.
 func (s *suite) mustHold(t testing.TB, id uuid.UUID, spec hsm.KeySpec, material []byte) {
 	t.Helper()
 	key, err := s.m.FindKey(t.Context(), id)
@@ -189,11 +192,11 @@ func (s *suite) mustHold(t testing.TB, id uuid.UUID, spec hsm.KeySpec, material 
 	}
 }
 
-// mustNotHold checks that there is no key with that identifier.
+// mustNotHold checks that the module has no key with that identifier.
 func (s *suite) mustNotHold(t testing.TB, id uuid.UUID) {
 	t.Helper()
 	key, err := s.m.FindKey(t.Context(), id)
-	wantKind(t, err, hsm.NotFound, "FindKey of a key that is not there: %+v", key)
+	WantKind(t, err, hsm.NotFound, "FindKey of a key that does not exist: %+v", key)
 }
 
 func (s *suite) generate(t testing.TB, key master, length int, binding ciphertext.Binding) ciphertext.Blob {
@@ -204,31 +207,31 @@ func (s *suite) generate(t testing.TB, key master, length int, binding ciphertex
 	}
 	custody, ok := s.caps[hsm.OperationGenerate][made.Blob.Scheme.String()]
 	if want := worst(custody, s.caps[hsm.OperationMasterKey][string(key.spec)]); !ok || made.Custody != want {
-		t.Errorf("GenerateDataKey of %d bytes under %s: scheme %s with custody %s; the capabilities say %s (%v)",
+		t.Errorf("GenerateDataKey of %d bytes under %s: scheme %s with custody %s; the capabilities have %s (%v)",
 			length, key.spec, made.Blob.Scheme, made.Custody, want, ok)
 	}
 	if made.Blob.KeyVersionID != key.id {
-		t.Errorf("the blob names key %s, not %s", made.Blob.KeyVersionID, key.id)
+		t.Errorf("the blob has key %s, want %s", made.Blob.KeyVersionID, key.id)
 	}
 	return made.Blob
 }
 
-// openElsewhere opens a blob in pure Go under the material that the contract knows.
+// openElsewhere opens a blob with independent code.
 func openElsewhere(t testing.TB, key master, blob ciphertext.Blob, binding ciphertext.Binding) []byte {
 	t.Helper()
 	dataKey, err := ciphertext.Open(blob, key.block, binding)
 	if err != nil {
-		t.Fatalf("the blob of scheme %s under %s does not open elsewhere: %v", blob.Scheme, key.spec, err)
+		t.Fatalf("the blob of scheme %s under %s does not open with independent code: %v", blob.Scheme, key.spec, err)
 	}
 	return dataKey
 }
 
-// bind is the binding that tests use when they have no reason for another.
+// bind returns the default binding of tests.
 func (s *suite) bind(key master) ciphertext.Binding {
 	return ciphertext.Bind(key.id, map[string]string{"app": "contract"})
 }
 
-// The expected capabilities, in their order.
+// keySpecs, importAlgorithms and exportAlgorithms return the expected capabilities, in their order.
 func (s *suite) keySpecs() []hsm.KeySpec {
 	return algorithms[hsm.KeySpec](s, hsm.OperationMasterKey)
 }
@@ -256,8 +259,7 @@ func (s *suite) has(operation hsm.Operation, algorithm string) bool {
 	return ok
 }
 
-// generates says whether some scheme of the module holds a data key of that length under a key of
-// that type.
+// generates returns whether the module has a scheme for data keys of that length under keys of that type.
 func (s *suite) generates(spec hsm.KeySpec, length int) bool {
 	for _, scheme := range schemes {
 		if s.has(hsm.OperationGenerate, scheme.String()) && s.reads(spec, scheme) && holds(scheme, length) {
@@ -280,7 +282,7 @@ func holds(scheme ciphertext.Scheme, length int) bool {
 	return scheme != ciphertext.DerivedKeyWrap || ciphertext.SchemeFor(length) == scheme
 }
 
-// pairSpecFor is the shortest type of pair for an algorithm.
+// pairSpecFor returns the shortest type of pair for an algorithm.
 func pairSpecFor(alg wrapping.Algorithm) wrapping.KeySpec {
 	if alg == wrapping.SM2PKE {
 		return wrapping.ECSM2
@@ -288,7 +290,7 @@ func pairSpecFor(alg wrapping.Algorithm) wrapping.KeySpec {
 	return wrapping.RSA2048
 }
 
-// worst returns the lowest of custodies; "" is none.
+// worst returns the weakest of custodies. It ignores "".
 func worst(custodies ...hsm.Custody) hsm.Custody {
 	for _, low := range []hsm.Custody{hsm.CustodySoftware, hsm.CustodyHost, hsm.CustodyModule} {
 		for _, c := range custodies {
@@ -300,8 +302,7 @@ func worst(custodies ...hsm.Custody) hsm.Custody {
 	return ""
 }
 
-// wrap encrypts material as a person with nothing but the public key would: by the standard library
-// for RSA, any length.
+// wrap encrypts material of any length under a public key with independent code: for RSA, the standard library.
 func wrap(t testing.TB, key *wrapping.PublicKey, alg wrapping.Algorithm, format wrapping.SM2Format, material []byte) []byte {
 	t.Helper()
 	var out []byte
@@ -322,14 +323,24 @@ func wrap(t testing.TB, key *wrapping.PublicKey, alg wrapping.Algorithm, format 
 	return out
 }
 
-// recipient is somebody outside every module, one for each type, the same for the whole test binary.
+// PublicKey returns the public key of a pair.
+func PublicKey(t testing.TB, pair hsm.WrappingKey) *wrapping.PublicKey {
+	t.Helper()
+	key, err := wrapping.ParseSPKI(pair.PublicKey)
+	if err != nil {
+		t.Fatalf("the public key of pair %s: %v", pair.ID, err)
+	}
+	return key
+}
+
+// recipient returns the private key of a recipient. There is one per type in each test process.
 func recipient(t testing.TB, alg wrapping.Algorithm) *wrapping.PrivateKey {
 	t.Helper()
-	make := rsaRecipient
+	generate := rsaRecipient
 	if alg == wrapping.SM2PKE {
-		make = sm2Recipient
+		generate = sm2Recipient
 	}
-	key, err := make()
+	key, err := generate()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,8 +371,8 @@ func fingerprint(t testing.TB, spec hsm.KeySpec, material []byte) hsm.Fingerprin
 	return f
 }
 
-// wantKind checks an error's type and kind and returns its public detail.
-func wantKind(t testing.TB, err error, want hsm.Kind, format string, args ...any) string {
+// WantKind checks an error's type and kind and returns its public detail.
+func WantKind(t testing.TB, err error, want hsm.Kind, format string, args ...any) string {
 	t.Helper()
 	var e *hsm.Error
 	if !errors.As(err, &e) || e.Kind != want {
@@ -371,7 +382,7 @@ func wantKind(t testing.TB, err error, want hsm.Kind, format string, args ...any
 	return e.Detail
 }
 
-// oneText checks that all causes have the same public detail, so that it is no oracle.
+// oneText checks that all causes have the same public detail. Otherwise the detail would be an oracle.
 type oneText struct {
 	seen  bool
 	text  string
@@ -384,7 +395,7 @@ func (o *oneText) add(t testing.TB, detail, cause string) {
 		*o = oneText{seen: true, text: detail, cause: cause}
 	}
 	if detail != o.text {
-		t.Errorf("%s says %q, but %s says %q: the difference is an oracle", cause, detail, o.cause, o.text)
+		t.Errorf("%s has the text %q, but %s has %q: the difference is an oracle", cause, detail, o.cause, o.text)
 	}
 }
 

@@ -1,7 +1,10 @@
 package hsmtest
 
 import (
+	"bytes"
+	"context"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,7 +15,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// quickPair is the type of pair that is made soonest.
+// quickPair returns the type of pair that takes the least time to generate.
 func (s *suite) quickPair() wrapping.KeySpec {
 	if _, ok := s.pairs[wrapping.ECSM2]; ok {
 		return wrapping.ECSM2
@@ -21,33 +24,44 @@ func (s *suite) quickPair() wrapping.KeySpec {
 }
 
 func samePair(a, b hsm.WrappingKey) bool {
-	return a.ID == b.ID && a.Owner == b.Owner && a.NotAfter.Equal(b.NotAfter) && a.PublicKey.Equal(b.PublicKey)
+	return sameListed(a, b) && bytes.Equal(a.PublicKey, b.PublicKey)
 }
 
-// mustList checks that the owner has those pairs and no others.
+// sameListed compares the fields of pairs that a list has.
+func sameListed(a, b hsm.WrappingKey) bool {
+	return a.ID == b.ID && a.Owner == b.Owner && a.Namespace == b.Namespace && a.Spec == b.Spec && a.NotAfter.Equal(b.NotAfter)
+}
+
+// PairsOf returns the pairs of a module with that owner.
+func PairsOf(ctx context.Context, m hsm.Keys, owner uuid.UUID) ([]hsm.WrappingKey, error) {
+	all, err := m.ListWrappingKeys(ctx)
+	return slices.DeleteFunc(all, func(pair hsm.WrappingKey) bool { return pair.Owner != owner }), err
+}
+
+// mustList checks that the owner has exactly these pairs.
 func (s *suite) mustList(t testing.TB, owner uuid.UUID, want ...hsm.WrappingKey) {
 	t.Helper()
-	got, err := s.m.ListWrappingKeys(t.Context(), owner)
+	got, err := PairsOf(t.Context(), s.m, owner)
 	if err != nil {
 		t.Fatalf("ListWrappingKeys: %v", err)
 	}
 	all := len(got) == len(want)
 	for _, pair := range want {
-		all = all && slices.ContainsFunc(got, func(other hsm.WrappingKey) bool { return samePair(pair, other) })
+		all = all && slices.ContainsFunc(got, func(other hsm.WrappingKey) bool { return other.PublicKey == nil && sameListed(pair, other) })
 	}
 	if !all {
 		t.Errorf("ListWrappingKeys = %+v; want %+v", got, want)
 	}
 }
 
-// testWrappingKeyOnce: a second request returns the first pair as it is, whatever else it says.
+// testWrappingKeyOnce checks that a second request with the same identifier returns the first pair, whatever its other fields.
 func (s *suite) testWrappingKeyOnce(t *testing.T) {
 	req := s.pairRequest(s.quickPair(), uuid.New())
 	first, err := s.m.CreateWrappingKey(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := hsm.WrappingKey{ID: req.ID, Owner: req.Owner, NotAfter: time.Unix(req.NotAfter.Unix(), 0), PublicKey: first.PublicKey}
+	want := hsm.WrappingKey{ID: req.ID, Owner: req.Owner, Namespace: suiteOwner, Spec: req.Spec, NotAfter: time.Unix(req.NotAfter.Unix(), 0), PublicKey: first.PublicKey}
 	if !samePair(first, want) {
 		t.Errorf("CreateWrappingKey = %+v; want %+v", first, want)
 	}
@@ -99,6 +113,54 @@ func (s *suite) testWrappingKeyList(t *testing.T) {
 	s.mustList(t, other, others)
 }
 
+func (s *suite) testWrappingKeyNamespace(t *testing.T) {
+	for _, namespace := range []string{strings.Repeat("n", hsm.MaxOwnerLen+1), "with a blank", "n\x00"} {
+		req := s.pairRequest(s.quickPair(), uuid.New())
+		req.Namespace = namespace
+		_, err := s.m.CreateWrappingKey(t.Context(), req)
+		WantKind(t, err, hsm.NotSupported, "a pair of the namespace %q", namespace)
+		s.mustList(t, req.Owner)
+	}
+	req := s.pairRequest(s.quickPair(), uuid.New())
+	req.Namespace = strings.Repeat("n", hsm.MaxOwnerLen)
+	pair, err := s.m.CreateWrappingKey(t.Context(), req)
+	if err != nil || pair.Namespace != req.Namespace {
+		t.Fatalf("CreateWrappingKey = %+v, %v; want the namespace %s", pair, err, req.Namespace)
+	}
+	s.mustList(t, req.Owner, pair)
+}
+
+// testKeyList checks that the list has each key until it is destroyed, and no other objects of the module.
+func (s *suite) testKeyList(t *testing.T) {
+	key := s.newMaster(t, s.keySpecs()[0])
+	listed := func() (all int, found hsm.Key) {
+		t.Helper()
+		keys, err := s.m.ListKeys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			if k.Spec == "" || k.KeyVersionID == uuid.Nil || k.Fingerprint != (hsm.Fingerprint{}) {
+				t.Errorf("ListKeys has %+v", k)
+			}
+			if k.KeyVersionID == key.id {
+				all, found = all+1, k
+			}
+		}
+		return all, found
+	}
+	want := hsm.Key{KeyVersionID: key.id, Spec: key.spec, Owner: suiteOwner}
+	if n, found := listed(); n != 1 || found != want {
+		t.Errorf("ListKeys has the key %d times, as %+v; want %+v", n, found, want)
+	}
+	if err := s.m.DestroyKey(t.Context(), key.id); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := listed(); n != 0 {
+		t.Error("ListKeys has a key that was destroyed")
+	}
+}
+
 func (s *suite) testWrappingKeyDestroyed(t *testing.T) {
 	for spec := range s.pairs {
 		alg := s.algorithmFor(spec)
@@ -107,18 +169,18 @@ func (s *suite) testWrappingKeyDestroyed(t *testing.T) {
 		material := random(keySpec.Len())
 		req := hsm.ImportRequest{
 			Owner: suiteOwner, KeyVersionID: s.newID(), Spec: keySpec, WrappingKey: pair.ID, Algorithm: alg,
-			EncryptedMaterial: wrap(t, pair.PublicKey, alg, "", material),
+			EncryptedMaterial: wrap(t, PublicKey(t, pair), alg, "", material),
 		}
 		if err := s.m.DestroyWrappingKey(t.Context(), pair.ID); err != nil {
 			t.Fatal(err)
 		}
 		_, err := s.m.ImportKey(t.Context(), req)
-		wantKind(t, err, hsm.NotFound, "ImportKey under a destroyed pair")
+		WantKind(t, err, hsm.NotFound, "ImportKey under a destroyed pair")
 		s.mustNotHold(t, req.KeyVersionID)
 	}
 }
 
-// algorithmFor is the first import algorithm for that type of pair.
+// algorithmFor returns the first import algorithm for that type of pair.
 func (s *suite) algorithmFor(spec wrapping.KeySpec) wrapping.Algorithm {
 	for _, alg := range s.importAlgorithms() {
 		if wrapping.CheckFit(spec, alg) == nil {
@@ -128,13 +190,13 @@ func (s *suite) algorithmFor(spec wrapping.KeySpec) wrapping.Algorithm {
 	return ""
 }
 
-// testLongerRSA: material under RSA_3072 and RSA_4096, and data keys to them of just the longest
-// length. One pair of each, for they take long to make.
+// testLongerRSA imports material under RSA_3072 and RSA_4096, and exports data keys of the maximum length to them. It creates one
+// pair of each type, because they take long to generate.
 func (s *suite) testLongerRSA(t *testing.T) {
 	for _, spec := range []wrapping.KeySpec{wrapping.RSA3072, wrapping.RSA4096} {
 		if s.algorithmFor(spec) == "" {
 			_, err := s.m.CreateWrappingKey(t.Context(), s.pairRequest(spec, uuid.New()))
-			wantKind(t, err, hsm.NotSupported, "a pair of type %s, under which nothing can be imported", spec)
+			WantKind(t, err, hsm.NotSupported, "a pair of type %s, under which no algorithm imports", spec)
 			continue
 		}
 		pair := s.newPair(t, spec, uuid.New())
@@ -146,19 +208,18 @@ func (s *suite) testLongerRSA(t *testing.T) {
 			material := random(keySpec.Len())
 			s.mustImport(t, hsm.ImportRequest{
 				Owner: suiteOwner, KeyVersionID: s.newID(), Spec: keySpec, WrappingKey: pair.ID, Algorithm: alg,
-				EncryptedMaterial: wrap(t, pair.PublicKey, alg, "", material),
+				EncryptedMaterial: wrap(t, PublicKey(t, pair), alg, "", material),
 			}, material)
 		}
 		for _, alg := range s.exportAlgorithms() {
 			if wrapping.CheckFit(spec, alg) == nil {
-				s.mustRefuseLonger(t, pair.PublicKey, alg)
+				s.mustRefuseLonger(t, PublicKey(t, pair), alg)
 			}
 		}
 	}
 }
 
-// atOnce runs n calls at the same time and waits for them. A call that ends with Fatal ends itself
-// and fails the test, and the others go on.
+// atOnce runs n calls in parallel and waits for them. If one of them calls Fatal, the test fails, but the other calls continue.
 func atOnce(n int, call func(i int)) {
 	var wg sync.WaitGroup
 	start := make(chan struct{})

@@ -9,61 +9,66 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 )
 
-// macKeyName is the import token's MAC key.
-var macKeyName = objectName{class: p11.CKO_SECRET_KEY, id: string(macKeyID[:])}
+// macKeyName is the name of the MAC key of import tokens.
+var macKeyName = token.ObjectName{Class: p11.CKO_SECRET_KEY, ID: string(macKeyID[:])}
 
-// Authenticate implements hsm.Module: HMAC-SHA-256 in the token.
+// Authenticate implements hsm.Module with HMAC-SHA-256 in the token.
 func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, error) {
-	message = bytes.Clone(message) // the caller may be gone before the call is
+	message = bytes.Clone(message) // the call may outlast its caller
 	return result(ctx, m, func(s *session) ([]byte, error) {
 		key, err := s.macKey()
 		if err != nil {
 			return nil, err
 		}
-		tag, err := s.sign(p11.CKM_SHA256_HMAC, key, message)
+		tag, err := s.Sign(p11.CKM_SHA256_HMAC, key, message)
 		if err == nil && len(tag) != 32 {
-			err = hsm.Errorf(hsm.Internal, "the token's HMAC has a wrong length")
+			err = hsm.Errorf(hsm.Internal, "the token returned an HMAC of a wrong length")
 		}
 		return tag, err
 	})
 }
 
-// macKey finds the MAC key, or makes it on first use.
+// macKey returns the MAC key. The first use generates it.
 func (s *session) macKey() (p11.ObjectHandle, error) {
-	h, ok, err := s.object(macKeyName, s.checkMAC)
+	h, ok, err := s.LookUp(macKeyName, s.checkMAC)
 	if ok || err != nil {
 		return h, err
 	}
-	unlock, err := s.lockName(macKeyID)
+	unlock, err := s.LockID(macKeyID)
 	if err != nil {
 		return 0, err
 	}
 	defer unlock()
-	if h, ok, err = s.object(macKeyName, s.checkMAC); ok || err != nil { // made while we waited
+	if h, ok, err = s.LookUp(macKeyName, s.checkMAC); ok || err != nil { // another caller may have generated it
 		return h, err
 	}
-	h, err = s.generate(p11.CKM_GENERIC_SECRET_KEY_GEN, macTemplate())
+	h, err = s.GenerateKey(p11.CKM_GENERIC_SECRET_KEY_GEN, append(macTemplate(true), s.can.hardenedMAC.attributes(macMechanisms)...))
 	if err != nil {
 		return 0, err
 	}
-	if err := s.checkMAC(h); err != nil {
-		_ = s.destroy(h)
+	err = s.checkMAC(h)
+	if err == nil {
+		err = s.checkHardened(h, s.can.hardenedMAC, macMechanisms)
+	}
+	if err != nil {
+		_ = s.DestroyObject(h)
 		return 0, err
 	}
-	s.m.remember(s, macKeyName, h)
+	s.Remember(macKeyName, h)
 	return h, nil
 }
 
-// checkMAC refuses a key that can leave the token.
+// checkMAC rejects a key that can leave the token.
 func (s *session) checkMAC(h p11.ObjectHandle) error {
-	values, err := s.attributes(h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE)
+	values, err := s.GetAttributes(h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE)
 	if err != nil {
 		return err
 	}
 	if !isTrue(values[0]) || !isFalse(values[1]) {
-		return hsm.Errorf(hsm.Internal, "the import token's key in the token is not protected as it must be (sensitive, not extractable), so it is not used")
+		return hsm.Errorf(hsm.Internal, "the token's MAC key for import tokens is not sensitive and non-extractable, so Keyconvoy does not use it: find out who replaced it, and delete it")
 	}
 	return nil
 }

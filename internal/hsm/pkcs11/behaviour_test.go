@@ -19,12 +19,14 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// badBlobs are variants of a good blob that must not open, by what is wrong.
-func (f *fixture) badBlobs(t *testing.T, good ciphertext.Blob) map[string]hsm.OpenRequest {
+// invalidBlobs are variants of a valid blob that must not open, by what is wrong.
+func (f *fixture) invalidBlobs(t *testing.T, good ciphertext.Blob) map[string]hsm.OpenRequest {
 	t.Helper()
 	all := map[string]hsm.OpenRequest{
 		"another EncryptionContext": {Blob: good, Binding: ciphertext.Bind(f.id, nil)},
@@ -48,42 +50,37 @@ func (f *fixture) badBlobs(t *testing.T, good ciphertext.Blob) map[string]hsm.Op
 	if _, err := f.m.ImportKey(t.Context(), f.importOf(t, other, make([]byte, 32))); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if f.m.isClosed() {
-			return
-		}
-		_ = f.m.DestroyKey(context.Background(), other)
-	})
+	t.Cleanup(func() { _ = f.m.DestroyKey(context.Background(), other) })
 	blob := good
 	blob.KeyVersionID = other
 	all["another key"] = f.open(blob)
 	return all
 }
 
-func TestBadBlobs_allFailAlikeAndTripNothing(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
+func TestInvalidBlobs_allFailAlikeWithoutAReconnect(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
 		for _, length := range []int{16, 20} {
-			bad := f.badBlobs(t, f.generate(t, length))
-			before, left := f.m.mark(), objects(t, f.m)
-			spy := spyOn(t, f.m)
-			for what, req := range bad {
+			invalid := f.invalidBlobs(t, f.generate(t, length))
+			before := objects(t, f.m)
+			spy := tokens.SpyOn(t, tok)
+			for what, req := range invalid {
 				for name, err := range map[string]error{
 					"VerifyDataKey": f.m.VerifyDataKey(t.Context(), req),
 					"ExportDataKey": f.exportError(t, req, wrapping.RSAESOAEPSHA256),
 				} {
-					wantKind(t, err, hsm.InvalidBlob, name+", "+what)
+					hsmtest.WantKind(t, err, hsm.InvalidBlob, "%s, %s", name, what)
 					var e *hsm.Error
-					if !errors.As(err, &e) || e.Detail != errInvalidBlob.Detail {
-						t.Errorf("%s, %s: the text tells it apart: %v", name, what, err)
+					if !errors.As(err, &e) || e.Detail != hsm.ErrInvalidBlob.Detail {
+						t.Errorf("%s, %s: the text differs from that of other invalid blobs: %v", name, what, err)
 					}
 				}
 			}
-			if n := spy.count("C_Login", "C_Initialize", "C_Finalize"); n != 0 || f.m.mark() != before {
-				t.Errorf("bad blobs cost %d logins and initialisations, and moved %v to %v", n, before, f.m.mark())
+			if n := reconnects(spy); n != 0 {
+				t.Errorf("%d calls to reconnect, want 0", n)
 			}
-			if n := objects(t, f.m); n != left {
-				t.Errorf("%d objects; there were %d", n, left)
+			if n := objects(t, f.m); n != before {
+				t.Errorf("%d objects, want %d", n, before)
 			}
 		}
 	})
@@ -97,11 +94,11 @@ func (f *fixture) exportError(t *testing.T, req hsm.OpenRequest, algorithm wrapp
 	return err
 }
 
-func TestBadMaterial_leavesNothingBehindAndTripsNothing(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
-		before, left := f.m.mark(), objects(t, f.m)
-		spy := spyOn(t, f.m)
+func TestInvalidMaterial_createsNoObjectsAndDoesNotReconnect(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
+		before := objects(t, f.m)
+		spy := tokens.SpyOn(t, tok)
 		for _, algorithm := range []wrapping.Algorithm{wrapping.RSAESOAEPSHA256, wrapping.RSAESOAEPSHA1} {
 			for what, tc := range map[string]struct {
 				material []byte
@@ -110,13 +107,13 @@ func TestBadMaterial_leavesNothingBehindAndTripsNothing(t *testing.T) {
 			}{
 				"15 bytes":      {make([]byte, 15), nil, hsm.MaterialLength},
 				"16 bytes":      {make([]byte, 16), nil, hsm.MaterialLength},
-				"31 bytes":      {make([]byte, 31), nil, hsm.MaterialLength}, // SoftHSM wraps these as 32
+				"31 bytes":      {make([]byte, 31), nil, hsm.MaterialLength}, // SoftHSM pads these to 32
 				"33 bytes":      {make([]byte, 33), nil, hsm.MaterialLength},
 				"a flipped bit": {make([]byte, 32), func(b []byte) []byte { b[100] ^= 4; return b }, hsm.InvalidMaterial},
 				"cut short":     {make([]byte, 32), func(b []byte) []byte { return b[:255] }, hsm.InvalidMaterial},
 				"nothing":       {make([]byte, 32), func([]byte) []byte { return nil }, hsm.InvalidMaterial},
 			} {
-				wrapped, err := wrapping.Wrap(rand.Reader, f.pair.PublicKey, algorithm, "", tc.material)
+				wrapped, err := wrapping.Wrap(rand.Reader, hsmtest.PublicKey(t, f.pair), algorithm, "", tc.material)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -125,21 +122,21 @@ func TestBadMaterial_leavesNothingBehindAndTripsNothing(t *testing.T) {
 				}
 				req := hsm.ImportRequest{KeyVersionID: uuid.New(), Spec: hsm.AES256, WrappingKey: f.pair.ID, Algorithm: algorithm, EncryptedMaterial: wrapped}
 				_, err = f.m.ImportKey(t.Context(), req)
-				wantKind(t, err, tc.want, what+" under "+string(algorithm))
+				hsmtest.WantKind(t, err, tc.want, "%s under %s", what, algorithm)
 			}
 		}
-		if n := spy.count("C_Login", "C_Initialize", "C_Finalize"); n != 0 || f.m.mark() != before {
-			t.Errorf("bad material costs %d logins and initialisations", n)
+		if n := reconnects(spy); n != 0 {
+			t.Errorf("%d calls to reconnect, want 0", n)
 		}
-		if n := objects(t, f.m); n != left {
-			t.Errorf("%d objects; there were %d", n, left)
+		if n := objects(t, f.m); n != before {
+			t.Errorf("%d objects, want %d", n, before)
 		}
 	})
 }
 
 func TestOperations_leaveNoObjectsBehind(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
 		f.mustWork(t)
 		before := objects(t, f.m)
 		for range 20 {
@@ -147,18 +144,15 @@ func TestOperations_leaveNoObjectsBehind(t *testing.T) {
 			f.generate(t, 20)
 		}
 		if after := objects(t, f.m); after != before {
-			t.Errorf("%d objects; there were %d", after, before)
-		}
-		if n := f.m.lib.names.names; len(n) != 0 {
-			t.Errorf("%d names are still locked", len(n))
+			t.Errorf("%d objects, want %d", after, before)
 		}
 	})
 }
 
 func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
-		err := f.m.operate(t.Context(), func(s *session) error {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
+		err := f.m.do(t.Context(), func(s *session) error {
 			h, err := s.master(f.id)
 			if err != nil {
 				return err
@@ -168,12 +162,12 @@ func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
 				p11.CKA_EXTRACTABLE: false, p11.CKA_ENCRYPT: false, p11.CKA_DECRYPT: false, p11.CKA_WRAP: false,
 				p11.CKA_UNWRAP: false, p11.CKA_SIGN: false, p11.CKA_VERIFY: false,
 			} {
-				values, err := s.attributes(h, attribute)
+				values, err := s.GetAttributes(h, attribute)
 				if err != nil || isTrue(values[0]) != want || isFalse(values[0]) == want {
 					t.Errorf("attribute %#x is %x, %v; want %v", attribute, values, err, want)
 				}
 			}
-			values, err := s.attributes(h, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_KEY_TYPE)
+			values, err := s.GetAttributes(h, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_KEY_TYPE)
 			if err != nil || !bytes.Equal(values[0], f.id[:]) || string(values[1]) != "keyconvoy:key:"+f.id.String()+":AES_256:team-a" ||
 				ulong(values[2]) != p11.CKK_AES {
 				t.Errorf("CKA_ID, CKA_LABEL, CKA_KEY_TYPE = %q, %v", values, err)
@@ -187,8 +181,8 @@ func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
 }
 
 func TestMasterKey_keepsItsFirstOwner(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
 		again := f.importOf(t, f.id, f.material)
 		again.Owner = "team-b"
 		if key, err := f.m.ImportKey(t.Context(), again); err != nil || key.Owner != "team-a" {
@@ -199,15 +193,15 @@ func TestMasterKey_keepsItsFirstOwner(t *testing.T) {
 		}
 		again.Owner = "team b"
 		_, err := f.m.ImportKey(t.Context(), again)
-		wantKind(t, err, hsm.NotSupported, "an owner that does not print")
+		hsmtest.WantKind(t, err, hsm.NotSupported, "an owner that does not print")
 	})
 }
 
 func TestOtherKeys_areProtected(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
 		f.mustWork(t)
-		err := f.m.operate(t.Context(), func(s *session) error {
+		err := f.m.do(t.Context(), func(s *session) error {
 			private, err := s.private(f.pair.ID)
 			if err != nil {
 				return err
@@ -219,8 +213,8 @@ func TestOtherKeys_areProtected(t *testing.T) {
 			for h, wants := range map[p11.ObjectHandle]map[uint]bool{
 				private: {
 					p11.CKA_SENSITIVE: true, p11.CKA_EXTRACTABLE: false, p11.CKA_UNWRAP: true, p11.CKA_SIGN: false,
-					// Only where some algorithm has its padding removed on the host.
-					p11.CKA_DECRYPT: s.m.needsRaw(),
+					// Only if the padding of some algorithm is removed on the host.
+					p11.CKA_DECRYPT: s.can.needsRawRSA(s.cfg),
 				},
 				mac: {
 					p11.CKA_SENSITIVE: true, p11.CKA_EXTRACTABLE: false, p11.CKA_SIGN: true, p11.CKA_VERIFY: false, p11.CKA_ENCRYPT: false,
@@ -228,7 +222,7 @@ func TestOtherKeys_areProtected(t *testing.T) {
 				},
 			} {
 				for attribute, want := range wants {
-					values, err := s.attributes(h, attribute)
+					values, err := s.GetAttributes(h, attribute)
 					if err != nil || isTrue(values[0]) != want {
 						t.Errorf("attribute %#x is %x, %v; want %v", attribute, values, err, want)
 					}
@@ -242,19 +236,19 @@ func TestOtherKeys_areProtected(t *testing.T) {
 	})
 }
 
-// A key that somebody else put there, weaker than ours, is not used.
-func TestMasterKey_weakerThanAsked_isRefused(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		m := mustOpen(t, configOf(token))
+// Another party may create a key with the same CKA_ID and less protection.
+func TestMasterKey_lessProtected_isNotUsed(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		m := mustOpen(t, configOf(tok))
 		id := uuid.New()
-		err := m.operate(t.Context(), func(s *session) error {
+		err := m.do(t.Context(), func(s *session) error {
 			template := masterTemplate(id, hsm.AES256, "", true)
 			for _, a := range template {
 				if a.Type == p11.CKA_EXTRACTABLE {
 					a.Value = []byte{1}
 				}
 			}
-			_, err := s.create(append(template, p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
+			_, err := s.CreateObject(append(template, p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
 			return err
 		})
 		if err != nil {
@@ -262,15 +256,15 @@ func TestMasterKey_weakerThanAsked_isRefused(t *testing.T) {
 		}
 		defer func() { _ = m.DestroyKey(t.Context(), id) }()
 		_, err = m.FindKey(t.Context(), id)
-		wantKind(t, err, hsm.Internal, "FindKey")
+		hsmtest.WantKind(t, err, hsm.Internal, "FindKey")
 		_, err = m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: id, Length: 32})
-		wantKind(t, err, hsm.Internal, "GenerateDataKey")
+		hsmtest.WantKind(t, err, hsm.Internal, "GenerateDataKey")
 	})
 }
 
-func TestFingerprint_isTheCMACThatOthersCompute(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
+func TestFingerprint_isTheCMACOfIndependentCode(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
 		for range 8 { // both values of the bit that doubling carries
 			material, id := make([]byte, 32), uuid.New()
 			_, _ = rand.Read(material)
@@ -294,22 +288,22 @@ func TestFingerprint_isTheCMACThatOthersCompute(t *testing.T) {
 	})
 }
 
-func TestModuleOnly_refusesWhatNeedsTheHost(t *testing.T) {
-	for kind, newToken := range kinds {
+func TestModuleOnly_rejectsWhatRequiresTheHost(t *testing.T) {
+	for kind, newToken := range tokens.Kinds {
 		t.Run(kind, func(t *testing.T) {
 			cfg := configOf(newToken(t))
 			host := newFixture(t, cfg)
 			short := host.generate(t, 20)
-			cfg.Custody = "" // by omission, too
+			cfg.Custody = "" // the default is ModuleOnly
 			f := &fixture{m: mustOpen(t, cfg), pair: host.pair, id: host.id, material: host.material, binding: host.binding}
-			if got, want := f.m.Capabilities(), expected(kind, hsm.CustodyModule, false); len(got) != len(want) {
+			if got, want := describe(t, f.m).Capabilities, expected(kind, hsm.CustodyModule, false); len(got) != len(want) {
 				t.Errorf("Capabilities = %v; want %v", got, want)
 			}
 			before := objects(t, f.m)
 			_, err := f.m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: f.id, Length: 20, Binding: f.binding})
-			wantKind(t, err, hsm.NotSupported, "GenerateDataKey of 20 bytes")
-			wantKind(t, f.m.VerifyDataKey(t.Context(), f.open(short)), hsm.NotSupported, "VerifyDataKey of 20 bytes")
-			wantKind(t, f.exportError(t, f.open(short), wrapping.RSAESOAEPSHA1), hsm.NotSupported, "ExportDataKey of 20 bytes")
+			hsmtest.WantKind(t, err, hsm.NotSupported, "GenerateDataKey of 20 bytes")
+			hsmtest.WantKind(t, f.m.VerifyDataKey(t.Context(), f.open(short)), hsm.NotSupported, "VerifyDataKey of 20 bytes")
+			hsmtest.WantKind(t, f.exportError(t, f.open(short), wrapping.RSAESOAEPSHA1), hsm.NotSupported, "ExportDataKey of 20 bytes")
 			blob := f.generate(t, 32)
 			if err := f.exportError(t, f.open(blob), wrapping.RSAESOAEPSHA1); err != nil {
 				t.Errorf("ExportDataKey with SHA-1: %v", err)
@@ -319,34 +313,34 @@ func TestModuleOnly_refusesWhatNeedsTheHost(t *testing.T) {
 				t.Fatal(err)
 			}
 			toSM2 := f.export(blob, wrapping.SM2PKE)
-			toSM2.Recipient = sm2.Public()
+			toSM2.Recipient = sm2.Public().SPKI()
 			_, err = f.m.ExportDataKey(t.Context(), toSM2)
-			wantKind(t, err, hsm.NotSupported, "ExportDataKey to SM2")
+			hsmtest.WantKind(t, err, hsm.NotSupported, "ExportDataKey to SM2")
 
 			req := f.importOf(t, uuid.New(), f.material)
 			req.Algorithm = wrapping.RSAESOAEPSHA256
-			req.EncryptedMaterial, _ = wrapping.Wrap(rand.Reader, f.pair.PublicKey, req.Algorithm, "", f.material)
+			req.EncryptedMaterial, _ = wrapping.Wrap(rand.Reader, hsmtest.PublicKey(t, f.pair), req.Algorithm, "", f.material)
 			_, err = f.m.ImportKey(t.Context(), req)
 			exportErr := f.exportError(t, f.open(blob), wrapping.RSAESOAEPSHA256)
 			if kind == "NSS" {
 				if err != nil || exportErr != nil {
-					t.Errorf("NSS does SHA-256 inside: import %v, export %v", err, exportErr)
+					t.Errorf("NSS supports SHA-256 inside: import %v, export %v", err, exportErr)
 				}
 				return
 			}
-			wantKind(t, err, hsm.NotSupported, "ImportKey with SHA-256")
-			wantKind(t, exportErr, hsm.NotSupported, "ExportDataKey with SHA-256")
-			if !strings.Contains(err.Error(), "ModuleOnly forbids") || !strings.Contains(err.Error(), "inside, it offers RSAES_OAEP_SHA_1") {
-				t.Errorf("%v does not say what forbids it and what would do", err)
+			hsmtest.WantKind(t, err, hsm.NotSupported, "ImportKey with SHA-256")
+			hsmtest.WantKind(t, exportErr, hsm.NotSupported, "ExportDataKey with SHA-256")
+			if !strings.Contains(err.Error(), "ModuleOnly forbids") || !strings.Contains(err.Error(), "inside, it supports RSAES_OAEP_SHA_1") {
+				t.Errorf("%v does not name the policy and the alternative", err)
 			}
 			if after := objects(t, f.m); after != before {
-				t.Errorf("%d objects; there were %d", after, before)
+				t.Errorf("%d objects, want %d", after, before)
 			}
 		})
 	}
 }
 
-// A blob whose data key is longer than this token can hold, from another module with the same master key.
+// The blob is from another module with the same master key, and its data key is longer than this token supports.
 func TestDataKey_longerThanTheTokenHolds_opensOnTheHost(t *testing.T) {
 	f := newFixture(t, configOf(tokens.NSS(t)))
 	block, err := aes.NewCipher(f.material)
@@ -361,37 +355,37 @@ func TestDataKey_longerThanTheTokenHolds_opensOnTheHost(t *testing.T) {
 		t.Error(err)
 	}
 	blob.Payload[9] ^= 1
-	wantKind(t, f.m.VerifyDataKey(t.Context(), f.open(blob)), hsm.InvalidBlob, "changed")
+	hsmtest.WantKind(t, f.m.VerifyDataKey(t.Context(), f.open(blob)), hsm.InvalidBlob, "changed")
 }
 
-func TestWrappingKey_halfAPair_isRemade(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		m := mustOpen(t, configOf(token))
-		for what, half := range map[string]func(uuid.UUID) objectName{"public": publicName, "private": privateName} {
+func TestWrappingKey_halfOfAPair_isReplaced(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		m := mustOpen(t, configOf(tok))
+		for what, half := range map[string]func(uuid.UUID) token.ObjectName{"public": publicName, "private": privateName} {
 			req := hsm.WrappingKeyRequest{ID: uuid.New(), Owner: uuid.New(), Spec: wrapping.RSA2048, NotAfter: time.Unix(2_000_000_000, 5)}
 			first, err := m.CreateWrappingKey(t.Context(), req)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if first.Owner != req.Owner || !first.NotAfter.Equal(time.Unix(2_000_000_000, 0)) {
-				t.Errorf("%+v is not what was asked for", first)
+				t.Errorf("%+v is not what was requested", first)
 			}
 			before := objects(t, m)
-			if err := m.operate(t.Context(), func(s *session) error { return s.destroyAll(half(req.ID)) }); err != nil {
+			if err := m.do(t.Context(), func(s *session) error { return s.destroyAll(half(req.ID)) }); err != nil {
 				t.Fatal(err)
 			}
-			if list, err := m.ListWrappingKeys(t.Context(), req.Owner); err != nil || len(list) != 0 {
-				t.Errorf("without its %s half it is still listed: %v, %v", what, list, err)
+			if list, err := hsmtest.PairsOf(t.Context(), m, req.Owner); err != nil || len(list) != 1 {
+				t.Errorf("without its %s half the pair is not listed, so its other half would never be destroyed: %v, %v", what, list, err)
 			}
 			second, err := m.CreateWrappingKey(t.Context(), req)
-			if err != nil || second.PublicKey.Equal(first.PublicKey) {
-				t.Errorf("without its %s half it is not made anew: %v", what, err)
+			if err != nil || bytes.Equal(second.PublicKey, first.PublicKey) {
+				t.Errorf("without its %s half the pair is not replaced: %v", what, err)
 			}
-			if list, err := m.ListWrappingKeys(t.Context(), req.Owner); err != nil || len(list) != 1 {
+			if list, err := hsmtest.PairsOf(t.Context(), m, req.Owner); err != nil || len(list) != 1 {
 				t.Errorf("ListWrappingKeys = %v, %v", list, err)
 			}
 			if after := objects(t, m); after != before {
-				t.Errorf("%d objects; there were %d", after, before)
+				t.Errorf("%d objects, want %d", after, before)
 			}
 			if err := m.DestroyWrappingKey(t.Context(), req.ID); err != nil {
 				t.Error(err)
@@ -403,9 +397,9 @@ func TestWrappingKey_halfAPair_isRemade(t *testing.T) {
 	})
 }
 
-func TestConcurrency_manyCallersFewSessions(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		cfg := configOf(token)
+func TestConcurrency_moreCallersThanSessions(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		cfg := configOf(tok)
 		cfg.MaxSessions = 2
 		f, other := newFixture(t, cfg), mustOpen(t, cfg)
 		pair := hsm.WrappingKeyRequest{ID: uuid.New(), Owner: f.id, Spec: wrapping.RSA2048, NotAfter: time.Now()}
@@ -432,10 +426,10 @@ func TestConcurrency_manyCallersFewSessions(t *testing.T) {
 	})
 }
 
-// Without catalogues, SoftHSM fails one import in a hundred here and leaves half an object behind.
-func TestConcurrency_importsAndSearches_disturbNobody(t *testing.T) {
-	onEach(t, func(t *testing.T, token tokens.Token) {
-		f := newFixture(t, configOf(token))
+// Without the lock on a token's objects, SoftHSM fails one of a hundred imports here and leaves half an object behind.
+func TestConcurrency_importsAndSearches_doNotDisturbEachOther(t *testing.T) {
+	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
+		f := newFixture(t, configOf(tok))
 		before := objects(t, f.m)
 		var group sync.WaitGroup
 		for range 8 {
@@ -445,7 +439,7 @@ func TestConcurrency_importsAndSearches_disturbNobody(t *testing.T) {
 					if _, err := f.m.ImportKey(t.Context(), f.importOf(t, id, f.material)); err != nil {
 						t.Error(err)
 					}
-					if list, err := f.m.ListWrappingKeys(t.Context(), f.pair.Owner); err != nil || len(list) != 1 {
+					if list, err := hsmtest.PairsOf(t.Context(), f.m, f.pair.Owner); err != nil || len(list) != 1 {
 						t.Errorf("ListWrappingKeys = %v, %v", list, err)
 					}
 					if err := f.m.DestroyKey(t.Context(), id); err != nil {
@@ -456,17 +450,17 @@ func TestConcurrency_importsAndSearches_disturbNobody(t *testing.T) {
 		}
 		group.Wait()
 		if after := objects(t, f.m); after != before {
-			t.Errorf("%d objects; there were %d", after, before)
+			t.Errorf("%d objects, want %d", after, before)
 		}
 	})
 }
 
-// Whatever key material came out of the token is wiped when the operation is over.
-func TestOperations_wipeWhatTheyRead(t *testing.T) {
-	f := newFixture(t, configOf(tokens.SoftHSM(t)))
-	spy := spyOn(t, f.m)
+func TestOperations_wipeKeyMaterialThatTheyRead(t *testing.T) {
+	tok := tokens.SoftHSM(t)
+	f := newFixture(t, configOf(tok))
+	spy := tokens.SpyOn(t, tok)
 	short, long := f.generate(t, 20), f.generate(t, 32)
-	wrapped, err := wrapping.Wrap(rand.Reader, f.pair.PublicKey, wrapping.RSAESOAEPSHA256, "", f.material)
+	wrapped, err := wrapping.Wrap(rand.Reader, hsmtest.PublicKey(t, f.pair), wrapping.RSAESOAEPSHA256, "", f.material)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -482,39 +476,15 @@ func TestOperations_wipeWhatTheyRead(t *testing.T) {
 			return err
 		},
 	} {
-		spy.reset()
+		spy.Reset()
 		if err := operation(); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-		for _, secret := range spy.takeSecrets() {
-			// Fingerprints and what leads to them are 16 bytes and no secret.
+		for _, secret := range spy.Secrets(t) {
+			// Fingerprints and the blocks for them have 16 bytes and are no secrets.
 			if len(secret) != 16 && len(bytes.Trim(secret, "\x00")) != 0 {
-				t.Errorf("%s leaves %d bytes in memory", what, len(secret))
+				t.Errorf("%s does not wipe %d bytes", what, len(secret))
 			}
 		}
-	}
-}
-
-func TestConcurrency_waitingEndsWithTheContext(t *testing.T) {
-	cfg := configOf(tokens.SoftHSM(t))
-	cfg.MaxSessions = 1
-	m := mustOpen(t, cfg)
-	m.slots <- struct{}{}
-	defer func() { <-m.slots }()
-	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	wantKind(t, m.Check(short), hsm.Unavailable, "Check")
-}
-
-func TestHandles_areBounded(t *testing.T) {
-	m := mustOpen(t, configOf(tokens.SoftHSM(t)))
-	err := m.operate(t.Context(), func(s *session) error {
-		for range 2 * maxHandles {
-			m.remember(s, masterName(uuid.New()), 1)
-		}
-		return nil
-	})
-	if err != nil || len(m.at.handles) > maxHandles {
-		t.Errorf("%d handles, %v; the bound is %d", len(m.at.handles), err, maxHandles)
 	}
 }

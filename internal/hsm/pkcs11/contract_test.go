@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 )
 
 // capabilitiesOf is what the self-test must find, all of it, with PKCS #1 v1.5 allowed.
@@ -51,7 +52,7 @@ func expected(kind string, custody hsm.Custody, pkcs1 bool) []hsm.Capability {
 // with ModuleOnly: it makes data keys of up to 256 bytes inside, and the contract wants all lengths of a
 // scheme or none.
 func TestModule_keepsTheContract(t *testing.T) {
-	for kind, newToken := range kinds {
+	for kind, newToken := range tokens.Kinds {
 		for name, policy := range map[string]struct {
 			custody hsm.Custody
 			pkcs1   bool

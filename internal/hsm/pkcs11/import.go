@@ -9,21 +9,24 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// ImportKey implements hsm.Module. Where the token can do it, material is unwrapped inside: first into
-// a copy that lives as long as the call, on which length and fingerprint are taken, then into the
-// master key, which must show the same.
+// ImportKey implements hsm.Module. If the token supports it, it unwraps the material inside: first into a session key, whose
+// length and fingerprint are measured, then into the master key, which must have the same fingerprint.
 func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key, error) {
+	if err := req.Validate(); err != nil {
+		return hsm.Key{}, err
+	}
 	custody, err := m.importCustody(req)
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	req.EncryptedMaterial = bytes.Clone(req.EncryptedMaterial) // the caller may be gone before the call is
+	req.EncryptedMaterial = bytes.Clone(req.EncryptedMaterial) // the call may outlast its caller
 	return result(ctx, m, func(s *session) (hsm.Key, error) {
-		unlock, err := s.lockName(req.KeyVersionID)
+		unlock, err := s.LockID(req.KeyVersionID)
 		if err != nil {
 			return hsm.Key{}, err
 		}
@@ -32,45 +35,38 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 	})
 }
 
-// importCustody says where the material will be, or why it cannot be brought in.
+// importCustody returns the custody of an import, or why the module cannot import.
 func (m *Module) importCustody(req hsm.ImportRequest) (hsm.Custody, error) {
-	if err := hsm.CheckOwner(req.Owner); err != nil {
-		return "", err
-	}
 	switch {
 	case req.Spec == hsm.SM4:
 		return "", hsm.Errorf(hsm.NotSupported, errNoSM, "SM4")
 	case req.Algorithm == wrapping.SM2PKE:
 		return "", hsm.Errorf(hsm.NotSupported, errNoSM, "SM2")
-	case req.Spec.Len() == 0:
-		return "", hsm.CheckMaterialLen(req.Spec, 0)
 	case !m.can.specs[req.Spec]:
-		return "", hsm.Errorf(hsm.NotSupported, "the token cannot work with %s keys", req.Spec)
+		return "", hsm.Errorf(hsm.NotSupported, "the token does not support %s keys", req.Spec)
 	case req.Algorithm == wrapping.RSAESPKCS1V15 && !m.cfg.AllowPKCS1v15Import:
-		return "", hsm.Errorf(hsm.NotSupported,
-			"%s is off because it invites padding-oracle attacks: use %s, or let the administrator of the key store allow it",
-			wrapping.RSAESPKCS1V15, wrapping.RSAESOAEPSHA256)
+		return "", hsm.ErrPKCS1v15Off
 	}
 	custody, ok := m.can.imports[req.Algorithm]
 	switch {
 	case !ok:
-		return "", hsm.Errorf(hsm.NotSupported, "the token cannot unwrap %s; %s", printable(string(req.Algorithm)), m.can.inside(m.can.imports))
-	case !m.allows(custody):
+		return "", hsm.Errorf(hsm.NotSupported, "the token cannot unwrap %+.32q; %s", req.Algorithm, describeInside(m.can.imports))
+	case !m.cfg.allows(custody):
 		return "", hsm.Errorf(hsm.NotSupported,
-			"the token offers %s only with the padding removed on the host, which custody ModuleOnly forbids; %s", req.Algorithm, m.can.inside(m.can.imports))
+			"the token supports %s only if the host removes the padding, which custody ModuleOnly forbids; %s", req.Algorithm, describeInside(m.can.imports))
 	}
 	return custody, nil
 }
 
-// importKey imports, or finds the key there with the same material.
+// importKey imports a key, or returns the existing key if it has the same material.
 func (s *session) importKey(req hsm.ImportRequest, custody hsm.Custody) (hsm.Key, error) {
 	private, err := s.private(req.WrappingKey)
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	// Where it shows none, nothing is made before this session has unwrapped under the pair: that is the
-	// proof that it has its login and its device.
-	existing, exists, err := s.lookUp(masterName(req.KeyVersionID), s.checkMaster)
+	// No health check is needed if the key is missing: before importKey creates anything, this session unwraps under the pair,
+	// which proves that it has its login and its device.
+	existing, exists, err := s.LookUpUnconfirmed(masterName(req.KeyVersionID), s.checkMaster)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -90,13 +86,13 @@ func (s *session) importKey(req hsm.ImportRequest, custody hsm.Custody) (hsm.Key
 		return hsm.Key{}, err
 	}
 	if req.Fingerprint != nil && *req.Fingerprint != fingerprint {
-		return hsm.Key{}, errOtherMaterial
+		return hsm.Key{}, hsm.ErrOtherMaterial
 	}
 	owner := req.Owner
 	if exists {
 		owner, err = s.checkSame(existing, fingerprint)
 	} else {
-		err = s.makeMaster(in, fingerprint)
+		err = s.createMaster(in, fingerprint)
 	}
 	if err != nil {
 		return hsm.Key{}, err
@@ -104,27 +100,28 @@ func (s *session) importKey(req hsm.ImportRequest, custody hsm.Custody) (hsm.Key
 	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: owner, Custody: custody}, nil
 }
 
-// incoming is material on its way in: wrapped still, or on the host.
+// incoming is the material of an import: still wrapped, or on the host.
 type incoming struct {
 	request  hsm.ImportRequest
 	private  p11.ObjectHandle
-	material redact.Bytes // nil while it is inside
-	last     [16]byte     // the block whose encryption the fingerprint is; fingerprintIncoming sets it
+	material redact.Bytes // nil if the material is inside the token only
+	last     [16]byte     // the fingerprint is the encryption of this block; set by fingerprintIncoming
 }
 
-// checkCiphertextLen refuses what is not as long as the modulus (RFC 8017, section 7.1.2, step 1):
-// what a token makes of it would be its own affair.
+// checkCiphertextLen rejects a ciphertext of another length than the modulus (RFC 8017, section 7.1.2, step 1). Tokens differ in
+// how they treat one.
 func (s *session) checkCiphertextLen(private p11.ObjectHandle, ciphertext []byte) error {
-	values, err := s.attributes(private, p11.CKA_MODULUS)
+	values, err := s.GetAttributes(private, p11.CKA_MODULUS)
 	if err != nil {
 		return err
 	}
 	if len(ciphertext) != len(bytes.TrimLeft(values[0], "\x00")) {
-		return errInvalidMaterial
+		return hsm.ErrInvalidMaterial
 	}
 	return nil
 }
 
+// fingerprintIncoming returns the fingerprint of the material, if its length fits the key type.
 func (s *session) fingerprintIncoming(in *incoming) (hsm.Fingerprint, error) {
 	if in.material == nil {
 		return s.inspect(in)
@@ -140,27 +137,26 @@ func (s *session) fingerprintIncoming(in *incoming) (hsm.Fingerprint, error) {
 	return hsm.FingerprintOf(in.request.Spec, in.material)
 }
 
-// inspect unwraps a short-lived copy inside the token and returns its fingerprint, if the material is
-// as long as the key type asks.
+// inspect is fingerprintIncoming inside the token: it unwraps the material into a session key.
 func (s *session) inspect(in *incoming) (hsm.Fingerprint, error) {
 	req, private := in.request, in.private
-	template := s.m.can.sized(materialTemplate(p11.CKK_AES), req.Spec.Len())
-	h, err := s.unwrapTemp(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, template)
+	template := s.can.withValueLen(materialTemplate(p11.CKK_AES), req.Spec.Len())
+	h, err := s.UnwrapSessionKey(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, template)
 	if err != nil {
-		return hsm.Fingerprint{}, s.whyNotUnwrapped(req, private, err)
+		return hsm.Fingerprint{}, s.unwrapError(req, private, err)
 	}
-	wrongLength := wrongLengthOf(req)
-	// A token that takes any length for an AES key, as SoftHSM does, finds out here.
+	wrongLength := wrongLengthError(req)
+	// A token that accepts any length for an AES key, such as SoftHSM, fails here.
 	if in.last, err = s.lastBlock(h); err != nil {
-		return hsm.Fingerprint{}, blameInput(wrongLength, err)
+		return hsm.Fingerprint{}, token.BlameInput(wrongLength, err)
 	}
-	fingerprint, err := s.encryption(h, in.last)
+	fingerprint, err := s.encryptBlock(h, in.last)
 	if err != nil {
-		return hsm.Fingerprint{}, blameInput(wrongLength, err)
+		return hsm.Fingerprint{}, token.BlameInput(wrongLength, err)
 	}
-	length, err := s.measure(h)
+	length, err := s.keyLen(h)
 	if err != nil {
-		return hsm.Fingerprint{}, blameInput(wrongLength, err)
+		return hsm.Fingerprint{}, token.BlameInput(wrongLength, err)
 	}
 	if length != req.Spec.Len() {
 		return hsm.Fingerprint{}, wrongLength
@@ -168,51 +164,51 @@ func (s *session) inspect(in *incoming) (hsm.Fingerprint, error) {
 	return fingerprint, nil
 }
 
-// wrongLengthOf is what material of another length fails with. With PKCS #1 v1.5 it says no more than
-// any other failure: to tell right padding from wrong is the oracle.
-func wrongLengthOf(req hsm.ImportRequest) *hsm.Error {
+// wrongLengthError returns the error for material of a wrong length. With PKCS #1 v1.5 it is the same as for any other failure,
+// because an error that distinguishes valid from invalid padding is an oracle.
+func wrongLengthError(req hsm.ImportRequest) *hsm.Error {
 	if req.Algorithm == wrapping.RSAESPKCS1V15 {
-		return errInvalidMaterial
+		return hsm.ErrInvalidMaterial
 	}
 	return hsm.Errorf(hsm.MaterialLength, "the material must be %d bytes long for %s", req.Spec.Len(), req.Spec)
 }
 
-// whyNotUnwrapped tells material of a wrong length from material that does not unwrap, where the token
-// refuses both at once: as a generic secret, any length will do.
-func (s *session) whyNotUnwrapped(req hsm.ImportRequest, private p11.ObjectHandle, cause error) error {
-	if classOf(cause) == badInput && req.Algorithm != wrapping.RSAESPKCS1V15 {
-		_, err := s.unwrapTemp(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, materialTemplate(p11.CKK_GENERIC_SECRET))
+// unwrapError distinguishes material of a wrong length from material that does not unwrap, if the token rejects both alike: as
+// a generic secret, material of any length unwraps.
+func (s *session) unwrapError(req hsm.ImportRequest, private p11.ObjectHandle, cause error) error {
+	if token.ClassOf(cause) == token.InvalidInput && req.Algorithm != wrapping.RSAESPKCS1V15 {
+		_, err := s.UnwrapSessionKey(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, materialTemplate(p11.CKK_GENERIC_SECRET))
 		if err == nil {
-			return blameInput(wrongLengthOf(req), cause)
+			return token.BlameInput(wrongLengthError(req), cause)
 		}
 	}
-	return blameInput(errInvalidMaterial, cause)
+	return token.BlameInput(hsm.ErrInvalidMaterial, cause)
 }
 
-// measure returns how long a key is: RFC 3394 adds 8 bytes. A length that is no multiple of 8 comes out
-// rounded up where a token pads with zeros, so it counts only for a key that works as AES.
-func (s *session) measure(h p11.ObjectHandle) (int, error) {
-	with, err := s.generateTemp(p11.CKM_AES_KEY_GEN, append(sessionKey(p11.CKK_AES, false),
+// keyLen returns the length of a key in bytes by wrapping it: RFC 3394 adds 8 bytes. Some tokens pad a key to a multiple of 8
+// bytes, so the result is exact only for a key that works as an AES key.
+func (s *session) keyLen(h p11.ObjectHandle) (int, error) {
+	with, err := s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, append(sessionKey(p11.CKK_AES, false),
 		p11.NewAttribute(p11.CKA_VALUE_LEN, 32), p11.NewAttribute(p11.CKA_WRAP, true)))
 	if err != nil {
 		return 0, err
 	}
-	wrapped, err := s.wrap(keyWrap(), with, h)
+	wrapped, err := s.WrapKey(keyWrap(), with, h)
 	return len(wrapped) - 8, err
 }
 
-// unwrapOnHost is for algorithms whose padding the token cannot remove: the token does the RSA
-// operation, the host the rest. The caller wipes the result.
+// unwrapOnHost unwraps with an algorithm whose padding the token cannot remove: the token runs the RSA operation, the host
+// removes the padding. The caller wipes the result.
 func (s *session) unwrapOnHost(req hsm.ImportRequest, private p11.ObjectHandle) (redact.Bytes, error) {
-	encoded, err := s.decryptRaw(private, req.EncryptedMaterial)
+	encoded, err := s.decryptRSA(private, req.EncryptedMaterial)
 	if err != nil {
-		return nil, blameInput(errInvalidMaterial, err)
+		return nil, token.BlameInput(hsm.ErrInvalidMaterial, err)
 	}
 	defer encoded.Wipe()
 	var material redact.Bytes
 	material, err = wrapping.RemoveOAEP(req.Algorithm, encoded)
 	if err != nil {
-		return nil, errInvalidMaterial
+		return nil, hsm.ErrInvalidMaterial
 	}
 	if err := hsm.CheckMaterialLen(req.Spec, len(material)); err != nil {
 		material.Wipe()
@@ -221,52 +217,74 @@ func (s *session) unwrapOnHost(req hsm.ImportRequest, private p11.ObjectHandle) 
 	return material, nil
 }
 
-// checkSame refuses material other than that of the key that is there, and returns in whose name that
-// was made.
+// checkSame rejects material that differs from that of the existing key, and returns that key's owner.
 func (s *session) checkSame(existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner string, err error) {
-	there, err := s.fingerprint(existing)
+	have, err := s.fingerprint(existing)
 	if err != nil {
 		return "", err
 	}
-	if there != fingerprint {
-		return "", errOtherMaterial
+	if have != fingerprint {
+		return "", hsm.ErrOtherMaterial
 	}
 	_, owner, err = s.describe(existing)
 	return owner, err
 }
 
-// makeMaster makes the master key in the token and destroys it again unless it is as asked.
-func (s *session) makeMaster(in incoming, fingerprint hsm.Fingerprint) error {
-	h, err := s.putMaster(in, true)
+// createMaster creates the master key in the token. It destroys the key again if its material or protection is not as
+// requested.
+func (s *session) createMaster(in incoming, fingerprint hsm.Fingerprint) error {
+	h, err := s.storeMaster(in, true)
 	if err != nil {
 		return err
 	}
-	if err := s.checkMade(h, in.last, fingerprint); err != nil {
-		_ = s.destroy(h)
+	err = s.checkCreated(h, in.last, fingerprint)
+	if err == nil {
+		err = s.checkHardened(h, s.can.hardened, masterMechanisms)
+	}
+	if err != nil {
+		_ = s.DestroyObject(h)
 		return err
 	}
-	s.m.remember(s, masterName(in.request.KeyVersionID), h)
+	s.Remember(masterName(in.request.KeyVersionID), h)
 	return nil
 }
 
-func (s *session) putMaster(in incoming, token bool) (p11.ObjectHandle, error) {
+func (s *session) storeMaster(in incoming, token bool) (p11.ObjectHandle, error) {
 	req := in.request
-	template := masterTemplate(req.KeyVersionID, req.Spec, req.Owner, token)
-	if in.material != nil {
-		return s.create(append(template, p11.NewAttribute(p11.CKA_VALUE, []byte(in.material))))
-	}
-	return s.unwrap(unwrapMechanism(req.Algorithm), in.private, req.EncryptedMaterial, s.m.can.sized(template, req.Spec.Len()))
+	template := append(masterTemplate(req.KeyVersionID, req.Spec, req.Owner, token), s.can.hardened.attributes(masterMechanisms)...)
+	return s.storeKey(in, template)
 }
 
-// checkMade says whether the new key is protected as asked, and is the material that was looked at: one
-// block that it encrypts to the fingerprint, too, tells.
-func (s *session) checkMade(h p11.ObjectHandle, last [16]byte, fingerprint hsm.Fingerprint) error {
+// storeKey creates a key from material: by its value if that is on the host, otherwise by unwrapping it.
+func (s *session) storeKey(in incoming, template []*p11.Attribute) (p11.ObjectHandle, error) {
+	req := in.request
+	if in.material != nil {
+		return s.CreateObject(append(template, p11.NewAttribute(p11.CKA_VALUE, []byte(in.material))))
+	}
+	return s.UnwrapKey(unwrapMechanism(req.Algorithm), in.private, req.EncryptedMaterial, s.can.withValueLen(template, req.Spec.Len()))
+}
+
+// checkCreated rejects a new key that is not protected, or whose fingerprint differs from that of the inspected material.
+func (s *session) checkCreated(h p11.ObjectHandle, last [16]byte, fingerprint hsm.Fingerprint) error {
 	if err := s.checkMaster(h); err != nil {
 		return err
 	}
-	made, err := s.encryption(h, last)
+	made, err := s.encryptBlock(h, last)
 	if err == nil && made != fingerprint {
-		err = hsm.Errorf(hsm.Internal, "the token made another key of the material than it showed before")
+		err = hsm.Errorf(hsm.Internal, "the token created a key whose fingerprint differs from that of the material")
 	}
 	return err
+}
+
+// decryptRSA runs the RSA operation without padding (CKM_RSA_X_509). The result always has the length of the modulus; some
+// modules drop leading zeros. The caller wipes it.
+func (s *session) decryptRSA(private p11.ObjectHandle, ciphertext []byte) (redact.Bytes, error) {
+	out, err := s.Decrypt(p11.CKM_RSA_X_509, private, ciphertext)
+	if err != nil || len(out) >= len(ciphertext) {
+		return out, err
+	}
+	defer out.Wipe()
+	padded := make(redact.Bytes, len(ciphertext))
+	copy(padded[len(ciphertext)-len(out):], out)
+	return padded, nil
 }

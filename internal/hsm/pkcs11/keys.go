@@ -4,11 +4,13 @@ package pkcs11
 
 import (
 	"context"
+	"encoding/binary"
 
 	"github.com/google/uuid"
 	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 )
 
 // FindKey implements hsm.Module.
@@ -27,10 +29,25 @@ func (m *Module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	})
 }
 
+// ListKeys implements hsm.Module from the labels of the keys.
+func (m *Module) ListKeys(ctx context.Context) ([]hsm.Key, error) {
+	return result(ctx, m, func(s *session) (keys []hsm.Key, err error) {
+		found, err := s.eachObject(p11.CKO_SECRET_KEY, func(id uuid.UUID, label string) {
+			if spec, owner := parseKeyLabel(label); spec != "" {
+				keys = append(keys, hsm.Key{KeyVersionID: id, Spec: spec, Owner: owner})
+			}
+		})
+		if err == nil && found == 0 {
+			err = s.HealthCheck()
+		}
+		return keys, err
+	})
+}
+
 // DestroyKey implements hsm.Module.
 func (m *Module) DestroyKey(ctx context.Context, id uuid.UUID) error {
-	return m.operate(ctx, func(s *session) error {
-		unlock, err := s.lockName(id)
+	return m.do(ctx, func(s *session) error {
+		unlock, err := s.LockID(id)
 		if err != nil {
 			return err
 		}
@@ -39,47 +56,37 @@ func (m *Module) DestroyKey(ctx context.Context, id uuid.UUID) error {
 	})
 }
 
-// destroyAll destroys every token object of that name; none is no error, once the token has proved
-// that it shows its objects.
-func (s *session) destroyAll(name objectName) error {
-	s.m.forget(s.at, []objectName{name})
-	handles, err := s.find(name.template())
+// destroyAll destroys all token objects of that name. If there is none, it checks that the token is healthy, because a token
+// that lost its login hides its objects.
+func (s *session) destroyAll(name token.ObjectName) error {
+	s.Forget(name)
+	handles, err := s.FindObjects(name.Template())
 	if err != nil {
 		return err
 	}
 	for _, h := range handles {
-		if err := s.destroy(h); err != nil {
+		if err := s.DestroyObject(h); err != nil {
 			return err
 		}
 	}
 	if len(handles) == 0 {
-		return s.health()
+		return s.HealthCheck()
 	}
 	return nil
 }
 
-// lockName serialises, in this process, those who make or destroy the token's objects of one
-// identifier, through whichever Module.
-func (s *session) lockName(id uuid.UUID) (unlock func(), err error) {
-	unlock, err = s.m.lib.names.lock(s.ctx, s.at.id.serial+"\x00"+s.at.id.label+"\x00"+string(id[:]))
-	if err != nil {
-		return nil, errWaiting(err)
-	}
-	return unlock, nil
-}
-
 // master returns the master key with that identifier, or errNoKey.
 func (s *session) master(id uuid.UUID) (p11.ObjectHandle, error) {
-	h, ok, err := s.object(masterName(id), s.checkMaster)
+	h, ok, err := s.LookUp(masterName(id), s.checkMaster)
 	if err == nil && !ok {
 		err = errNoKey
 	}
 	return h, err
 }
 
-// checkMaster refuses a key that protects less than masterTemplate asks: templates are wishes.
+// checkMaster rejects a key that is less protected than masterTemplate requires: tokens may ignore a template.
 func (s *session) checkMaster(h p11.ObjectHandle) error {
-	values, err := s.attributes(h, p11.CKA_SENSITIVE, p11.CKA_DERIVE, // these must be set
+	values, err := s.GetAttributes(h, p11.CKA_SENSITIVE, p11.CKA_DERIVE, // these must be set
 		p11.CKA_EXTRACTABLE, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_SIGN, p11.CKA_VERIFY)
 	if err != nil {
 		return err
@@ -89,22 +96,33 @@ func (s *session) checkMaster(h p11.ObjectHandle) error {
 		switch {
 		case i < set && isTrue(value):
 		case i >= set && isFalse(value):
-		case i > set && value == nil: // a usage that the token does not know cannot be misused
+		case i > set && value == nil: // the token does not know this usage
 		default:
 			return hsm.Errorf(hsm.Internal,
-				"the key in the token is not protected as it must be (sensitive, not extractable, for derivation only), so it is not used")
+				"the key in the token is not sensitive, non-extractable and for derivation only, so Keyconvoy does not use it: find out who created or changed it")
 		}
 	}
 	return nil
 }
 
+// ulong returns the value of a CK_ULONG attribute, or 0 if the attribute is missing.
+func ulong(value []byte) uint64 {
+	switch len(value) {
+	case 8:
+		return binary.NativeEndian.Uint64(value)
+	case 4:
+		return uint64(binary.NativeEndian.Uint32(value))
+	}
+	return 0
+}
+
 func isTrue(b []byte) bool  { return len(b) == 1 && b[0] != 0 }
 func isFalse(b []byte) bool { return len(b) == 1 && b[0] == 0 }
 
-// describe returns a master key's owner and type: the latter from its length, or where the token does
-// not know that, from the label that it was made with.
+// describe returns the type and the owner of a master key. The type is that of its length, or, if the token does not know the
+// length, that of its label.
 func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, string, error) {
-	values, err := s.attributes(h, p11.CKA_VALUE_LEN, p11.CKA_LABEL)
+	values, err := s.GetAttributes(h, p11.CKA_VALUE_LEN, p11.CKA_LABEL)
 	if err != nil {
 		return "", "", err
 	}
@@ -115,29 +133,28 @@ func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, string, error) {
 			return spec, owner, nil
 		}
 	}
-	return "", "", hsm.Errorf(hsm.Internal, "neither length nor label of the key in the token say that it is an AES key")
+	return "", "", hsm.Errorf(hsm.Internal, "neither the length nor the label of the key in the token are those of an AES key")
 }
 
-// aesSpecs are the master key types here; SM4 has no portable mechanism numbers.
+// aesSpecs are the supported types of master keys. SM4 has no portable mechanism numbers.
 var aesSpecs = []hsm.KeySpec{hsm.AES128, hsm.AES192, hsm.AES256}
 
-// fingerprint computes the CMAC of hsm.FingerprintLabel with a key that only derives. The label is one
-// whole block M, so the CMAC is E(M ⊕ K1), where K1 is E(0) doubled (NIST SP 800-38B, sections 6.1 and
-// 6.2), and CKM_AES_ECB_ENCRYPT_DATA over one block is E. Neither E(0) nor the result tells anything
-// about the key, nor about what is derived from it over other data.
+// fingerprint computes the CMAC of hsm.FingerprintLabel with a key that only derives. The label is one block M, so the CMAC is
+// E(M ⊕ K1), where K1 is E(0) doubled (NIST SP 800-38B, sections 6.1 and 6.2), and CKM_AES_ECB_ENCRYPT_DATA over one block is
+// E. Neither E(0) nor the result reveals anything about the key or about keys derived from it with other data.
 func (s *session) fingerprint(h p11.ObjectHandle) (hsm.Fingerprint, error) {
 	block, err := s.lastBlock(h)
 	if err != nil {
 		return hsm.Fingerprint{}, err
 	}
 	defer clear(block[:])
-	return s.encryption(h, block)
+	return s.encryptBlock(h, block)
 }
 
 // lastBlock returns M ⊕ K1. The caller wipes it.
 func (s *session) lastBlock(h p11.ObjectHandle) ([16]byte, error) {
 	var zeros [16]byte
-	l, err := s.deriveValue(h, zeros[:])
+	l, err := s.DeriveEncryptedValue(h, zeros[:])
 	if err != nil {
 		return zeros, err
 	}
@@ -161,10 +178,10 @@ func lastBlock(l []byte) (block [16]byte) {
 	return block
 }
 
-// encryption is E of one block.
-func (s *session) encryption(h p11.ObjectHandle, block [16]byte) (hsm.Fingerprint, error) {
+// encryptBlock returns E of one block.
+func (s *session) encryptBlock(h p11.ObjectHandle, block [16]byte) (hsm.Fingerprint, error) {
 	defer clear(block[:])
-	tag, err := s.deriveValue(h, block[:])
+	tag, err := s.DeriveEncryptedValue(h, block[:])
 	if err != nil {
 		return hsm.Fingerprint{}, err
 	}

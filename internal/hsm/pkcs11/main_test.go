@@ -3,34 +3,53 @@
 package pkcs11
 
 import (
+	"context"
+	"crypto/rand"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	p11 "github.com/miekg/pkcs11"
 
+	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins/pinstest"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 	"github.com/keyconvoy/keyconvoy/internal/redact"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// kinds are the modules that every test of behaviour runs on.
-var kinds = map[string]func(testing.TB) tokens.Token{"SoftHSM": tokens.SoftHSM, "NSS": tokens.NSS}
+// clock is the clock of libraries. It stands still, so a backoff ends only when a test advances it.
+var clock pinstest.Clock
 
-// onEach runs a test on each module, one after the other: the spy is one for all, and so is NSS's token.
-func onEach(t *testing.T, test func(*testing.T, tokens.Token)) {
-	t.Helper()
-	for kind, newToken := range kinds {
-		t.Run(kind, func(t *testing.T) { test(t, newToken(t)) })
+// backoff is longer than any delay between two attempts to reconnect.
+const backoff = time.Minute
+
+func TestMain(m *testing.M) {
+	libraries = &token.Libraries{
+		Load: func(path string) (token.Cryptoki, error) {
+			library, err := token.LoadLibrary(path)
+			if err != nil {
+				return nil, err
+			}
+			return tokens.NewSpy(path, library.(*p11.Ctx)), nil
+		},
+		ReinitializeInterval: -1,
+		Now:                  clock.Now,
 	}
+	os.Exit(m.Run())
 }
 
-// configOf is the configuration for a token that allows everything but PKCS #1 v1.5.
-func configOf(token tokens.Token) Config {
+// configOf returns the configuration of a token that permits everything but PKCS #1 v1.5.
+func configOf(tok tokens.Token) Config {
 	return Config{
-		Library: "test", Path: token.Path, Parameters: token.Parameters, Token: TokenSelector{Label: token.Label},
-		PIN: redact.Bytes(token.PIN), Custody: hsm.CustodyHost,
+		Config: hsm.Config{
+			Library: "test", Token: hsm.TokenSelector{Label: tok.Label}, PIN: redact.WireBytes(tok.PIN), Custody: hsm.CustodyHost,
+		},
+		Path: tok.Path, Parameters: tok.Parameters,
 	}
 }
 
@@ -41,251 +60,28 @@ func mustOpen(t testing.TB, cfg Config) *Module {
 		t.Fatalf("Open: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
+		if err := m.Close(context.Background()); err != nil {
 			t.Errorf("Close: %v", err)
 		}
 	})
 	return m
 }
 
-func wantKind(t testing.TB, err error, want hsm.Kind, what string) {
+func describe(t testing.TB, m *Module) hsm.Description {
 	t.Helper()
-	if got := hsm.KindOf(err); got != want {
-		t.Errorf("%s: %v (kind %q); want kind %q", what, err, got, want)
+	described, err := m.Describe(t.Context())
+	if err != nil {
+		t.Fatalf("Describe: %v", err)
 	}
+	return described
 }
 
-// spies see every call into a library; by path.
-var spies sync.Map
-
-func TestMain(m *testing.M) {
-	libraries.load = func(path string) (cryptoki, error) {
-		c, err := loadLibrary(path)
-		if err != nil {
-			return nil, err
-		}
-		s := &spy{cryptoki: c, calls: map[string]int{}}
-		spies.Store(path, s)
-		return s, nil
-	}
-	libraries.reinit = 0                               // tests lose a module more often than once in a while,
-	libraries.rescan = newAllowance(1000, time.Second) // and make more tokens
-	os.Exit(m.Run())
-}
-
-// spy counts calls and injects faults.
-type spy struct {
-	cryptoki
-
-	mu    sync.Mutex
-	calls map[string]int
-	// fault, where there is one, is asked before each call. It may wait.
-	fault func(function string) error
-	// flags are added to those of every token.
-	flags uint
-	// secrets are the very slices that came out of the token.
-	secrets [][]byte
-}
-
-// spyOn returns the spy of an open module, clean, and cleans it afterwards.
-func spyOn(t testing.TB, m *Module) *spy {
-	t.Helper()
-	value, ok := spies.Load(m.lib.path)
-	if !ok {
-		t.Fatal("the library was not loaded with a spy")
-	}
-	s := value.(*spy)
-	s.reset()
-	t.Cleanup(s.reset)
-	return s
-}
-
-func (s *spy) reset() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.calls)
-	s.fault, s.flags, s.secrets = nil, 0, nil
-}
-
-func (s *spy) inject(fault func(function string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fault = fault
-}
-
-// count returns how often these functions were called since the spy was clean.
-func (s *spy) count(functions ...string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for _, f := range functions {
-		n += s.calls[f]
-	}
-	return n
-}
-
-func (s *spy) before(function string) error {
-	s.mu.Lock()
-	s.calls[function]++
-	fault := s.fault
-	s.mu.Unlock()
-	if fault == nil {
-		return nil
-	}
-	return fault(function)
-}
-
-// failing is a fault: these functions fail with that code, the first n times.
-func failing(code p11.Error, n int, functions ...string) func(string) error {
-	var mu sync.Mutex
-	return func(function string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, f := range functions {
-			if f == function && n > 0 {
-				n--
-				return code
-			}
-		}
-		return nil
-	}
-}
-
-const always = 1 << 30
-
-func (s *spy) Initialize(o ...p11.InitializeOption) error {
-	if err := s.before("C_Initialize"); err != nil {
-		return err
-	}
-	return s.cryptoki.Initialize(o...)
-}
-
-func (s *spy) Finalize() error {
-	if err := s.before("C_Finalize"); err != nil {
-		return err
-	}
-	return s.cryptoki.Finalize()
-}
-
-func (s *spy) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
-	info, err := s.cryptoki.GetTokenInfo(slot)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	info.Flags |= s.flags
-	return info, err
-}
-
-func (s *spy) OpenSession(slot, flags uint) (p11.SessionHandle, error) {
-	if err := s.before("C_OpenSession"); err != nil {
-		return 0, err
-	}
-	return s.cryptoki.OpenSession(slot, flags)
-}
-
-func (s *spy) Login(h p11.SessionHandle, user uint, pin string) error {
-	if err := s.before("C_Login"); err != nil {
-		return err
-	}
-	return s.cryptoki.Login(h, user, pin)
-}
-
-func (s *spy) GenerateKey(h p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
-	if err := s.before("C_GenerateKey"); err != nil {
-		return 0, err
-	}
-	return s.cryptoki.GenerateKey(h, m, a)
-}
-
-func (s *spy) GenerateKeyPair(h p11.SessionHandle, m []*p11.Mechanism, a, b []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
-	if err := s.before("C_GenerateKeyPair"); err != nil {
-		return 0, 0, err
-	}
-	return s.cryptoki.GenerateKeyPair(h, m, a, b)
-}
-
-func (s *spy) FindObjects(h p11.SessionHandle, n int) ([]p11.ObjectHandle, bool, error) {
-	if err := s.before("C_FindObjects"); err != nil {
-		return nil, false, err
-	}
-	return s.cryptoki.FindObjects(h, n)
-}
-
-func (s *spy) FindObjectsInit(h p11.SessionHandle, a []*p11.Attribute) error {
-	if err := s.before("C_FindObjectsInit"); err != nil {
-		return err
-	}
-	return s.cryptoki.FindObjectsInit(h, a)
-}
-
-func (s *spy) UnwrapKey(h p11.SessionHandle, m []*p11.Mechanism, with p11.ObjectHandle, wrapped []byte, a []*p11.Attribute) (p11.ObjectHandle, error) {
-	if err := s.before("C_UnwrapKey"); err != nil {
-		return 0, err
-	}
-	return s.cryptoki.UnwrapKey(h, m, with, wrapped, a)
-}
-
-func (s *spy) WrapKey(h p11.SessionHandle, m []*p11.Mechanism, with, key p11.ObjectHandle) ([]byte, error) {
-	if err := s.before("C_WrapKey"); err != nil {
-		return nil, err
-	}
-	return s.cryptoki.WrapKey(h, m, with, key)
-}
-
-func (s *spy) DeriveKey(h p11.SessionHandle, m []*p11.Mechanism, base p11.ObjectHandle, a []*p11.Attribute) (p11.ObjectHandle, error) {
-	if err := s.before("C_DeriveKey"); err != nil {
-		return 0, err
-	}
-	return s.cryptoki.DeriveKey(h, m, base, a)
-}
-
-func (s *spy) GetAttributeValue(h p11.SessionHandle, o p11.ObjectHandle, a []*p11.Attribute) ([]*p11.Attribute, error) {
-	got, err := s.cryptoki.GetAttributeValue(h, o, a)
-	for _, attribute := range got {
-		if attribute.Type == p11.CKA_VALUE {
-			s.secret(attribute.Value)
-		}
-	}
-	return got, err
-}
-
-func (s *spy) Decrypt(h p11.SessionHandle, ciphertext []byte) ([]byte, error) {
-	plaintext, err := s.cryptoki.Decrypt(h, ciphertext)
-	s.secret(plaintext)
-	return plaintext, err
-}
-
-func (s *spy) GenerateRandom(h p11.SessionHandle, n int) ([]byte, error) {
-	random, err := s.cryptoki.GenerateRandom(h, n)
-	s.secret(random)
-	return random, err
-}
-
-func (s *spy) secret(b []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.secrets = append(s.secrets, b)
-}
-
-// takeSecrets returns what came out since the spy was clean; it is something.
-func (s *spy) takeSecrets() [][]byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.secrets) == 0 {
-		panic("nothing was read")
-	}
-	return s.secrets
-}
-
-// direct is the library without the spy, for what happens behind our back.
-func (s *spy) direct() *p11.Ctx { return s.cryptoki.(*p11.Ctx) }
-
-// objects counts every object that the token shows to a session of its own, session objects of others
-// included.
+// objects counts the objects that the token shows to a session, including session objects of others.
 func objects(t testing.TB, m *Module) int {
 	t.Helper()
 	n := 0
-	err := m.operate(t.Context(), func(s *session) error {
-		handles, err := s.find(nil)
+	err := m.do(t.Context(), func(s *session) error {
+		handles, err := s.FindObjects(nil)
 		n = len(handles)
 		return err
 	})
@@ -293,4 +89,96 @@ func objects(t testing.TB, m *Module) int {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// reconnects counts the calls that a token needs to reconnect, from its smallest step on.
+func reconnects(spy *tokens.Spy) int {
+	return spy.Count("C_GetSessionInfo", "C_Login", "C_Initialize", "C_Finalize")
+}
+
+// fixture is an open module with a wrapping key pair and a master key of known material.
+type fixture struct {
+	m        *Module
+	pair     hsm.WrappingKey
+	id       uuid.UUID
+	material []byte
+	binding  ciphertext.Binding
+}
+
+func newFixture(t testing.TB, cfg Config) *fixture {
+	t.Helper()
+	return fixtureOf(t, mustOpen(t, cfg))
+}
+
+func fixtureOf(t testing.TB, m *Module) *fixture {
+	t.Helper()
+	f := &fixture{m: m, id: uuid.New(), material: make([]byte, 32)}
+	_, _ = rand.Read(f.material)
+	f.binding = ciphertext.Bind(f.id, map[string]string{"app": "ledger"})
+	var err error
+	f.pair, err = f.m.CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{
+		ID: uuid.New(), Owner: f.id, Spec: wrapping.RSA2048, NotAfter: time.Now().Add(time.Hour),
+	})
+	if err != nil {
+		t.Fatalf("CreateWrappingKey: %v", err)
+	}
+	if _, err := f.m.ImportKey(t.Context(), f.importOf(t, f.id, f.material)); err != nil {
+		t.Fatalf("ImportKey: %v", err)
+	}
+	return f
+}
+
+// importOf wraps material with OAEP and SHA-1, which both modules unwrap inside.
+func (f *fixture) importOf(t testing.TB, id uuid.UUID, material []byte) hsm.ImportRequest {
+	t.Helper()
+	wrapped, err := wrapping.Wrap(rand.Reader, hsmtest.PublicKey(t, f.pair), wrapping.RSAESOAEPSHA1, "", material)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hsm.ImportRequest{
+		KeyVersionID: id, Spec: hsm.AES256, WrappingKey: f.pair.ID, Algorithm: wrapping.RSAESOAEPSHA1, EncryptedMaterial: wrapped,
+		Owner: "team-a",
+	}
+}
+
+func (f *fixture) generate(t testing.TB, length int) ciphertext.Blob {
+	t.Helper()
+	made, err := f.m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: f.id, Length: length, Binding: f.binding})
+	if err != nil {
+		t.Fatalf("GenerateDataKey: %v", err)
+	}
+	return made.Blob
+}
+
+func (f *fixture) open(blob ciphertext.Blob) hsm.OpenRequest {
+	return hsm.OpenRequest{Blob: blob, Binding: f.binding}
+}
+
+func (f *fixture) export(blob ciphertext.Blob, algorithm wrapping.Algorithm) hsm.ExportRequest {
+	recipient, err := selfTestRecipient()
+	if err != nil {
+		panic(err)
+	}
+	return hsm.ExportRequest{OpenRequest: f.open(blob), Recipient: recipient.Public().SPKI(), Algorithm: algorithm}
+}
+
+// mustWork runs each operation.
+func (f *fixture) mustWork(t *testing.T) {
+	t.Helper()
+	if key, err := f.m.FindKey(t.Context(), f.id); err != nil || key.Spec != hsm.AES256 {
+		t.Errorf("FindKey = %+v, %v", key, err)
+	}
+	blob := f.generate(t, 32)
+	if err := f.m.VerifyDataKey(t.Context(), f.open(blob)); err != nil {
+		t.Errorf("VerifyDataKey: %v", err)
+	}
+	if _, err := f.m.ExportDataKey(t.Context(), f.export(blob, wrapping.RSAESOAEPSHA1)); err != nil {
+		t.Errorf("ExportDataKey: %v", err)
+	}
+	if _, err := f.m.ImportKey(t.Context(), f.importOf(t, f.id, f.material)); err != nil {
+		t.Errorf("ImportKey: %v", err)
+	}
+	if _, err := f.m.Authenticate(t.Context(), []byte("message")); err != nil {
+		t.Errorf("Authenticate: %v", err)
+	}
 }

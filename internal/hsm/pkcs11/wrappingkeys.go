@@ -5,27 +5,29 @@ package pkcs11
 import (
 	"context"
 	"crypto/rsa"
+	"maps"
 	"math/big"
-	"strings"
+	"slices"
 
 	"github.com/google/uuid"
 	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
 // CreateWrappingKey implements hsm.Module.
 func (m *Module) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyRequest) (hsm.WrappingKey, error) {
-	bits := map[wrapping.KeySpec]int{wrapping.RSA2048: 2048, wrapping.RSA3072: 3072, wrapping.RSA4096: 4096}[req.Spec]
-	switch {
-	case req.Spec == wrapping.ECSM2:
-		return hsm.WrappingKey{}, hsm.Errorf(hsm.NotSupported, errNoSM, "SM2")
-	case bits == 0:
-		return hsm.WrappingKey{}, hsm.Errorf(hsm.NotSupported, "there is no wrapping key type %q", printable(string(req.Spec)))
+	if err := req.Validate(); err != nil {
+		return hsm.WrappingKey{}, err
 	}
+	if req.Spec == wrapping.ECSM2 {
+		return hsm.WrappingKey{}, hsm.Errorf(hsm.NotSupported, errNoSM, "SM2")
+	}
+	bits := map[wrapping.KeySpec]int{wrapping.RSA2048: 2048, wrapping.RSA3072: 3072, wrapping.RSA4096: 4096}[req.Spec]
 	return result(ctx, m, func(s *session) (hsm.WrappingKey, error) {
-		unlock, err := s.lockName(req.ID)
+		unlock, err := s.LockID(req.ID)
 		if err != nil {
 			return hsm.WrappingKey{}, err
 		}
@@ -33,65 +35,60 @@ func (m *Module) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyReque
 		if key, ok, err := s.pair(req.ID); ok || err != nil {
 			return key, err
 		}
-		return s.makePair(req, bits)
+		return s.createPair(req, bits)
 	})
 }
 
-// ListWrappingKeys implements hsm.Module. A half without its other half, as a crash leaves it, is no
-// pair.
-func (m *Module) ListWrappingKeys(ctx context.Context, owner uuid.UUID) ([]hsm.WrappingKey, error) {
+// ListWrappingKeys implements hsm.Module from the labels of the keys.
+func (m *Module) ListWrappingKeys(ctx context.Context) ([]hsm.WrappingKey, error) {
 	return result(ctx, m, func(s *session) ([]hsm.WrappingKey, error) {
-		handles, err := s.find([]*p11.Attribute{
-			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_TOKEN, true),
-		})
-		if err != nil {
-			return nil, err
-		}
-		if len(handles) == 0 {
-			return nil, s.health()
-		}
-		var keys []hsm.WrappingKey
-		for _, h := range handles {
-			id, ok, err := s.ownedBy(h, owner)
+		pairs := map[uuid.UUID]hsm.WrappingKey{}
+		for _, class := range []uint{p11.CKO_PRIVATE_KEY, p11.CKO_PUBLIC_KEY} {
+			found, err := s.eachObject(class, func(id uuid.UUID, label string) {
+				if pair, ok := parsePairLabel(label); ok {
+					pair.ID = id
+					pairs[id] = pair
+				}
+			})
+			if err == nil && found == 0 && class == p11.CKO_PRIVATE_KEY {
+				err = s.HealthCheck()
+			}
 			if err != nil {
 				return nil, err
 			}
-			if !ok {
-				continue
-			}
-			key, ok, err := s.pair(id)
-			if err != nil {
-				return nil, err
-			}
-			if ok {
-				keys = append(keys, key)
-			}
 		}
-		return keys, nil
+		return slices.Collect(maps.Values(pairs)), nil
 	})
 }
 
-// ownedBy says whether a private key is the half of a pair made for owner, and which one.
-func (s *session) ownedBy(h p11.ObjectHandle, owner uuid.UUID) (id uuid.UUID, ok bool, err error) {
-	values, err := s.attributes(h, p11.CKA_ID, p11.CKA_LABEL)
-	if isCode(err, p11.CKR_OBJECT_HANDLE_INVALID) {
-		return uuid.UUID{}, false, nil // destroyed since the search
-	}
+// eachObject calls visit for each token object of a class whose CKA_ID is a UUID. It returns the number of objects of that
+// class, whatever their CKA_ID.
+func (s *session) eachObject(class uint, visit func(id uuid.UUID, label string)) (found int, err error) {
+	handles, err := s.FindObjects([]*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, class), p11.NewAttribute(p11.CKA_TOKEN, true),
+	})
 	if err != nil {
-		return uuid.UUID{}, false, err
+		return 0, err
 	}
-	if !strings.HasPrefix(string(values[1]), pairLabelPrefix+owner.String()+":") {
-		return uuid.UUID{}, false, nil
+	for _, h := range handles {
+		values, err := s.GetAttributes(h, p11.CKA_ID, p11.CKA_LABEL)
+		if token.HasCode(err, p11.CKR_OBJECT_HANDLE_INVALID) {
+			continue // destroyed since the search
+		}
+		if err != nil {
+			return 0, err
+		}
+		if id, err := uuid.FromBytes(values[0]); err == nil {
+			visit(id, string(values[1]))
+		}
 	}
-	id, err = uuid.FromBytes(values[0])
-	return id, err == nil, nil
+	return len(handles), nil
 }
 
-// DestroyWrappingKey implements hsm.Module. The private half goes first: what is left after a crash is
-// of no use to anyone.
+// DestroyWrappingKey implements hsm.Module. It destroys the private half first, so that a crash leaves only a public key.
 func (m *Module) DestroyWrappingKey(ctx context.Context, id uuid.UUID) error {
-	return m.operate(ctx, func(s *session) error {
-		unlock, err := s.lockName(id)
+	return m.do(ctx, func(s *session) error {
+		unlock, err := s.LockID(id)
 		if err != nil {
 			return err
 		}
@@ -107,86 +104,93 @@ func (s *session) destroyPair(id uuid.UUID) error {
 	return s.destroyAll(publicName(id))
 }
 
-// pair returns the pair with that identifier, if both halves are there.
+// pair returns the pair with that identifier. ok is false if one of its halves is missing.
 func (s *session) pair(id uuid.UUID) (key hsm.WrappingKey, ok bool, err error) {
-	private, err := s.find(privateName(id).template())
+	private, err := s.FindObjects(privateName(id).Template())
 	if err != nil {
 		return hsm.WrappingKey{}, false, err
 	}
-	public, err := s.find(publicName(id).template())
+	public, err := s.FindObjects(publicName(id).Template())
 	if err != nil {
 		return hsm.WrappingKey{}, false, err
 	}
 	if len(private) == 0 || len(public) == 0 {
-		return hsm.WrappingKey{}, false, s.health()
+		return hsm.WrappingKey{}, false, s.HealthCheck()
 	}
-	values, err := s.attributes(private[0], p11.CKA_LABEL)
+	values, err := s.GetAttributes(private[0], p11.CKA_LABEL)
 	if err != nil {
 		return hsm.WrappingKey{}, false, err
 	}
-	owner, notAfter, ok := parsePairLabel(string(values[0]))
+	key, ok = parsePairLabel(string(values[0]))
 	if !ok {
-		return hsm.WrappingKey{}, false, hsm.Errorf(hsm.Internal, "the label of the wrapping key pair was changed in the token: delete the pair there")
+		return hsm.WrappingKey{}, false, hsm.Errorf(hsm.Internal, "the label of the wrapping key pair in the token is invalid: delete the pair in the token")
 	}
-	recipient, err := s.publicKey(public[0])
+	publicKey, err := s.publicKey(public[0])
 	if err != nil {
 		return hsm.WrappingKey{}, false, err
 	}
-	return hsm.WrappingKey{ID: id, Owner: owner, PublicKey: recipient, NotAfter: notAfter}, true, nil
+	key.ID, key.PublicKey = id, publicKey.SPKI()
+	return key, true, nil
 }
 
 func (s *session) publicKey(h p11.ObjectHandle) (*wrapping.PublicKey, error) {
-	values, err := s.attributes(h, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT)
+	values, err := s.GetAttributes(h, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT)
 	if err != nil {
 		return nil, err
 	}
 	exponent := new(big.Int).SetBytes(values[1])
 	if exponent.BitLen() > 31 {
-		return nil, hsm.Errorf(hsm.Internal, "the token made an RSA key with a strange exponent")
+		return nil, hsm.Errorf(hsm.Internal, "the token generated an RSA key with an exponent of more than 31 bits")
 	}
 	key, err := wrapping.FromRSA(&rsa.PublicKey{N: new(big.Int).SetBytes(values[0]), E: int(exponent.Int64())})
 	if err != nil {
-		return nil, hsm.Wrap(hsm.Internal, err, "the token made an RSA key that is not as asked")
+		return nil, hsm.Wrap(hsm.Internal, err, "the token generated an RSA key that is not as requested")
 	}
 	return key, nil
 }
 
-// makePair makes a pair; what a crash left of an earlier one goes first.
-func (s *session) makePair(req hsm.WrappingKeyRequest, bits int) (hsm.WrappingKey, error) {
+// createPair generates a pair. It first destroys the half that a crash may have left of an earlier pair.
+func (s *session) createPair(req hsm.WrappingKeyRequest, bits int) (hsm.WrappingKey, error) {
 	if err := s.destroyPair(req.ID); err != nil {
 		return hsm.WrappingKey{}, err
 	}
-	publicTemplate, privateTemplate := pairTemplates(bits, req.ID, pairLabel(req), true, s.m.needsRaw())
-	_, private, err := s.generatePair(publicTemplate, privateTemplate)
+	raw := s.can.needsRawRSA(s.cfg)
+	mechanisms := pairMechanisms(raw, s.cfg.AllowPKCS1v15Import)
+	publicTemplate, privateTemplate := pairTemplates(bits, req.ID, pairLabel(req), true, raw)
+	_, private, err := s.GenerateKeyPair(publicTemplate, append(privateTemplate, s.can.hardenedPair.attributes(mechanisms)...))
 	if err != nil {
 		return hsm.WrappingKey{}, err
 	}
-	if err := s.checkPrivate(private); err != nil {
+	err = s.checkPrivate(private)
+	if err == nil {
+		err = s.checkHardened(private, s.can.hardenedPair, mechanisms)
+	}
+	if err != nil {
 		_ = s.destroyPair(req.ID)
 		return hsm.WrappingKey{}, err
 	}
 	key, ok, err := s.pair(req.ID)
 	if err == nil && !ok {
-		err = hsm.Errorf(hsm.Internal, "the token made a wrapping key pair and does not show it")
+		err = hsm.Errorf(hsm.Internal, "the token generated a wrapping key pair and does not show it")
 	}
 	return key, err
 }
 
-// checkPrivate refuses a private key that can leave the token.
+// checkPrivate rejects a private key that can leave the token.
 func (s *session) checkPrivate(h p11.ObjectHandle) error {
-	values, err := s.attributes(h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE)
+	values, err := s.GetAttributes(h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE)
 	if err != nil {
 		return err
 	}
 	if !isTrue(values[0]) || !isFalse(values[1]) {
-		return hsm.Errorf(hsm.Internal, "the wrapping key pair in the token is not protected as it must be (sensitive, not extractable), so it is not used")
+		return hsm.Errorf(hsm.Internal, "the private key of the wrapping key pair in the token is not sensitive and non-extractable, so Keyconvoy does not use it: find out who created or changed it")
 	}
 	return nil
 }
 
 // private returns the private half of a pair, or errNoPair.
 func (s *session) private(id uuid.UUID) (p11.ObjectHandle, error) {
-	h, ok, err := s.object(privateName(id), s.checkPrivate)
+	h, ok, err := s.LookUp(privateName(id), s.checkPrivate)
 	if err == nil && !ok {
 		err = errNoPair
 	}

@@ -10,16 +10,15 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// Authenticate implements hsm.Module: HMAC-SHA256 (RFC 2104) under a random key of 32 bytes. A key
-// that is there and does not open is not replaced: the tokens out there would become invalid without
-// a word.
+// Authenticate implements hsm.Module with HMAC-SHA-256 (RFC 2104) under a random key of 32 bytes. If the record of the key does
+// not open, Authenticate fails and does not replace it: that would silently invalidate all import tokens.
 func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, error) {
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
 	key, err := m.macKey()
 	if hsm.KindOf(err) == hsm.NotFound {
-		key, err = m.makeMACKey(ctx)
+		key, err = m.createMACKey(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -51,9 +50,9 @@ func (m *Module) macKey() (*secret, error) {
 	return nil, errNoMACKey
 }
 
-// makeMACKey makes the key, or returns the one that somebody else just made.
-func (m *Module) makeMACKey(ctx context.Context) (*secret, error) {
-	unlock, err := m.changing.lock(ctx, macName)
+// createMACKey creates the key, or returns the key that another caller has created meanwhile.
+func (m *Module) createMACKey(ctx context.Context) (*secret, error) {
+	unlock, err := m.lockName(ctx, macName)
 	if err != nil {
 		return nil, err
 	}

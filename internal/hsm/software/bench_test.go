@@ -10,7 +10,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// What an operation costs beside the same in bare calls is measured in internal/kms, with the domain layer.
+// The benchmarks in internal/kms compare operations with bare calls.
 
 func BenchmarkGenerateDataKey(b *testing.B) {
 	for _, bc := range []struct {
@@ -31,7 +31,7 @@ func BenchmarkGenerateDataKey(b *testing.B) {
 	}
 }
 
-// BenchmarkOpen opens a store of 10 000 keys and 1 000 pairs, as a restart does.
+// BenchmarkOpen opens a store of 10 000 keys and 1 000 key pairs, as a restart does.
 func BenchmarkOpen(b *testing.B) {
 	storage := &hsmtest.Storage{}
 	m := open(b, storage)
@@ -43,7 +43,7 @@ func BenchmarkOpen(b *testing.B) {
 		createPair(b, m, wrapping.ECSM2)
 	}
 	for b.Loop() {
-		if err := open(b, storage).Close(); err != nil {
+		if err := open(b, storage).Close(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -35,7 +35,7 @@ func runContract(t *testing.T, allowPKCS1v15 bool, want []hsm.Capability) {
 	})
 	for name := range storage.Records() {
 		if name != "import-token" {
-			t.Errorf("the record %s is left over", name)
+			t.Errorf("the record %s still exists", name)
 		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// schemeFor chooses how a new data key is sealed. SM4 keys seal directly: the derived schemes end in
-// AES, and who asks for SM4 wants the national algorithm. Every scheme opens under every key.
+// schemeFor returns the scheme of a new data key. SM4 keys encrypt directly, because the derived schemes use AES, and users of
+// SM4 want the national algorithm. Blobs of all schemes open under keys of all types.
 func schemeFor(spec hsm.KeySpec, length int) ciphertext.Scheme {
 	if spec == hsm.SM4 {
 		return ciphertext.DirectGCM
@@ -26,8 +26,8 @@ func (m *Module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (
 	if err := m.begin(ctx); err != nil {
 		return hsm.DataKey{}, err
 	}
-	if req.Length < 1 || req.Length > hsm.MaxDataKeyLen {
-		return hsm.DataKey{}, hsm.Errorf(hsm.NotSupported, "a data key has 1 to %d bytes", hsm.MaxDataKeyLen)
+	if err := req.Validate(); err != nil {
+		return hsm.DataKey{}, err
 	}
 	key, err := m.key(req.KeyVersionID)
 	if err != nil {
@@ -59,7 +59,8 @@ func (m *Module) VerifyDataKey(ctx context.Context, req hsm.OpenRequest) error {
 
 // ExportDataKey implements hsm.Module.
 func (m *Module) ExportDataKey(ctx context.Context, req hsm.ExportRequest) (hsm.ExportedDataKey, error) {
-	if err := checkExport(req); err != nil {
+	recipient, err := req.Validate()
+	if err != nil {
 		return hsm.ExportedDataKey{}, err
 	}
 	dataKey, err := m.open(ctx, req.OpenRequest)
@@ -67,41 +68,15 @@ func (m *Module) ExportDataKey(ctx context.Context, req hsm.ExportRequest) (hsm.
 		return hsm.ExportedDataKey{}, err
 	}
 	defer dataKey.Wipe()
-	out, err := wrapping.Wrap(rand.Reader, req.Recipient, req.Algorithm, req.SM2Format, dataKey)
+	out, err := wrapping.Wrap(rand.Reader, recipient, req.Algorithm, req.SM2Format, dataKey)
 	switch {
 	case errors.Is(err, wrapping.ErrTooLong):
-		spec := req.Recipient.Spec()
-		return hsm.ExportedDataKey{}, hsm.Errorf(hsm.DataKeyTooLong,
-			"the data key has %d bytes, and %s under %s takes %d at the most: make it shorter, or use a longer RSA key or SM2",
-			len(dataKey), req.Algorithm, spec, wrapping.MaxLen(spec, req.Algorithm))
+		return hsm.ExportedDataKey{}, hsm.TooLongFor(recipient.Spec(), req.Algorithm, len(dataKey))
 	case err != nil:
 		return hsm.ExportedDataKey{}, hsm.Wrap(hsm.Internal, err, "")
 	}
 	return hsm.ExportedDataKey{Ciphertext: out, Custody: hsm.CustodySoftware}, nil
 }
-
-// checkExport refuses what no data key could be exported with.
-func checkExport(req hsm.ExportRequest) error {
-	switch {
-	case req.Recipient == nil:
-		return hsm.Errorf(hsm.NotSupported, "there is no recipient's public key")
-	case req.Algorithm == wrapping.RSAESPKCS1V15:
-		return hsm.Errorf(hsm.NotSupported, "%s is for import only: use %s", wrapping.RSAESPKCS1V15, wrapping.RSAESOAEPSHA256)
-	}
-	if err := wrapping.CheckFit(req.Recipient.Spec(), req.Algorithm); err != nil {
-		return hsm.Errorf(hsm.NotSupported, "%v", err)
-	}
-	if req.Algorithm != wrapping.SM2PKE {
-		return nil
-	}
-	switch req.SM2Format {
-	case "", wrapping.C1C3C2, wrapping.C1C2C3, wrapping.ASN1:
-		return nil
-	}
-	return hsm.Errorf(hsm.NotSupported, "there is no SM2 ciphertext format %q", req.SM2Format)
-}
-
-var errInvalidBlob = hsm.Errorf(hsm.InvalidBlob, "the blob does not open under this key and EncryptionContext")
 
 // open decrypts a blob. The caller wipes the result.
 func (m *Module) open(ctx context.Context, req hsm.OpenRequest) (redact.Bytes, error) {
@@ -116,7 +91,7 @@ func (m *Module) open(ctx context.Context, req hsm.OpenRequest) (redact.Bytes, e
 	err = key.withCipher(func(block cipher.Block) (err error) {
 		dataKey, err = ciphertext.Open(req.Blob, block, req.Binding)
 		if err != nil {
-			return errInvalidBlob
+			return hsm.ErrInvalidBlob
 		}
 		return nil
 	})

@@ -8,10 +8,12 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// ImportKey implements hsm.Module. Nothing is visible before it is saved, and nothing is saved before
-// the material has proved to be what it must be.
+// ImportKey implements hsm.Module. It saves the key after all checks, and makes it visible after it was saved.
 func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key, error) {
 	if err := m.begin(ctx); err != nil {
+		return hsm.Key{}, err
+	}
+	if err := req.Validate(); err != nil {
 		return hsm.Key{}, err
 	}
 	pair, err := m.pairFor(req)
@@ -19,7 +21,7 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 		return hsm.Key{}, err
 	}
 	name := keyName(req.KeyVersionID)
-	unlock, err := m.changing.lock(ctx, name)
+	unlock, err := m.lockName(ctx, name)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -46,18 +48,10 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 	return imported, nil
 }
 
-// pairFor finds the pair that the request names and refuses what no unwrapping could serve.
+// pairFor returns the pair of a request. It rejects an algorithm that does not fit the pair.
 func (m *Module) pairFor(req hsm.ImportRequest) (*wrappingPair, error) {
-	if err := hsm.CheckOwner(req.Owner); err != nil {
-		return nil, err
-	}
-	if req.Spec.Len() == 0 {
-		return nil, hsm.CheckMaterialLen(req.Spec, 0)
-	}
 	if req.Algorithm == wrapping.RSAESPKCS1V15 && !m.allowPKCS15 {
-		return nil, hsm.Errorf(hsm.NotSupported,
-			"%s is off because it invites padding-oracle attacks: use %s, or let the administrator of the key store allow it",
-			wrapping.RSAESPKCS1V15, wrapping.RSAESOAEPSHA256)
+		return nil, hsm.ErrPKCS1v15Off
 	}
 	pair, err := m.pair(req.WrappingKey)
 	if err != nil {
@@ -69,7 +63,7 @@ func (m *Module) pairFor(req hsm.ImportRequest) (*wrappingPair, error) {
 	return pair, nil
 }
 
-// unwrap returns the material and its fingerprint. The caller wipes or keeps the material.
+// unwrap returns the material, which the caller owns, and its fingerprint.
 func (p *wrappingPair) unwrap(req hsm.ImportRequest) (redact.Bytes, hsm.Fingerprint, error) {
 	var material redact.Bytes
 	err := p.withPrivate(func(private *wrapping.PrivateKey) (err error) {
@@ -83,32 +77,31 @@ func (p *wrappingPair) unwrap(req hsm.ImportRequest) (redact.Bytes, hsm.Fingerpr
 	if err != nil {
 		material.Wipe()
 		if req.Algorithm == wrapping.RSAESPKCS1V15 {
-			// That the padding was in order would be told by any other answer.
-			err = errInvalidMaterial
+			// Any other error would reveal that the padding is valid.
+			err = hsm.ErrInvalidMaterial
 		}
 		return nil, hsm.Fingerprint{}, err
 	}
 	return material, fingerprint, nil
 }
 
-// checkSame refuses material other than that which the key is bound to: by an earlier import, as the
-// caller remembers it, or by being there.
+// checkSame rejects material that differs from that of an earlier import, according to the request or to the existing key.
 func checkSame(fingerprint hsm.Fingerprint, req hsm.ImportRequest, existing *masterKey) error {
-	bound := req.Fingerprint == nil || *req.Fingerprint == fingerprint
-	if existing != nil && bound {
-		there, err := existing.fingerprint()
+	same := req.Fingerprint == nil || *req.Fingerprint == fingerprint
+	if existing != nil && same {
+		have, err := existing.fingerprint()
 		if err != nil {
 			return err
 		}
-		bound = there == fingerprint
+		same = have == fingerprint
 	}
-	if !bound {
-		return hsm.Errorf(hsm.OtherMaterial, "this is not the material that the key was first imported with")
+	if !same {
+		return hsm.ErrOtherMaterial
 	}
 	return nil
 }
 
-// saveKey keeps the material, or wipes it when it fails.
+// saveKey saves a key. The module owns the material afterwards; if saveKey fails, it wipes the material.
 func (m *Module) saveKey(ctx context.Context, name string, req hsm.ImportRequest, material redact.Bytes) error {
 	key := &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}
 	plain := key.marshal(material)

@@ -28,7 +28,7 @@ func (k *masterKey) withCipher(f func(cipher.Block) error) error {
 	})
 }
 
-// fingerprint takes it from the material.
+// fingerprint computes the fingerprint of the material.
 func (k *masterKey) fingerprint() (f hsm.Fingerprint, err error) {
 	err = k.material.use(errNoKey, func(material redact.Bytes) error {
 		f, err = hsm.FingerprintOf(k.spec, material)
@@ -39,8 +39,8 @@ func (k *masterKey) fingerprint() (f hsm.Fingerprint, err error) {
 
 var errNoKey = hsm.Errorf(hsm.NotFound, "the key is not in the software key store")
 
-// key returns the master key with that identifier. One that is there and does not open is no
-// NotFound: who hears NotFound may make a new one.
+// key returns the master key with that identifier. If its record does not open, the error is not NotFound, because the caller
+// might then create a new key.
 func (m *Module) key(id uuid.UUID) (*masterKey, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -72,8 +72,21 @@ func (m *Module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	return hsm.Key{KeyVersionID: id, Spec: key.spec, Fingerprint: fingerprint, Owner: key.owner}, nil
 }
 
-// DestroyKey implements hsm.Module. It destroys a broken record too. When it fails the key is still
-// there.
+// ListKeys implements hsm.Module. It omits records that do not open; see Broken.
+func (m *Module) ListKeys(ctx context.Context) ([]hsm.Key, error) {
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	list := make([]hsm.Key, 0, len(m.keys))
+	for id, key := range m.keys {
+		list = append(list, hsm.Key{KeyVersionID: id, Spec: key.spec, Owner: key.owner})
+	}
+	return list, nil
+}
+
+// DestroyKey implements hsm.Module. It also destroys a record that does not open. If it fails, the key still exists.
 func (m *Module) DestroyKey(ctx context.Context, id uuid.UUID) error {
 	return m.destroy(ctx, keyName(id), func() *secret {
 		key, ok := m.keys[id]
@@ -85,13 +98,13 @@ func (m *Module) DestroyKey(ctx context.Context, id uuid.UUID) error {
 	})
 }
 
-// destroy deletes a record and then wipes what forget takes out of memory; forget runs under m.mu.
-// The record is deleted even when memory knows of none: a Save that failed may have written it.
+// destroy deletes a record and then wipes the secret that forget removes from memory. forget runs under m.mu. destroy deletes
+// the record even if there is none in memory, because a Save that failed may have written it.
 func (m *Module) destroy(ctx context.Context, name string, forget func() *secret) error {
 	if err := m.begin(ctx); err != nil {
 		return err
 	}
-	unlock, err := m.changing.lock(ctx, name)
+	unlock, err := m.lockName(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -100,20 +113,29 @@ func (m *Module) destroy(ctx context.Context, name string, forget func() *secret
 		return storageError(err)
 	}
 	m.mu.Lock()
-	gone := forget()
+	removed := forget()
 	delete(m.broken, name)
 	m.mu.Unlock()
-	if gone != nil {
-		gone.wipe() // outside m.mu: it waits for those who are using it
+	if removed != nil {
+		removed.wipe() // without m.mu, because it waits for calls that use the secret
 	}
 	return nil
 }
 
-// save seals a record and hands it to the storage; publish then makes it visible, under m.mu. The
-// caller holds the record's name lock and has seen that there is no such record.
+// lockName waits until no other call creates or destroys the record of that name.
+func (m *Module) lockName(ctx context.Context, name string) (unlock func(), err error) {
+	unlock, err = m.changing.Lock(ctx, name)
+	if err != nil {
+		return nil, hsm.Wrap(hsm.Unavailable, err, "")
+	}
+	return unlock, nil
+}
+
+// save seals and saves a record. publish then makes it visible, under m.mu. The caller must hold the lock of the record's name,
+// and there must be no such record.
 //
-// A storage that fails may have written nonetheless. Then the next Open finds the key, as with a
-// token that died during its answer; importing the same again is what the caller does anyway.
+// A Save that fails may have written the record nevertheless. Then the next Open finds the key. That does no harm, because
+// callers repeat an import that fails.
 func (m *Module) save(ctx context.Context, kind recordKind, name string, plain redact.Bytes, publish func()) error {
 	if err := m.storage.Save(ctx, name, m.sealer.seal(kind, name, plain)); err != nil {
 		return storageError(err)

@@ -19,13 +19,13 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-func open(t testing.TB, storage software.Storage) *software.Module {
+func open(t testing.TB, storage hsm.Storage) *software.Module {
 	t.Helper()
 	m, err := software.Open(t.Context(), software.Config{Storage: storage})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = m.Close() })
+	t.Cleanup(func() { _ = m.Close(context.Background()) })
 	return m
 }
 
@@ -42,7 +42,7 @@ func createPair(t testing.TB, m hsm.Module, spec wrapping.KeySpec) hsm.WrappingK
 
 func importRequest(t testing.TB, pair hsm.WrappingKey, alg wrapping.Algorithm, material []byte) hsm.ImportRequest {
 	t.Helper()
-	encrypted, err := wrapping.Wrap(rand.Reader, pair.PublicKey, alg, "", material)
+	encrypted, err := wrapping.Wrap(rand.Reader, hsmtest.PublicKey(t, pair), alg, "", material)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func random(n int) []byte {
 	return b
 }
 
-// wantError checks the kind and that the public detail holds the parts.
+// wantError checks the kind and that the public detail contains the parts.
 func wantError(t testing.TB, err error, kind hsm.Kind, parts ...string) {
 	t.Helper()
 	var e *hsm.Error
@@ -75,12 +75,12 @@ func wantError(t testing.TB, err error, kind hsm.Kind, parts ...string) {
 	}
 	for _, part := range parts {
 		if !strings.Contains(e.Detail, part) {
-			t.Errorf("the detail %q does not say %q", e.Detail, part)
+			t.Errorf("the detail %q does not contain %q", e.Detail, part)
 		}
 	}
 }
 
-// filled is a storage with two keys, a pair and the MAC key, from a module that is closed again.
+// filled is a storage with two keys, a key pair and the MAC key, written by a module that is closed.
 type filled struct {
 	*hsmtest.Storage
 	pair     hsm.WrappingKey
@@ -99,25 +99,25 @@ func fill(t testing.TB) filled {
 	if _, err := m.Authenticate(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Close(); err != nil {
+	if err := m.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return f
 }
 
-func TestOpen_lostRootKey_opensNothingAndSaysSo(t *testing.T) {
+func TestOpen_rootKeyLost_isMisconfigured(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	before := f.Records()
-	f.SetRootKey(nil) // lost: the storage makes another one
+	f.SetRootKey(nil) // the storage generates another one
 	_, err := software.Open(t.Context(), software.Config{Storage: f})
 	wantError(t, err, hsm.Misconfigured, "root key", "none of the 4 records", "import-token", "backup")
 	if !sameRecords(before, f.Records()) {
-		t.Error("opening changed records")
+		t.Error("Open changed records")
 	}
 }
 
-func TestOpen_rootKeyOfAWrongLength_isRefused(t *testing.T) {
+func TestOpen_rootKeyOfAWrongLength_isMisconfigured(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, 16, 31, 33} {
 		storage := &hsmtest.Storage{}
@@ -142,7 +142,7 @@ func TestOpen_storageThatDoesNotAnswer_isUnavailable(t *testing.T) {
 	}
 }
 
-// failing fails every call of a method.
+// failing makes every call of a method fail.
 func failing(method string, err error) func(string, string) error {
 	return func(called, _ string) error {
 		if called == method {
@@ -152,12 +152,11 @@ func failing(method string, err error) func(string, string) error {
 	}
 }
 
-// A record that was changed, swapped, cut, or sealed under another root key.
-func TestOpen_recordThatDoesNotOpen_breaksOnlyItsKey(t *testing.T) {
+func TestOpen_recordThatDoesNotOpen_affectsOnlyItsKey(t *testing.T) {
 	t.Parallel()
 	for sentence, tc := range map[string]struct {
 		damage func(f filled, sealed []byte) []byte
-		says   string
+		want   string
 	}{
 		"one bit changed":               {func(_ filled, b []byte) []byte { b[len(b)-1] ^= 1; return b }, "altered"},
 		"its header changed":            {func(_ filled, b []byte) []byte { b[1] ^= 1; return b }, "format is unknown"},
@@ -174,12 +173,12 @@ func TestOpen_recordThatDoesNotOpen_breaksOnlyItsKey(t *testing.T) {
 			f := fill(t)
 			name := "key-" + f.key.String()
 			f.Put(name, tc.damage(f, f.Records()[name]))
-			assertOnlyKeyBroken(t, f, name, tc.says)
+			assertOnlyKeyBroken(t, f, name, tc.want)
 		})
 	}
 }
 
-func assertOnlyKeyBroken(t *testing.T, f filled, name, says string) {
+func assertOnlyKeyBroken(t *testing.T, f filled, name, want string) {
 	t.Helper()
 	m := open(t, f)
 	before := f.Records()
@@ -187,28 +186,28 @@ func assertOnlyKeyBroken(t *testing.T, f filled, name, says string) {
 		t.Errorf("Broken = %v; want %s", got, name)
 	}
 	_, err := m.FindKey(t.Context(), f.key)
-	wantError(t, err, hsm.Internal, name, says, "backup")
+	wantError(t, err, hsm.Internal, name, want, "backup")
 	_, err = m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: f.key, Length: 32})
 	wantError(t, err, hsm.Internal, name)
 	open := hsm.OpenRequest{Blob: ciphertext.Blob{KeyVersionID: f.key, Scheme: ciphertext.DerivedKeyWrap, Payload: random(40)}}
 	wantError(t, m.VerifyDataKey(t.Context(), open), hsm.Internal, name)
 
-	req := importRequest(t, f.pair, wrapping.SM2PKE, f.material) // even the same material stands in for nothing
+	req := importRequest(t, f.pair, wrapping.SM2PKE, f.material) // not even the same material replaces the record
 	req.KeyVersionID = f.key
 	_, err = m.ImportKey(t.Context(), req)
 	wantError(t, err, hsm.Internal, name)
 	if !sameRecords(before, f.Records()) {
-		t.Fatal("a broken record was replaced")
+		t.Fatal("a record that does not open was replaced")
 	}
 
 	if _, err := m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: f.other, Length: 32}); err != nil {
 		t.Errorf("another key: %v", err)
 	}
-	if err := m.DestroyKey(t.Context(), f.key); err != nil { // to give it up is allowed
+	if err := m.DestroyKey(t.Context(), f.key); err != nil { // the record may be deleted
 		t.Fatal(err)
 	}
 	if _, err = m.ImportKey(t.Context(), req); err != nil || len(m.Broken()) != 0 {
-		t.Errorf("after it was given up: ImportKey: %v; broken: %v", err, m.Broken())
+		t.Errorf("after DestroyKey: ImportKey: %v; Broken: %v", err, m.Broken())
 	}
 }
 
@@ -224,7 +223,7 @@ func sameRecords(a, b map[string][]byte) bool {
 	return true
 }
 
-func TestOpen_brokenWrappingPair_isNotMadeAnew(t *testing.T) {
+func TestOpen_brokenWrappingPair_isNotReplaced(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	name := "wrapping-" + f.pair.ID.String()
@@ -234,7 +233,7 @@ func TestOpen_brokenWrappingPair_isNotMadeAnew(t *testing.T) {
 	wantError(t, err, hsm.Internal, name)
 	_, err = m.ImportKey(t.Context(), importRequest(t, f.pair, wrapping.SM2PKE, random(32)))
 	wantError(t, err, hsm.Internal, name)
-	if list, err := m.ListWrappingKeys(t.Context(), f.pair.Owner); err != nil || len(list) != 0 {
+	if list, err := hsmtest.PairsOf(t.Context(), m, f.pair.Owner); err != nil || len(list) != 0 {
 		t.Errorf("ListWrappingKeys = %v, %v", list, err)
 	}
 	if err := m.DestroyWrappingKey(t.Context(), f.pair.ID); err != nil {
@@ -245,7 +244,7 @@ func TestOpen_brokenWrappingPair_isNotMadeAnew(t *testing.T) {
 	}
 }
 
-func TestOpen_brokenMACKey_isNotMadeAnew(t *testing.T) {
+func TestOpen_brokenMACKey_isNotReplaced(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	f.Put("import-token", random(100))
@@ -253,7 +252,7 @@ func TestOpen_brokenMACKey_isNotMadeAnew(t *testing.T) {
 	wantError(t, err, hsm.Internal, "import-token")
 }
 
-func TestOpen_recordsOfOtherNames_areLeftAlone(t *testing.T) {
+func TestOpen_recordsWithUnknownNames_areIgnored(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	id := uuid.New()
@@ -265,11 +264,11 @@ func TestOpen_recordsOfOtherNames_areLeftAlone(t *testing.T) {
 		t.Errorf("Broken = %v", m.Broken())
 	}
 	if !sameRecords(before, f.Records()) {
-		t.Error("opening changed records")
+		t.Error("Open changed records")
 	}
 }
 
-func TestCheck_seesAStorageThatIsDownAndARootKeyThatWasReplaced(t *testing.T) {
+func TestCheck_storageDownOrRootKeyReplaced_fails(t *testing.T) {
 	t.Parallel()
 	storage := &hsmtest.Storage{}
 	down := error(nil)
@@ -282,5 +281,9 @@ func TestCheck_seesAStorageThatIsDownAndARootKeyThatWasReplaced(t *testing.T) {
 	wantError(t, m.Check(t.Context()), hsm.Unavailable)
 	down = nil
 	storage.SetRootKey(nil)
-	wantError(t, m.Check(t.Context()), hsm.Misconfigured, "replaced", m.Info().Serial)
+	described, err := m.Describe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, m.Check(t.Context()), hsm.Misconfigured, "replaced", described.Info.Serial)
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// recordKind is what a record holds. The numbers are written: they never change.
+// recordKind is the kind of a record. Records contain these numbers, so they must not change.
 type recordKind byte
 
 const (
@@ -30,13 +30,15 @@ const (
 	macKeyLen     = 32
 	ownerLen      = len(uuid.UUID{})
 	pairHeaderLen = ownerLen + 8 + 2
+	// withNamespace is set in the length of a pair's public key if a namespace follows the key. Public keys are much shorter.
+	withNamespace = 0x8000
 )
 
 func keyName(id uuid.UUID) string  { return keyPrefix + id.String() }
 func pairName(id uuid.UUID) string { return pairPrefix + id.String() }
 
-// parseName is the inverse of keyName and pairName; it also knows macName. Only names that these
-// make are taken, so that no two records are one key.
+// parseName is the inverse of keyName and pairName, and accepts macName. It rejects all other names, so that each key has one
+// record.
 func parseName(name string) (recordKind, uuid.UUID, bool) {
 	if name == macName {
 		return macKeyRecord, uuid.Nil, true
@@ -56,13 +58,13 @@ func parseName(name string) (recordKind, uuid.UUID, bool) {
 	return kind, id, true
 }
 
-// errMalformed says that a record opened and holds something else than its kind should.
+// errMalformed means that a record opens, but its content does not fit its kind.
 var errMalformed = errors.New("its content is malformed")
 
-// The contents are laid out by hand, not in JSON: encoders leave copies of the keys behind.
+// The format of the contents is not JSON, because encoders leave copies of the keys in memory.
 
-// marshal lays a master key out as: length of its name (1) ‖ name ‖ material, where the name is the key
-// type, and a colon and the owner where there is one.
+// marshal returns: length of the name (1) ‖ name ‖ material. The name is the key type, followed by a colon and the owner if there
+// is one.
 func (k *masterKey) marshal(material []byte) redact.Bytes {
 	name := string(k.spec)
 	if k.owner != "" {
@@ -74,7 +76,7 @@ func (k *masterKey) marshal(material []byte) redact.Bytes {
 	return append(out, material...)
 }
 
-// parseMasterKey keeps its argument's bytes, as the parsers below do.
+// parseMasterKey returns a key that shares memory with plain, as the parsers below do.
 func parseMasterKey(plain []byte) (*masterKey, error) {
 	if len(plain) == 0 || len(plain) < 1+int(plain[0]) {
 		return nil, errMalformed
@@ -89,16 +91,24 @@ func parseMasterKey(plain []byte) (*masterKey, error) {
 	return &masterKey{spec: spec, owner: owner, material: newSecret(material)}, nil
 }
 
-// marshal lays a pair out as: owner (16) ‖ not after, in Unix seconds (8) ‖ length of the public key
-// (2) ‖ public key (SubjectPublicKeyInfo) ‖ private key (PKCS #8). The public key stands there so
-// that opening thousands of pairs need not parse private keys.
+// marshal returns: owner (16) ‖ not after, in Unix seconds (8) ‖ length of the public key (2) ‖ public key (SubjectPublicKeyInfo)
+// ‖ length of the namespace (1) ‖ namespace ‖ private key (PKCS #8). With the public key in the record, Open need not parse
+// thousands of private keys. Without a namespace, its length is omitted, too, as in all records of the first version.
 func (p *wrappingPair) marshal(private []byte) redact.Bytes {
 	spki := p.public.SPKI()
-	out := make(redact.Bytes, 0, pairHeaderLen+len(spki)+len(private))
+	length := uint16(len(spki)) //nolint:gosec // 550 bytes for RSA_4096, the longest
+	if p.namespace != "" {
+		length |= withNamespace
+	}
+	out := make(redact.Bytes, 0, pairHeaderLen+len(spki)+1+len(p.namespace)+len(private))
 	out = append(out, p.owner[:]...)
 	out = binary.BigEndian.AppendUint64(out, uint64(p.notAfter.Unix())) //nolint:gosec // read back as signed
-	out = binary.BigEndian.AppendUint16(out, uint16(len(spki)))         //nolint:gosec // 550 bytes for RSA_4096, the longest
+	out = binary.BigEndian.AppendUint16(out, length)
 	out = append(out, spki...)
+	if p.namespace != "" {
+		out = append(out, byte(len(p.namespace))) //nolint:gosec // bounded by hsm.MaxOwnerLen
+		out = append(out, p.namespace...)
+	}
 	return append(out, private...)
 }
 
@@ -108,7 +118,8 @@ func parseWrappingPair(plain []byte) (*wrappingPair, error) {
 	}
 	notAfter := int64(binary.BigEndian.Uint64(plain[ownerLen:])) //nolint:gosec // written from a signed number
 	keys := plain[pairHeaderLen:]
-	n := int(binary.BigEndian.Uint16(plain[pairHeaderLen-2:]))
+	length := binary.BigEndian.Uint16(plain[pairHeaderLen-2:])
+	n := int(length &^ withNamespace)
 	if len(keys) <= n {
 		return nil, errMalformed
 	}
@@ -116,11 +127,20 @@ func parseWrappingPair(plain []byte) (*wrappingPair, error) {
 	if err != nil || !bytes.Equal(public.SPKI(), keys[:n]) {
 		return nil, errMalformed
 	}
+	namespace, private := "", keys[n:]
+	if length&withNamespace != 0 {
+		end := 1 + int(private[0])
+		if end == 1 || len(private) <= end {
+			return nil, errMalformed
+		}
+		namespace, private = string(private[1:end]), private[end:]
+	}
 	return &wrappingPair{
-		owner:    uuid.UUID(plain[:ownerLen]),
-		notAfter: time.Unix(notAfter, 0).UTC(),
-		public:   public,
-		private:  newSecret(keys[n:]),
+		owner:     uuid.UUID(plain[:ownerLen]),
+		namespace: namespace,
+		notAfter:  time.Unix(notAfter, 0).UTC(),
+		public:    public,
+		private:   newSecret(private),
 	}, nil
 }
 

@@ -28,7 +28,7 @@ func testSealer(t testing.TB, root string) *sealer {
 
 const testRoot = "a root key of exactly 32 bytes.."
 
-func TestSealer_opensNothingButWhatItSealed(t *testing.T) {
+func TestSealer_opensOnlyWhatItSealed(t *testing.T) {
 	t.Parallel()
 	s, other := testSealer(t, testRoot), testSealer(t, strings.ToUpper(testRoot))
 	const name = "key-x"
@@ -37,7 +37,7 @@ func TestSealer_opensNothingButWhatItSealed(t *testing.T) {
 		t.Fatalf("open = %q, %v", []byte(plain), err)
 	}
 	if bytes.Equal(sealed, s.seal(masterKeyRecord, name, redact.Bytes("material"))) {
-		t.Error("sealing twice gives the same bytes")
+		t.Error("two calls of seal return the same bytes")
 	}
 	refused := func(s *sealer, kind recordKind, name string, sealed []byte, want error) {
 		t.Helper()
@@ -63,8 +63,8 @@ func TestSealer_opensNothingButWhatItSealed(t *testing.T) {
 	}
 }
 
-// Records that were written must open for ever. The files hold them in hexadecimal, sealed under
-// testRoot by the version that introduced the format.
+// Later versions must open the records of all earlier ones. The files have records in hexadecimal, sealed under testRoot by the
+// version that introduced the format.
 func TestSealer_opensTheRecordsOfVersion1(t *testing.T) {
 	t.Parallel()
 	s := testSealer(t, testRoot)
@@ -114,21 +114,21 @@ func TestSealer_opensTheRecordsOfVersion1(t *testing.T) {
 	}
 }
 
-func TestSecret_isWipedAndSaysThatItIsGone(t *testing.T) {
+func TestSecret_wiped_returnsTheError(t *testing.T) {
 	t.Parallel()
 	b := []byte("material")
 	s := newSecret(b)
-	gone := errors.New("gone")
+	wiped := errors.New("wiped")
 	s.wipe()
-	if err := s.use(gone, func(redact.Bytes) error { return nil }); !errors.Is(err, gone) {
+	if err := s.use(wiped, func(redact.Bytes) error { return nil }); !errors.Is(err, wiped) {
 		t.Errorf("use of a wiped secret: %v", err)
 	}
 	if !bytes.Equal(b, make([]byte, len(b))) {
-		t.Errorf("still holds %q", b)
+		t.Errorf("the memory still has %q", b)
 	}
 }
 
-func TestClose_wipesWhatIsInMemory(t *testing.T) {
+func TestClose_wipesTheKeysInMemory(t *testing.T) {
 	t.Parallel()
 	key, pair, mac := []byte("a key"), []byte("a pair"), []byte("a MAC key")
 	m := &Module{
@@ -136,17 +136,17 @@ func TestClose_wipesWhatIsInMemory(t *testing.T) {
 		pairs: map[uuid.UUID]*wrappingPair{{}: {private: newSecret(pair)}},
 		mac:   newSecret(mac),
 	}
-	if err := m.Close(); err != nil {
+	if err := m.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range [][]byte{key, pair, mac} {
 		if !bytes.Equal(b, make([]byte, len(b))) {
-			t.Errorf("still holds %q", b)
+			t.Errorf("the memory still has %q", b)
 		}
 	}
 }
 
-// FuzzOpen: foreign bytes never open and never panic.
+// FuzzOpen checks that arbitrary bytes neither open nor panic.
 func FuzzOpen(f *testing.F) {
 	s := testSealer(f, testRoot)
 	f.Add("key-x", byte(masterKeyRecord), []byte(nil))
@@ -156,12 +156,12 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("opens as %q", []byte(plain))
 		}
 		if _, id, ok := parseName(name); ok && name != macName && name != keyName(id) && name != pairName(id) {
-			t.Errorf("parseName takes %q", name)
+			t.Errorf("parseName accepts %q", name)
 		}
 	})
 }
 
-// FuzzParse: whatever a parser takes, marshalling gives back, so no two contents are one key.
+// FuzzParse checks that marshal returns exactly what a parser accepted, so that each key has one encoding.
 func FuzzParse(f *testing.F) {
 	private, err := wrapping.GeneratePrivateKey(rand.Reader, wrapping.ECSM2)
 	if err != nil {
@@ -172,7 +172,7 @@ func FuzzParse(f *testing.F) {
 	for _, spec := range hsm.KeySpecs() {
 		f.Add([]byte((&masterKey{spec: spec}).marshal(make([]byte, spec.Len()))))
 	}
-	f.Add(bytes.Repeat([]byte{255}, 256)) // a length that is 0 when a byte counts one more
+	f.Add(bytes.Repeat([]byte{255}, 256)) // 1 + the length overflows a byte
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		if key, err := parseMasterKey(plain); err == nil && !bytes.Equal(key.marshal(key.material.bytes), plain) {
 			t.Errorf("a master key of %x", plain)

@@ -18,8 +18,8 @@ import (
 //
 //	version (1) ‖ kind (1) ‖ root key identifier (8) ‖ IV (12) ‖ AES-256-GCM ciphertext and tag
 //
-// with everything before the IV and the record's name as additional data, so that no record opens
-// under another's name or kind. The identifier tells a lost root key from a damaged record.
+// with everything before the IV and the name of the record as additional data, so that a record does not open under another
+// name or kind. The identifier distinguishes a lost root key from a damaged record.
 const (
 	sealVersion = 1
 	headerLen   = 2 + len(rootID{})
@@ -31,14 +31,14 @@ const (
 	rootLabel  = "keyconvoy.io/software/root-id/1"
 )
 
-// Why a record does not open. None holds anything of the record.
+// The reasons why a record does not open. They have nothing of its content.
 var (
-	errUnknownFormat = errors.New("its format is unknown, perhaps that of a later version")
+	errUnknownFormat = errors.New("its format is unknown; a later version may have written it")
 	errOtherRoot     = errors.New("it was sealed under another root key")
 	errAltered       = errors.New("it was altered")
 )
 
-// rootID identifies a root key: an HKDF output of its own, so that it tells nothing about the key.
+// rootID identifies a root key. It is an HKDF output with a label of its own, so it reveals nothing about the key.
 type rootID [8]byte
 
 func (id rootID) String() string { return hex.EncodeToString(id[:]) }
@@ -49,8 +49,8 @@ type sealer struct {
 	aead cipher.AEAD
 }
 
-// openSealer reads the root key and forgets it again.
-func openSealer(ctx context.Context, storage Storage) (*sealer, error) {
+// openSealer reads the root key and wipes it after use.
+func openSealer(ctx context.Context, storage hsm.Storage) (*sealer, error) {
 	root, err := storage.RootKey(ctx)
 	if err != nil {
 		return nil, storageError(err)

@@ -6,23 +6,23 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// secret is key material in memory. It can be wiped while others want it: who is using it finishes
-// first, and who comes later learns that it is gone, and never sees zeros as if they were a key.
+// secret is key material in memory. It can be wiped during use: wipe waits for calls of use, and later calls fail instead of
+// getting zeros as a key.
 type secret struct {
 	mu    sync.RWMutex
-	gone  bool
+	wiped bool
 	bytes redact.Bytes
 }
 
-// newSecret keeps b.
+// newSecret returns a secret that owns b.
 func newSecret(b []byte) *secret { return &secret{bytes: b} }
 
-// use calls f with the bytes, which f must not keep, or returns gone.
-func (s *secret) use(gone error, f func(redact.Bytes) error) error {
+// use calls f with the bytes, which f must not keep. If the secret was wiped, it returns errWiped.
+func (s *secret) use(errWiped error, f func(redact.Bytes) error) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.gone {
-		return gone
+	if s.wiped {
+		return errWiped
 	}
 	return f(s.bytes)
 }
@@ -30,6 +30,6 @@ func (s *secret) use(gone error, f func(redact.Bytes) error) error {
 func (s *secret) wipe() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.gone = true
+	s.wiped = true
 	s.bytes.Wipe()
 }

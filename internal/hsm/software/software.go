@@ -1,13 +1,11 @@
-// Package software is a cryptographic module in pure Go: the embedded default, for trying things,
-// for clusters without an HSM, and for the SM algorithms that a module lacks. Its custody is
-// Software, always.
+// Package software implements a cryptographic module in pure Go. It is the default for evaluation, for clusters without an HSM,
+// and for the SM algorithms that PKCS#11 modules lack. Its custody is always Software.
 //
-// Keys are sealed (AES-256-GCM) before they leave it for a Storage, under a key derived from one root
-// key. Opened, they live in this process's memory until they are destroyed or the module is closed.
-// Generating, exporting and verifying touch no storage.
+// It seals keys (AES-256-GCM) under a key derived from a root key before it saves them to a hsm.Storage. Open keeps the opened
+// keys in memory until they are destroyed or the module is closed. Operations on data keys do not use the storage.
 //
-// One process at a time may write a storage (the operator's leader): what another one writes is not
-// seen before the next Open.
+// Only one process at a time, the operator's leader, may write a storage: a module does not see what another process writes
+// before the next Open.
 package software
 
 import (
@@ -21,44 +19,44 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/namelock"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// Config says where a Module keeps its keys and what it may do.
+// Config has the storage of a Module and what the module allows.
 type Config struct {
-	Storage Storage
-	// AllowPKCS1v15Import allows RSAES_PKCS1_V1_5 for material that is brought in. It is a padding
-	// oracle by nature; absent means not.
+	Storage hsm.Storage
+	// AllowPKCS1v15Import allows imports with RSAES_PKCS1_V1_5, which is inherently a padding oracle.
 	AllowPKCS1v15Import bool
 }
 
 // Module implements hsm.Module.
 type Module struct {
-	storage     Storage
+	storage     hsm.Storage
 	sealer      *sealer
 	allowPKCS15 bool
 	caps        []hsm.Capability
 
-	// changing serialises those who make or destroy a record of one name. It is held over storage
-	// calls and RSA generation, so nobody who only reads takes it.
-	changing nameLocks
+	// changing serializes the callers that create or destroy the record of a name. It is held during storage calls and the
+	// generation of RSA keys, so callers that only read do not lock it.
+	changing namelock.Locks
 
-	mu     sync.RWMutex // guards what follows; never held over storage or cryptography
+	mu     sync.RWMutex // guards the fields below; not held during storage calls or cryptography
 	closed bool
 	keys   map[uuid.UUID]*masterKey
 	pairs  map[uuid.UUID]*wrappingPair
-	mac    *secret               // the import token's MAC key; nil until it is made
-	broken map[string]*hsm.Error // by record: why it does not open
+	mac    *secret               // the MAC key of import tokens; nil until it is created
+	broken map[string]*hsm.Error // by record name: why the record does not open
 }
 
 var _ hsm.Module = (*Module)(nil)
 
-// Open opens every record in the storage.
+// Open opens all records in the storage.
 //
-// A record that does not open stops only the operations that need it: they fail with Internal and
-// name it, and it is never replaced, only destroyed when asked. Where every record was sealed under
-// another root key, that key is lost or was replaced, and Open fails with Misconfigured: going on
-// would make new keys under a root key that has to go again.
+// If a record does not open, only the operations that need it fail, with Internal and the name of the record. The module does
+// not replace such a record; DestroyKey and DestroyWrappingKey delete it. If all records were sealed under another root key, that
+// root key is lost or was replaced, and Open fails with Misconfigured: otherwise the module would create keys under a root key
+// that must be replaced again.
 func Open(ctx context.Context, cfg Config) (*Module, error) {
 	s, err := openSealer(ctx, cfg.Storage)
 	if err != nil {
@@ -83,9 +81,8 @@ func Open(ctx context.Context, cfg Config) (*Module, error) {
 	return m, nil
 }
 
-// readAll opens the records into memory and notes why the others are broken. It counts those that
-// opened and those that were sealed under another root key. A name that is none of ours is a later
-// version's, or a stranger's: no operation names it.
+// readAll opens the records and records why some do not open. It returns how many opened, and how many were sealed under another
+// root key. It ignores records with unknown names, which a later version or another program may have written.
 func (m *Module) readAll(records map[string][]byte) (opened, foreign int) {
 	for name, sealed := range records {
 		kind, id, ok := parseName(name)
@@ -133,20 +130,25 @@ func (m *Module) keep(kind recordKind, id uuid.UUID, plain []byte) error {
 	return nil
 }
 
-// Broken names the records that do not open, in order: an administrator restores or deletes them.
+// Broken returns the names of the records that do not open, sorted. An administrator must restore or delete them.
 func (m *Module) Broken() []string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return slices.Sorted(maps.Keys(m.broken))
 }
 
-// Info implements hsm.Module. The serial number is the root key's identifier.
-func (m *Module) Info() hsm.Info {
-	return hsm.Info{Library: "software", Manufacturer: "Keyconvoy", Serial: m.sealer.root.String()}
+// Describe implements hsm.Module. The serial number is the identifier of the root key. There is no self-test, because the
+// capabilities of this code are fixed.
+func (m *Module) Describe(ctx context.Context) (hsm.Description, error) {
+	if err := m.begin(ctx); err != nil {
+		return hsm.Description{}, err
+	}
+	return hsm.Description{
+		Info:          hsm.Info{Library: "software", Manufacturer: "Keyconvoy", Serial: m.sealer.root.String()},
+		Capabilities:  slices.Clone(m.caps),
+		KeyProtection: hsm.KeyProtection{State: hsm.NotEnforced, Methods: []string{"reading the Secrets of the operator's namespace"}},
+	}, nil
 }
-
-// Capabilities implements hsm.Module. There is no self-test: what pure Go does, its tests prove.
-func (m *Module) Capabilities() []hsm.Capability { return slices.Clone(m.caps) }
 
 func capabilities(allowPKCS15 bool) []hsm.Capability {
 	var all []hsm.Capability
@@ -171,9 +173,8 @@ func capabilities(allowPKCS15 bool) []hsm.Capability {
 	return all
 }
 
-// Check implements hsm.Module: the storage answers, and the root key is still the one that the
-// records were opened with. One that was replaced shows here, while the old one can still be restored
-// from a backup, and not at the next start.
+// Check implements hsm.Module. It checks that the storage answers, and that the root key was not replaced since Open. So an
+// administrator learns about a replaced root key before the next restart, while the old one may still be restored.
 func (m *Module) Check(ctx context.Context) error {
 	if err := m.begin(ctx); err != nil {
 		return err
@@ -184,13 +185,13 @@ func (m *Module) Check(ctx context.Context) error {
 	}
 	if now.root != m.sealer.root {
 		return hsm.Errorf(hsm.Misconfigured,
-			"the root key was replaced while the software key store was open: restore the one that was there (its identifier is %s)", m.sealer.root)
+			"the root key of the software key store was replaced: restore the root key with the identifier %s", m.sealer.root)
 	}
 	return nil
 }
 
-// Close implements hsm.Module: it wipes every key in memory. What is called after it fails.
-func (m *Module) Close() error {
+// Close implements hsm.Module. It wipes all keys in memory.
+func (m *Module) Close(context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
@@ -209,7 +210,7 @@ func (m *Module) Close() error {
 	return nil
 }
 
-// begin fails where a call should not even begin.
+// begin fails if ctx is done or the module is closed.
 func (m *Module) begin(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return hsm.Wrap(hsm.Unavailable, err, "")

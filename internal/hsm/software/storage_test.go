@@ -12,11 +12,10 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/software"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-func TestStorage_seesNothingInTheClear(t *testing.T) {
+func TestStorage_getsNoPlaintext(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	records := f.Records()
@@ -26,19 +25,19 @@ func TestStorage_seesNothingInTheClear(t *testing.T) {
 	dnsLabel := regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	for name, sealed := range records {
 		if !dnsLabel.MatchString(name) {
-			t.Errorf("%q is no DNS label", name)
+			t.Errorf("%q is not a DNS label", name)
 		}
 		for what, plain := range map[string][]byte{
-			"material": f.material[:8], "the key type": []byte(hsm.AES256), "the public key": f.pair.PublicKey.SPKI()[60:68],
+			"material": f.material[:8], "the key type": []byte(hsm.AES256), "the public key": f.pair.PublicKey[60:68],
 		} {
 			if bytes.Contains(sealed, plain) {
-				t.Errorf("the record %s holds %s in the clear", name, what)
+				t.Errorf("the record %s has %s in plaintext", name, what)
 			}
 		}
 	}
 }
 
-func TestStorage_isNotTouchedByWorkWithDataKeys(t *testing.T) {
+func TestStorage_operationsOnDataKeys_doNotUseIt(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	m := open(t, f)
@@ -65,7 +64,7 @@ func TestStorage_isNotTouchedByWorkWithDataKeys(t *testing.T) {
 	}
 }
 
-func TestStorage_isNotTouchedByTheSameMaterialAgain(t *testing.T) {
+func TestStorage_importOfTheSameMaterial_doesNotUseIt(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	m := open(t, f)
@@ -80,7 +79,7 @@ func TestStorage_isNotTouchedByTheSameMaterialAgain(t *testing.T) {
 	}
 }
 
-func TestStorage_thatDoesNotSave_leavesNothingVisible(t *testing.T) {
+func TestStorage_saveFails_createsNothing(t *testing.T) {
 	t.Parallel()
 	storage := &hsmtest.Storage{}
 	var saving error
@@ -102,13 +101,13 @@ func TestStorage_thatDoesNotSave_leavesNothingVisible(t *testing.T) {
 	wantError(t, err, hsm.NotFound)
 	_, err = m.CreateWrappingKey(t.Context(), create)
 	wantError(t, err, hsm.Unavailable)
-	if list, err := m.ListWrappingKeys(t.Context(), create.Owner); err != nil || len(list) != 0 {
+	if list, err := hsmtest.PairsOf(t.Context(), m, create.Owner); err != nil || len(list) != 0 {
 		t.Errorf("ListWrappingKeys = %v, %v", list, err)
 	}
 	_, err = m.Authenticate(t.Context(), nil)
 	wantError(t, err, hsm.Unavailable)
 
-	saving = nil // and then everything works
+	saving = nil // from now on, Save succeeds
 	if _, err = m.ImportKey(t.Context(), req); err != nil {
 		t.Error(err)
 	}
@@ -120,7 +119,7 @@ func TestStorage_thatDoesNotSave_leavesNothingVisible(t *testing.T) {
 	}
 }
 
-func TestStorage_thatDoesNotDelete_keepsTheKey(t *testing.T) {
+func TestStorage_deleteFails_keepsTheKey(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	m := open(t, f)
@@ -130,13 +129,12 @@ func TestStorage_thatDoesNotDelete_keepsTheKey(t *testing.T) {
 	if _, err := m.FindKey(t.Context(), f.key); err != nil {
 		t.Error(err)
 	}
-	if list, err := m.ListWrappingKeys(t.Context(), f.pair.Owner); err != nil || len(list) != 1 {
+	if list, err := hsmtest.PairsOf(t.Context(), m, f.pair.Owner); err != nil || len(list) != 1 {
 		t.Errorf("ListWrappingKeys = %v, %v", list, err)
 	}
 }
 
-// A storage that hangs stops those who need it, and nobody else.
-func TestStorage_thatHangs_stopsOnlyThoseWhoWaitForIt(t *testing.T) {
+func TestStorage_hangs_blocksOnlyCallsThatUseIt(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	hanging, release := make(chan struct{}), make(chan struct{})
@@ -163,7 +161,7 @@ func TestStorage_thatHangs_stopsOnlyThoseWhoWaitForIt(t *testing.T) {
 		cancelled <- err
 	}()
 	cancel()
-	wantError(t, <-cancelled, hsm.Unavailable) // who wants the same pair may give up
+	wantError(t, <-cancelled, hsm.Unavailable) // a caller that waits for the same pair can give up
 
 	importKey(t, m, createPair(t, m, wrapping.ECSM2), random(32))
 	if _, err := m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: f.key, Length: 32}); err != nil {
@@ -178,7 +176,7 @@ func TestStorage_thatHangs_stopsOnlyThoseWhoWaitForIt(t *testing.T) {
 	}
 }
 
-func TestAuthenticate_firstCallersAtOnce_makeOneKey(t *testing.T) {
+func TestAuthenticate_concurrentFirstCalls_createOneKey(t *testing.T) {
 	t.Parallel()
 	storage := &hsmtest.Storage{}
 	m := open(t, storage)
@@ -200,7 +198,7 @@ func TestAuthenticate_firstCallersAtOnce_makeOneKey(t *testing.T) {
 	}
 }
 
-func TestImportKey_PKCS1v15_saysWhoCanAllowIt(t *testing.T) {
+func TestImportKey_PKCS1v15_reportsWhoCanAllowIt(t *testing.T) {
 	t.Parallel()
 	m := open(t, &hsmtest.Storage{})
 	_, err := m.ImportKey(t.Context(), hsm.ImportRequest{
@@ -209,19 +207,19 @@ func TestImportKey_PKCS1v15_saysWhoCanAllowIt(t *testing.T) {
 	wantError(t, err, hsm.NotSupported, "administrator", "RSAES_OAEP_SHA_256")
 }
 
-func TestImportKey_wrongLength_saysWhichIsRight(t *testing.T) {
+func TestImportKey_wrongLength_reportsTheRightOne(t *testing.T) {
 	t.Parallel()
 	m := open(t, &hsmtest.Storage{})
 	_, err := m.ImportKey(t.Context(), importRequest(t, createPair(t, m, wrapping.ECSM2), wrapping.SM2PKE, random(31)))
 	wantError(t, err, hsm.MaterialLength, "must be 32 bytes long for AES_256", "31")
 }
 
-func TestClose_stopsEveryCall(t *testing.T) {
+func TestClose_makesEveryCallFail(t *testing.T) {
 	t.Parallel()
 	f := fill(t)
 	m := open(t, f)
 	for range 2 {
-		if err := m.Close(); err != nil {
+		if err := m.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -230,7 +228,7 @@ func TestClose_stopsEveryCall(t *testing.T) {
 	_, generateErr := m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: f.key, Length: 32})
 	_, importErr := m.ImportKey(t.Context(), importRequest(t, f.pair, wrapping.SM2PKE, random(32)))
 	_, createErr := m.CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{ID: uuid.New(), Spec: wrapping.ECSM2})
-	_, listErr := m.ListWrappingKeys(t.Context(), f.pair.Owner)
+	_, listErr := hsmtest.PairsOf(t.Context(), m, f.pair.Owner)
 	_, tagErr := m.Authenticate(t.Context(), nil)
 	for _, err := range []error{
 		findErr, generateErr, importErr, createErr, listErr, tagErr, m.Check(t.Context()), m.DestroyKey(t.Context(), f.key),
@@ -240,5 +238,5 @@ func TestClose_stopsEveryCall(t *testing.T) {
 	if f.Calls() != before {
 		t.Error("a closed module called its storage")
 	}
-	var _ software.Storage = f
+	var _ hsm.Storage = f
 }

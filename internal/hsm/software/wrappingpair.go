@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,16 +13,17 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// wrappingPair is a pair in memory.
+// wrappingPair is a wrapping key pair in memory.
 type wrappingPair struct {
-	owner    uuid.UUID
-	notAfter time.Time // whole seconds
-	public   *wrapping.PublicKey
-	private  *secret // PKCS #8
+	owner     uuid.UUID
+	namespace string
+	notAfter  time.Time // whole seconds
+	public    *wrapping.PublicKey
+	private   *secret // PKCS #8
 }
 
-// withPrivate calls f with the private key. What f cannot unwrap fails with InvalidMaterial, in the
-// same words whatever the cause.
+// withPrivate calls f with the private key. If f fails with wrapping.ErrUnwrap, the error is InvalidMaterial with the same text
+// for all causes.
 func (p *wrappingPair) withPrivate(f func(*wrapping.PrivateKey) error) error {
 	return p.private.use(errNoPair, func(pkcs8 redact.Bytes) error {
 		private, err := p.public.PrivateKey(pkcs8)
@@ -32,7 +32,7 @@ func (p *wrappingPair) withPrivate(f func(*wrapping.PrivateKey) error) error {
 		}
 		err = f(private)
 		if errors.Is(err, wrapping.ErrUnwrap) {
-			return errInvalidMaterial
+			return hsm.ErrInvalidMaterial
 		}
 		if err != nil {
 			return hsm.Wrap(hsm.Internal, err, "")
@@ -42,13 +42,10 @@ func (p *wrappingPair) withPrivate(f func(*wrapping.PrivateKey) error) error {
 }
 
 func (p *wrappingPair) describe(id uuid.UUID) hsm.WrappingKey {
-	return hsm.WrappingKey{ID: id, Owner: p.owner, PublicKey: p.public, NotAfter: p.notAfter}
+	return hsm.WrappingKey{ID: id, Owner: p.owner, Namespace: p.namespace, Spec: p.public.Spec(), PublicKey: p.public.SPKI(), NotAfter: p.notAfter}
 }
 
-var (
-	errNoPair          = hsm.Errorf(hsm.NotFound, "the wrapping key pair is not in the software key store")
-	errInvalidMaterial = hsm.Errorf(hsm.InvalidMaterial, "the material does not unwrap under this wrapping key with this algorithm")
-)
+var errNoPair = hsm.Errorf(hsm.NotFound, "the wrapping key pair is not in the software key store")
 
 // pair returns the pair with that identifier, as key does for master keys.
 func (m *Module) pair(id uuid.UUID) (*wrappingPair, error) {
@@ -66,23 +63,23 @@ func (m *Module) pair(id uuid.UUID) (*wrappingPair, error) {
 	return nil, errNoPair
 }
 
-// CreateWrappingKey implements hsm.Module. Making an RSA pair takes from a tenth of a second to
-// several; meanwhile only callers who want the same pair wait.
+// CreateWrappingKey implements hsm.Module. Generating an RSA key takes up to several seconds. Meanwhile, only callers that create
+// the same pair wait.
 func (m *Module) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyRequest) (hsm.WrappingKey, error) {
 	if err := m.begin(ctx); err != nil {
 		return hsm.WrappingKey{}, err
 	}
-	if !slices.Contains(wrapping.KeySpecs(), req.Spec) {
-		return hsm.WrappingKey{}, hsm.Errorf(hsm.NotSupported, "there is no wrapping key type %q", req.Spec)
+	if err := req.Validate(); err != nil {
+		return hsm.WrappingKey{}, err
 	}
-	unlock, err := m.changing.lock(ctx, pairName(req.ID))
+	unlock, err := m.lockName(ctx, pairName(req.ID))
 	if err != nil {
 		return hsm.WrappingKey{}, err
 	}
 	defer unlock()
 	pair, err := m.pair(req.ID)
 	if hsm.KindOf(err) == hsm.NotFound {
-		pair, err = m.makePair(ctx, req)
+		pair, err = m.createPair(ctx, req)
 	}
 	if err != nil {
 		return hsm.WrappingKey{}, err
@@ -90,7 +87,7 @@ func (m *Module) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyReque
 	return pair.describe(req.ID), nil
 }
 
-func (m *Module) makePair(ctx context.Context, req hsm.WrappingKeyRequest) (*wrappingPair, error) {
+func (m *Module) createPair(ctx context.Context, req hsm.WrappingKeyRequest) (*wrappingPair, error) {
 	private, err := wrapping.GeneratePrivateKey(rand.Reader, req.Spec)
 	if err != nil {
 		return nil, hsm.Wrap(hsm.Internal, err, "")
@@ -100,10 +97,11 @@ func (m *Module) makePair(ctx context.Context, req hsm.WrappingKeyRequest) (*wra
 		return nil, hsm.Wrap(hsm.Internal, err, "")
 	}
 	pair := &wrappingPair{
-		owner:    req.Owner,
-		notAfter: time.Unix(req.NotAfter.Unix(), 0).UTC(),
-		public:   private.Public(),
-		private:  newSecret(pkcs8),
+		owner:     req.Owner,
+		namespace: req.Namespace,
+		notAfter:  time.Unix(req.NotAfter.Unix(), 0).UTC(),
+		public:    private.Public(),
+		private:   newSecret(pkcs8),
 	}
 	plain := pair.marshal(pkcs8)
 	defer plain.Wipe()
@@ -114,24 +112,23 @@ func (m *Module) makePair(ctx context.Context, req hsm.WrappingKeyRequest) (*wra
 	return pair, nil
 }
 
-// ListWrappingKeys implements hsm.Module. A broken record is left out, for nobody knows whose it is;
-// Broken names it.
-func (m *Module) ListWrappingKeys(ctx context.Context, owner uuid.UUID) ([]hsm.WrappingKey, error) {
+// ListWrappingKeys implements hsm.Module. It omits records that do not open, because their owner is unknown; see Broken.
+func (m *Module) ListWrappingKeys(ctx context.Context) ([]hsm.WrappingKey, error) {
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	var list []hsm.WrappingKey
+	list := make([]hsm.WrappingKey, 0, len(m.pairs))
 	for id, pair := range m.pairs {
-		if pair.owner == owner {
-			list = append(list, pair.describe(id))
-		}
+		described := pair.describe(id)
+		described.PublicKey = nil
+		list = append(list, described)
 	}
 	return list, nil
 }
 
-// DestroyWrappingKey implements hsm.Module. It destroys a broken record too.
+// DestroyWrappingKey implements hsm.Module. It also destroys a record that does not open.
 func (m *Module) DestroyWrappingKey(ctx context.Context, id uuid.UUID) error {
 	return m.destroy(ctx, pairName(id), func() *secret {
 		pair, ok := m.pairs[id]

@@ -5,12 +5,13 @@ package v1alpha1
 // AdoptSpecApplyConfiguration represents a declarative configuration of the AdoptSpec type for use
 // with apply.
 //
-// AdoptSpec names a key that is in the module already.
+// AdoptSpec identifies a key that is already in the module.
 type AdoptSpecApplyConfiguration struct {
-	// KeyVersionID is status.keyVersionID of the object that the key had before.
+	// KeyVersionID is the status.keyVersionID of the ImportedKey that held the key before, for example
+	// 0b9b9e1c-5d3c-5c51-8a53-3c3a4f0b7c11. status.keysWithoutHolder of the key store lists candidates.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
-	// MaterialFingerprint is status.materialFingerprint of that object; when it is given, the key in
-	// the module must have it.
+	// MaterialFingerprint is the status.materialFingerprint of that ImportedKey: 32 hexadecimal digits. If it is set,
+	// the key in the module must have this fingerprint; otherwise the operator does not compare it.
 	MaterialFingerprint *string `json:"materialFingerprint,omitempty"`
 }
 

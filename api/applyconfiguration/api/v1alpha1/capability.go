@@ -9,13 +9,13 @@ import (
 // CapabilityApplyConfiguration represents a declarative configuration of the Capability type for use
 // with apply.
 //
-// Capability is one thing that the self-test saw the module do.
+// Capability is one operation and algorithm that the module supports, as the self-test found.
 type CapabilityApplyConfiguration struct {
 	// Operation is MasterKey, Import, Generate or Export.
 	Operation *string `json:"operation,omitempty"`
 	// Algorithm of the operation.
 	Algorithm *string `json:"algorithm,omitempty"`
-	// Custody says where plaintext is meanwhile.
+	// Custody is where plaintext exists during the operation: Module, Host or Software.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
 }
 

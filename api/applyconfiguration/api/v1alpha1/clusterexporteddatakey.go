@@ -14,7 +14,7 @@ import (
 // ClusterExportedDataKeyApplyConfiguration represents a declarative configuration of the ClusterExportedDataKey type for use
 // with apply.
 //
-// ClusterExportedDataKey is one data key exported to every namespace that matches.
+// ClusterExportedDataKey exports one data key to every namespace that a selector selects.
 type ClusterExportedDataKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`

@@ -2,18 +2,15 @@
 
 package v1alpha1
 
-import (
-	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
-)
-
 // ClusterExportedDataKeySpecApplyConfiguration represents a declarative configuration of the ClusterExportedDataKeySpec type for use
 // with apply.
 //
-// ClusterExportedDataKeySpec is one data key for many namespaces.
+// ClusterExportedDataKeySpec exports one data key to many namespaces.
 type ClusterExportedDataKeySpecApplyConfiguration struct {
-	// NamespaceSelector selects the namespaces by their labels; an empty selector selects all.
-	NamespaceSelector *v1.LabelSelectorApplyConfiguration `json:"namespaceSelector,omitempty"`
-	// Template is the ExportedDataKey that is made in each namespace, under this object's name.
+	// NamespaceSelector selects the namespaces by their labels, for example {matchLabels: {ledger: "yes"}}. An empty
+	// selector ({}) selects all. The operator's own namespace is never selected.
+	NamespaceSelector *LabelSelectorApplyConfiguration `json:"namespaceSelector,omitempty"`
+	// Template is the ExportedDataKey that the operator creates in each namespace, under the name of this object.
 	Template *ExportTemplateApplyConfiguration `json:"template,omitempty"`
 }
 
@@ -26,7 +23,7 @@ func ClusterExportedDataKeySpec() *ClusterExportedDataKeySpecApplyConfiguration 
 // WithNamespaceSelector sets the NamespaceSelector field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the NamespaceSelector field is set to the value of the last call.
-func (b *ClusterExportedDataKeySpecApplyConfiguration) WithNamespaceSelector(value *v1.LabelSelectorApplyConfiguration) *ClusterExportedDataKeySpecApplyConfiguration {
+func (b *ClusterExportedDataKeySpecApplyConfiguration) WithNamespaceSelector(value *LabelSelectorApplyConfiguration) *ClusterExportedDataKeySpecApplyConfiguration {
 	b.NamespaceSelector = value
 	return b
 }

@@ -11,17 +11,19 @@ import (
 //
 // ClusterExportedDataKeyStatus counts the exports.
 type ClusterExportedDataKeyStatusApplyConfiguration struct {
-	// ObservedGeneration is the generation that the status speaks of.
+	// ObservedGeneration is the generation of the spec that this status describes.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// Conditions: Ready, Reconciling, Stalled.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
-	// Namespaces is how many namespaces the selector selects.
-	Namespaces *int32 `json:"namespaces,omitempty"`
-	// ReadyNamespaces is in how many of them the export is Ready.
+	// Approved is the data key that the name in the spec had when the operator first found it.
+	Approved *ApprovedInputsApplyConfiguration `json:"approved,omitempty"`
+	// SelectedNamespaces is the number of selected namespaces.
+	SelectedNamespaces *int32 `json:"selectedNamespaces,omitempty"`
+	// ReadyNamespaces is the number of selected namespaces in which the export is ready.
 	ReadyNamespaces *int32 `json:"readyNamespaces,omitempty"`
-	// FailedNamespaces is in how many of them it has failed.
+	// FailedNamespaces is the number of selected namespaces in which the export failed.
 	FailedNamespaces *int32 `json:"failedNamespaces,omitempty"`
-	// Failures are the first few that failed, by name.
+	// Failures are the first 10 namespaces in which the export failed, by name.
 	Failures []NamespaceFailureApplyConfiguration `json:"failures,omitempty"`
 }
 
@@ -52,11 +54,19 @@ func (b *ClusterExportedDataKeyStatusApplyConfiguration) WithConditions(values .
 	return b
 }
 
-// WithNamespaces sets the Namespaces field in the declarative configuration to the given value
+// WithApproved sets the Approved field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the Namespaces field is set to the value of the last call.
-func (b *ClusterExportedDataKeyStatusApplyConfiguration) WithNamespaces(value int32) *ClusterExportedDataKeyStatusApplyConfiguration {
-	b.Namespaces = &value
+// If called multiple times, the Approved field is set to the value of the last call.
+func (b *ClusterExportedDataKeyStatusApplyConfiguration) WithApproved(value *ApprovedInputsApplyConfiguration) *ClusterExportedDataKeyStatusApplyConfiguration {
+	b.Approved = value
+	return b
+}
+
+// WithSelectedNamespaces sets the SelectedNamespaces field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the SelectedNamespaces field is set to the value of the last call.
+func (b *ClusterExportedDataKeyStatusApplyConfiguration) WithSelectedNamespaces(value int32) *ClusterExportedDataKeyStatusApplyConfiguration {
+	b.SelectedNamespaces = &value
 	return b
 }
 

@@ -4,18 +4,17 @@ package v1alpha1
 
 import (
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
 // ClusterKeyStoreSpecApplyConfiguration represents a declarative configuration of the ClusterKeyStoreSpec type for use
 // with apply.
 //
-// ClusterKeyStoreSpec is a KeyStoreSpec and who may use it.
+// ClusterKeyStoreSpec is a KeyStoreSpec and the namespaces that may use the key store.
 type ClusterKeyStoreSpecApplyConfiguration struct {
 	KeyStoreSpecApplyConfiguration `json:""`
-	// AllowedNamespaces selects the namespaces that may use the key store by their labels; absent
-	// means all.
-	AllowedNamespaces *v1.LabelSelectorApplyConfiguration `json:"allowedNamespaces,omitempty"`
+	// AllowedNamespaces selects, by their labels, the namespaces that may use the key store, for example
+	// {matchLabels: {kubernetes.io/metadata.name: team-a}}. Defaults to all namespaces.
+	AllowedNamespaces *LabelSelectorApplyConfiguration `json:"allowedNamespaces,omitempty"`
 }
 
 // ClusterKeyStoreSpecApplyConfiguration constructs a declarative configuration of the ClusterKeyStoreSpec type for use with
@@ -24,11 +23,11 @@ func ClusterKeyStoreSpec() *ClusterKeyStoreSpecApplyConfiguration {
 	return &ClusterKeyStoreSpecApplyConfiguration{}
 }
 
-// WithSoftware sets the Software field in the declarative configuration to the given value
+// WithType sets the Type field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the Software field is set to the value of the last call.
-func (b *ClusterKeyStoreSpecApplyConfiguration) WithSoftware(value apiv1alpha1.SoftwareStore) *ClusterKeyStoreSpecApplyConfiguration {
-	b.KeyStoreSpecApplyConfiguration.Software = &value
+// If called multiple times, the Type field is set to the value of the last call.
+func (b *ClusterKeyStoreSpecApplyConfiguration) WithType(value apiv1alpha1.KeyStoreType) *ClusterKeyStoreSpecApplyConfiguration {
+	b.KeyStoreSpecApplyConfiguration.Type = &value
 	return b
 }
 
@@ -48,6 +47,14 @@ func (b *ClusterKeyStoreSpecApplyConfiguration) WithCustody(value apiv1alpha1.Cu
 	return b
 }
 
+// WithKeyProtection sets the KeyProtection field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the KeyProtection field is set to the value of the last call.
+func (b *ClusterKeyStoreSpecApplyConfiguration) WithKeyProtection(value apiv1alpha1.KeyProtectionPolicy) *ClusterKeyStoreSpecApplyConfiguration {
+	b.KeyStoreSpecApplyConfiguration.KeyProtection = &value
+	return b
+}
+
 // WithAllowPKCS1V15Import sets the AllowPKCS1V15Import field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the AllowPKCS1V15Import field is set to the value of the last call.
@@ -59,7 +66,7 @@ func (b *ClusterKeyStoreSpecApplyConfiguration) WithAllowPKCS1V15Import(value bo
 // WithAllowedNamespaces sets the AllowedNamespaces field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the AllowedNamespaces field is set to the value of the last call.
-func (b *ClusterKeyStoreSpecApplyConfiguration) WithAllowedNamespaces(value *v1.LabelSelectorApplyConfiguration) *ClusterKeyStoreSpecApplyConfiguration {
+func (b *ClusterKeyStoreSpecApplyConfiguration) WithAllowedNamespaces(value *LabelSelectorApplyConfiguration) *ClusterKeyStoreSpecApplyConfiguration {
 	b.AllowedNamespaces = value
 	return b
 }

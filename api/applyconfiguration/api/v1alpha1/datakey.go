@@ -14,7 +14,7 @@ import (
 // DataKeyApplyConfiguration represents a declarative configuration of the DataKey type for use
 // with apply.
 //
-// DataKey is a data key that nobody has seen (GenerateDataKeyWithoutPlaintext).
+// DataKey is a data key that is generated without ever revealing its plaintext (GenerateDataKeyWithoutPlaintext).
 type DataKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`

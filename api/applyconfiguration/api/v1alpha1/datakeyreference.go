@@ -13,9 +13,13 @@ import (
 type DataKeyReferenceApplyConfiguration struct {
 	// Name of the DataKey.
 	Name *apiv1alpha1.ObjectName `json:"name,omitempty"`
-	// Namespace of the DataKey; absent means this object's. Another one takes the consent of the key's
-	// owner (exportPolicy).
+	// Namespace of the DataKey. Defaults to the namespace of this object. Exporting from another namespace requires
+	// the key owner's consent (exportPolicy).
 	Namespace *apiv1alpha1.NamespaceName `json:"namespace,omitempty"`
+	// Digest is the hexadecimal SHA-256 of the DataKey's status.ciphertextBlob. If it is set, the operator exports only
+	// the data key with this digest, even if the DataKey is replaced by another one with the same name. A
+	// ClusterExportedDataKey sets it in the objects that it creates.
+	Digest *string `json:"digest,omitempty"`
 }
 
 // DataKeyReferenceApplyConfiguration constructs a declarative configuration of the DataKeyReference type for use with
@@ -37,5 +41,13 @@ func (b *DataKeyReferenceApplyConfiguration) WithName(value apiv1alpha1.ObjectNa
 // If called multiple times, the Namespace field is set to the value of the last call.
 func (b *DataKeyReferenceApplyConfiguration) WithNamespace(value apiv1alpha1.NamespaceName) *DataKeyReferenceApplyConfiguration {
 	b.Namespace = &value
+	return b
+}
+
+// WithDigest sets the Digest field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Digest field is set to the value of the last call.
+func (b *DataKeyReferenceApplyConfiguration) WithDigest(value string) *DataKeyReferenceApplyConfiguration {
+	b.Digest = &value
 	return b
 }

@@ -9,22 +9,26 @@ import (
 // DataKeySpecApplyConfiguration represents a declarative configuration of the DataKeySpec type for use
 // with apply.
 //
-// DataKeySpec is what GenerateDataKeyWithoutPlaintext is asked for.
+// DataKeySpec holds the parameters of GenerateDataKeyWithoutPlaintext.
 type DataKeySpecApplyConfiguration struct {
-	// KeyRef names the master key.
+	// KeyRef names the master key. It cannot be changed.
 	KeyRef *KeyReferenceApplyConfiguration `json:"keyRef,omitempty"`
-	// KeySpec is AES_256 (32 bytes) or AES_128 (16 bytes).
+	// KeySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). It has no effect if numberOfBytes
+	// is set. Defaults to AES_256. It cannot be changed.
 	KeySpec *string `json:"keySpec,omitempty"`
-	// NumberOfBytes is the length of the data key; it wins over keySpec. With neither it is 32.
+	// NumberOfBytes is the length of the data key in bytes, from 1 to 1024. It takes precedence over keySpec. Defaults
+	// to the length that keySpec states. It cannot be changed.
 	NumberOfBytes *int32 `json:"numberOfBytes,omitempty"`
-	// EncryptionContext is bound to the data key: it opens under the same context only. It is not
-	// secret. At most 8192 characters as JSON.
+	// EncryptionContext is authenticated data, for example {app: ledger}: the data key can be decrypted with the same
+	// context only. It is not secret, cannot be changed, and has at most 8192 characters as JSON. (This schema counts
+	// a character that JSON escapes as one; the operation counts its escaped form.) Defaults to an empty context.
 	EncryptionContext map[string]apiv1alpha1.ContextValue `json:"encryptionContext,omitempty"`
-	// CiphertextBlob is an existing data key to take over, in Base64. It must have the length that
-	// numberOfBytes or keySpec says, where one of them does.
+	// CiphertextBlob is an existing data key to take over, in Base64, for example status.ciphertextBlob of a DataKey in
+	// another cluster. If numberOfBytes or keySpec is set, the data key must have that length. By default the operator
+	// generates a data key. Setting this field requires the verb export on the ImportedKey that keyRef names.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
-	// Target is the Secret that keeps the blob. It stays when this object is deleted: a data key
-	// that is lost cannot be made again.
+	// Target is the Secret in which the operator stores the blob. Defaults to a Secret with the name of this object.
+	// The Secret remains when this object is deleted, because a lost data key cannot be generated again.
 	Target *SecretTargetApplyConfiguration `json:"target,omitempty"`
 }
 

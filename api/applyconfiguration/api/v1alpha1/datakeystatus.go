@@ -10,21 +10,25 @@ import (
 // DataKeyStatusApplyConfiguration represents a declarative configuration of the DataKeyStatus type for use
 // with apply.
 //
-// DataKeyStatus is the data key as it is.
+// DataKeyStatus is the observed state of the data key.
 type DataKeyStatusApplyConfiguration struct {
-	// ObservedGeneration is the generation that the status speaks of.
+	// ObservedGeneration is the generation of the spec that this status describes.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// Conditions: Ready, Reconciling, Stalled.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
-	// KeyID is the master key's.
+	// KeyID is the identifier of the master key.
 	KeyID *string `json:"keyID,omitempty"`
-	// KeyVersionID is the master key's.
+	// KeyVersionID is the identifier of the master key's version.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
 	// CiphertextBlob is the data key, encrypted under the master key, in Base64.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
-	// Custody says where the data key was in plaintext when it was made.
+	// BlobTag is the module's message authentication code over CiphertextBlob and the namespace and name of this
+	// object. The operator takes over a blob from a Secret only if the Secret has a valid tag.
+	BlobTag *string `json:"blobTag,omitempty"`
+	// Custody is where the data key existed in plaintext when it was generated: Module, Host or Software. It is
+	// Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
-	// SecretRef is the Secret that keeps the blob.
+	// SecretRef is the Secret that holds the blob.
 	SecretRef *SecretReferenceApplyConfiguration `json:"secretRef,omitempty"`
 }
 
@@ -76,6 +80,14 @@ func (b *DataKeyStatusApplyConfiguration) WithKeyVersionID(value string) *DataKe
 // If called multiple times, the CiphertextBlob field is set to the value of the last call.
 func (b *DataKeyStatusApplyConfiguration) WithCiphertextBlob(value string) *DataKeyStatusApplyConfiguration {
 	b.CiphertextBlob = &value
+	return b
+}
+
+// WithBlobTag sets the BlobTag field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the BlobTag field is set to the value of the last call.
+func (b *DataKeyStatusApplyConfiguration) WithBlobTag(value string) *DataKeyStatusApplyConfiguration {
+	b.BlobTag = &value
 	return b
 }
 

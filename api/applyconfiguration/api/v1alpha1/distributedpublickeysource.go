@@ -2,17 +2,22 @@
 
 package v1alpha1
 
+import (
+	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
 // DistributedPublicKeySourceApplyConfiguration represents a declarative configuration of the DistributedPublicKeySource type for use
 // with apply.
 //
-// DistributedPublicKeySource says where the recipient's public key of each namespace comes from. Exactly
-// one field is set.
+// DistributedPublicKeySource is where the recipient's public key of each namespace is read from.
 type DistributedPublicKeySourceApplyConfiguration struct {
-	// Blob is one public key for all namespaces.
+	// Type is the field that is set: Blob, SecretKeyRef or ConfigMapKeyRef.
+	Type *apiv1alpha1.SourceType `json:"type,omitempty"`
+	// Blob is one public key for all namespaces, as PEM or Base64 DER, for example the output of "openssl pkey -pubout".
 	Blob *string `json:"blob,omitempty"`
-	// SecretKeyRef reads it from the Secret of that name in each namespace.
+	// SecretKeyRef reads the public key from the Secret with this name in each namespace.
 	SecretKeyRef *EntryReferenceApplyConfiguration `json:"secretKeyRef,omitempty"`
-	// ConfigMapKeyRef reads it from the ConfigMap of that name in each namespace.
+	// ConfigMapKeyRef reads the public key from the ConfigMap with this name in each namespace.
 	ConfigMapKeyRef *EntryReferenceApplyConfiguration `json:"configMapKeyRef,omitempty"`
 }
 
@@ -20,6 +25,14 @@ type DistributedPublicKeySourceApplyConfiguration struct {
 // apply.
 func DistributedPublicKeySource() *DistributedPublicKeySourceApplyConfiguration {
 	return &DistributedPublicKeySourceApplyConfiguration{}
+}
+
+// WithType sets the Type field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Type field is set to the value of the last call.
+func (b *DistributedPublicKeySourceApplyConfiguration) WithType(value apiv1alpha1.SourceType) *DistributedPublicKeySourceApplyConfiguration {
+	b.Type = &value
+	return b
 }
 
 // WithBlob sets the Blob field in the declarative configuration to the given value

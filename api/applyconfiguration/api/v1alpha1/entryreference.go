@@ -9,7 +9,7 @@ import (
 // EntryReferenceApplyConfiguration represents a declarative configuration of the EntryReference type for use
 // with apply.
 //
-// EntryReference names an entry in a Secret or ConfigMap of the same namespace.
+// EntryReference names an entry in a Secret or ConfigMap in the same namespace.
 type EntryReferenceApplyConfiguration struct {
 	// Name of the Secret or ConfigMap.
 	Name *apiv1alpha1.ObjectName `json:"name,omitempty"`

@@ -2,11 +2,17 @@
 
 package v1alpha1
 
+import (
+	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
 // EntrySourceApplyConfiguration represents a declarative configuration of the EntrySource type for use
 // with apply.
 //
-// EntrySource says where a text comes from. Exactly one field is set.
+// EntrySource is where a text is read from.
 type EntrySourceApplyConfiguration struct {
+	// Type is the field that is set: SecretKeyRef or ConfigMapKeyRef.
+	Type *apiv1alpha1.SourceType `json:"type,omitempty"`
 	// SecretKeyRef reads an entry of a Secret.
 	SecretKeyRef *EntryReferenceApplyConfiguration `json:"secretKeyRef,omitempty"`
 	// ConfigMapKeyRef reads an entry of a ConfigMap.
@@ -17,6 +23,14 @@ type EntrySourceApplyConfiguration struct {
 // apply.
 func EntrySource() *EntrySourceApplyConfiguration {
 	return &EntrySourceApplyConfiguration{}
+}
+
+// WithType sets the Type field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Type field is set to the value of the last call.
+func (b *EntrySourceApplyConfiguration) WithType(value apiv1alpha1.SourceType) *EntrySourceApplyConfiguration {
+	b.Type = &value
+	return b
 }
 
 // WithSecretKeyRef sets the SecretKeyRef field in the declarative configuration to the given value

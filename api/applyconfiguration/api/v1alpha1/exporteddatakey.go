@@ -14,7 +14,7 @@ import (
 // ExportedDataKeyApplyConfiguration represents a declarative configuration of the ExportedDataKey type for use
 // with apply.
 //
-// ExportedDataKey is a data key under a recipient's public key (ExportDataKey).
+// ExportedDataKey is a data key encrypted under a recipient's public key (ExportDataKey).
 type ExportedDataKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`

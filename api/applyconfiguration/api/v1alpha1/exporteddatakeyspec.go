@@ -9,27 +9,34 @@ import (
 // ExportedDataKeySpecApplyConfiguration represents a declarative configuration of the ExportedDataKeySpec type for use
 // with apply.
 //
-// ExportedDataKeySpec is what ExportDataKey is asked for.
+// ExportedDataKeySpec holds the parameters of ExportDataKey.
 type ExportedDataKeySpecApplyConfiguration struct {
-	// DataKeyRef names the DataKey to export.
+	// DataKeyRef names the DataKey to export. Exactly one of dataKeyRef and ciphertextBlob must be set.
 	DataKeyRef *DataKeyReferenceApplyConfiguration `json:"dataKeyRef,omitempty"`
-	// CiphertextBlob is the data key to export, in Base64. The key that it names must consent, as with
-	// dataKeyRef.
+	// CiphertextBlob is the data key to export, in Base64, at most 4096 characters. As with dataKeyRef, the exportPolicy
+	// of its master key must allow the export.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
-	// EncryptionContext is the one that the data key was made with. With ciphertextBlob only.
+	// KeyRef names the master key under which ciphertextBlob is encrypted. It must be set with ciphertextBlob, and
+	// only then. Setting it requires the verb export on that key.
+	KeyRef *MasterKeyReferenceApplyConfiguration `json:"keyRef,omitempty"`
+	// EncryptionContext is the context with which the data key was generated, at most 8192 characters as JSON. Only with
+	// ciphertextBlob. Defaults to an empty context.
 	EncryptionContext map[string]apiv1alpha1.ContextValue `json:"encryptionContext,omitempty"`
-	// PublicKey is the recipient's.
+	// PublicKey is the public key of the recipient.
 	PublicKey *PublicKeySourceApplyConfiguration `json:"publicKey,omitempty"`
-	// WrappingKeySpec is the type of the public key.
+	// WrappingKeySpec is the type of the public key: RSA_2048, RSA_3072, RSA_4096 or EC_SM2.
 	WrappingKeySpec *apiv1alpha1.WrappingKeySpec `json:"wrappingKeySpec,omitempty"`
-	// WrappingAlgorithm is how the data key is encrypted under the public key.
+	// WrappingAlgorithm is the algorithm that encrypts the data key under the public key: RSAES_OAEP_SHA_256 or
+	// RSAES_OAEP_SHA_1 with RSA keys, SM2PKE with EC_SM2.
 	WrappingAlgorithm *string `json:"wrappingAlgorithm,omitempty"`
-	// SM2CiphertextFormat is C1C3C2 (raw, the default), C1C2C3 (raw, older) or ASN1 (GM/T 0009).
+	// SM2CiphertextFormat is the format of an SM2 ciphertext: C1C3C2 (raw), C1C2C3 (raw, older) or ASN1 (GM/T 0009, which
+	// openssl reads). Only with SM2PKE. Defaults to C1C3C2.
 	SM2CiphertextFormat *string `json:"sm2CiphertextFormat,omitempty"`
-	// DryRun tries everything but the export itself. It always ends in an error: DryRunOperationError
-	// (it would have succeeded), ValidationError or AccessDeniedError. Nothing is written.
+	// DryRun checks whether the export would succeed, without writing a Secret. The result is in status.dryRunResult.
+	// Ready is False also if the export would succeed; its reason is then DryRunOperationError, and otherwise
+	// ValidationError or AccessDeniedError. With dryRun, target has no effect. Defaults to false.
 	DryRun *bool `json:"dryRun,omitempty"`
-	// Target is the Secret that is written.
+	// Target is the Secret that the operator writes. Defaults to a Secret with the name of this object.
 	Target *ExportTargetApplyConfiguration `json:"target,omitempty"`
 }
 
@@ -52,6 +59,14 @@ func (b *ExportedDataKeySpecApplyConfiguration) WithDataKeyRef(value *DataKeyRef
 // If called multiple times, the CiphertextBlob field is set to the value of the last call.
 func (b *ExportedDataKeySpecApplyConfiguration) WithCiphertextBlob(value string) *ExportedDataKeySpecApplyConfiguration {
 	b.CiphertextBlob = &value
+	return b
+}
+
+// WithKeyRef sets the KeyRef field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the KeyRef field is set to the value of the last call.
+func (b *ExportedDataKeySpecApplyConfiguration) WithKeyRef(value *MasterKeyReferenceApplyConfiguration) *ExportedDataKeySpecApplyConfiguration {
+	b.KeyRef = value
 	return b
 }
 

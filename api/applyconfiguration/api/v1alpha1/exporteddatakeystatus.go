@@ -11,30 +11,39 @@ import (
 // ExportedDataKeyStatusApplyConfiguration represents a declarative configuration of the ExportedDataKeyStatus type for use
 // with apply.
 //
-// ExportedDataKeyStatus is the export as it is.
+// ExportedDataKeyStatus is the observed state of the export.
 type ExportedDataKeyStatusApplyConfiguration struct {
-	// ObservedGeneration is the generation that the status speaks of.
+	// ObservedGeneration is the generation of the spec that this status describes.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// Conditions: Ready, Reconciling, Stalled.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
-	// KeyID is the master key's.
+	// KeyID is the identifier of the master key.
 	KeyID *string `json:"keyID,omitempty"`
-	// KeyVersionID is the master key's.
+	// KeyVersionID is the identifier of the master key's version.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
-	// RequestID is the call that made the export.
+	// RequestID identifies, in the operator's log, the call that created the export.
 	RequestID *string `json:"requestID,omitempty"`
-	// Custody says where the data key was in plaintext while it was exported.
+	// Parent is the UID of the ClusterExportedDataKey that created this object. The operator recognizes its exports
+	// by it, even if their ownerReferences change.
+	Parent *string `json:"parent,omitempty"`
+	// Approved are the data key and the recipient that the names in the spec had when the operator first found them.
+	Approved *ApprovedInputsApplyConfiguration `json:"approved,omitempty"`
+	// Custody is where the data key existed in plaintext during the export: Module, Host or Software. It is Unknown
+	// if the operator found the export in the Secret but not in the status.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
-	// RecipientFingerprint is SHA256: and the hexadecimal SHA-256 of the recipient's
-	// SubjectPublicKeyInfo.
+	// RecipientFingerprint is "SHA256:" followed by the hexadecimal SHA-256 of the recipient's SubjectPublicKeyInfo
+	// (DER).
 	RecipientFingerprint *string `json:"recipientFingerprint,omitempty"`
-	// RecipientVersion is the version of the object that the public key was last read from.
+	// RecipientVersion is the version of the object from which the public key was last read.
 	RecipientVersion *string `json:"recipientVersion,omitempty"`
-	// InputsDigest is the digest of all that the export was made from; another one makes it anew.
+	// InputsDigest is the digest of all inputs of the export. When it changes, the operator exports again.
 	InputsDigest *string `json:"inputsDigest,omitempty"`
+	// DryRunResult is the result of the dry run: WouldSucceed, or WouldFail for the reason in the Ready condition. It is
+	// not set if dryRun is false, and while the operator waits or retries.
+	DryRunResult *apiv1alpha1.DryRunResult `json:"dryRunResult,omitempty"`
 	// SecretRef is the Secret that holds the export.
 	SecretRef *SecretReferenceApplyConfiguration `json:"secretRef,omitempty"`
-	// ExportTime is when the export was made.
+	// ExportTime is the time of the export.
 	ExportTime *metav1.Time `json:"exportTime,omitempty"`
 }
 
@@ -89,6 +98,22 @@ func (b *ExportedDataKeyStatusApplyConfiguration) WithRequestID(value string) *E
 	return b
 }
 
+// WithParent sets the Parent field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Parent field is set to the value of the last call.
+func (b *ExportedDataKeyStatusApplyConfiguration) WithParent(value string) *ExportedDataKeyStatusApplyConfiguration {
+	b.Parent = &value
+	return b
+}
+
+// WithApproved sets the Approved field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Approved field is set to the value of the last call.
+func (b *ExportedDataKeyStatusApplyConfiguration) WithApproved(value *ApprovedInputsApplyConfiguration) *ExportedDataKeyStatusApplyConfiguration {
+	b.Approved = value
+	return b
+}
+
 // WithCustody sets the Custody field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Custody field is set to the value of the last call.
@@ -118,6 +143,14 @@ func (b *ExportedDataKeyStatusApplyConfiguration) WithRecipientVersion(value str
 // If called multiple times, the InputsDigest field is set to the value of the last call.
 func (b *ExportedDataKeyStatusApplyConfiguration) WithInputsDigest(value string) *ExportedDataKeyStatusApplyConfiguration {
 	b.InputsDigest = &value
+	return b
+}
+
+// WithDryRunResult sets the DryRunResult field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DryRunResult field is set to the value of the last call.
+func (b *ExportedDataKeyStatusApplyConfiguration) WithDryRunResult(value apiv1alpha1.DryRunResult) *ExportedDataKeyStatusApplyConfiguration {
+	b.DryRunResult = &value
 	return b
 }
 

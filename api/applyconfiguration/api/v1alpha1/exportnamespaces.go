@@ -2,19 +2,17 @@
 
 package v1alpha1
 
-import (
-	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
-)
-
 // ExportNamespacesApplyConfiguration represents a declarative configuration of the ExportNamespaces type for use
 // with apply.
 //
 // ExportNamespaces selects namespaces.
 type ExportNamespacesApplyConfiguration struct {
-	// From is Same (the key's own), All, or Selector.
+	// From is Same (the namespace of the key), All, or Selector (the namespaces that selector selects, and the
+	// namespace of the key).
 	From *string `json:"from,omitempty"`
-	// Selector selects namespaces by their labels, beside the key's own.
-	Selector *v1.LabelSelectorApplyConfiguration `json:"selector,omitempty"`
+	// Selector selects namespaces by their labels, in addition to the namespace of the key. It must be set if from is
+	// Selector, and only then.
+	Selector *LabelSelectorApplyConfiguration `json:"selector,omitempty"`
 }
 
 // ExportNamespacesApplyConfiguration constructs a declarative configuration of the ExportNamespaces type for use with
@@ -34,7 +32,7 @@ func (b *ExportNamespacesApplyConfiguration) WithFrom(value string) *ExportNames
 // WithSelector sets the Selector field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Selector field is set to the value of the last call.
-func (b *ExportNamespacesApplyConfiguration) WithSelector(value *v1.LabelSelectorApplyConfiguration) *ExportNamespacesApplyConfiguration {
+func (b *ExportNamespacesApplyConfiguration) WithSelector(value *LabelSelectorApplyConfiguration) *ExportNamespacesApplyConfiguration {
 	b.Selector = value
 	return b
 }

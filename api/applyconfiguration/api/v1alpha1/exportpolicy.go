@@ -9,13 +9,14 @@ import (
 // ExportPolicyApplyConfiguration represents a declarative configuration of the ExportPolicy type for use
 // with apply.
 //
-// ExportPolicy is the owner's consent to exports of the data keys under a key.
+// ExportPolicy is the key owner's consent to exports of the data keys under a key.
 type ExportPolicyApplyConfiguration struct {
-	// Namespaces says where an export may be made; absent means in the key's own namespace.
+	// Namespaces are the namespaces in which exports are allowed. Defaults to the namespace of the key.
 	Namespaces *ExportNamespacesApplyConfiguration `json:"namespaces,omitempty"`
-	// Recipients are the public keys that may be exported to; absent means any.
+	// Recipients are the public keys under which data keys may be exported, at most 256. Defaults to any.
 	Recipients []ExportRecipientApplyConfiguration `json:"recipients,omitempty"`
-	// WrappingAlgorithms are those that may be used; absent means any.
+	// WrappingAlgorithms are the algorithms that exports may use: RSAES_OAEP_SHA_256, RSAES_OAEP_SHA_1, SM2PKE.
+	// Defaults to any.
 	WrappingAlgorithms []apiv1alpha1.ExportAlgorithm `json:"wrappingAlgorithms,omitempty"`
 }
 

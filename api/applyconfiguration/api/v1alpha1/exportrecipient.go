@@ -7,7 +7,8 @@ package v1alpha1
 //
 // ExportRecipient is a recipient's public key.
 type ExportRecipientApplyConfiguration struct {
-	// Fingerprint is SHA256: and the hexadecimal SHA-256 of the SubjectPublicKeyInfo (DER).
+	// Fingerprint is "SHA256:" followed by the hexadecimal SHA-256 of the SubjectPublicKeyInfo (DER), as
+	// "openssl pkey -pubin -in FILE -outform DER | sha256sum" prints it.
 	Fingerprint *string `json:"fingerprint,omitempty"`
 }
 

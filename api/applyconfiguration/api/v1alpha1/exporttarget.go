@@ -9,10 +9,11 @@ import (
 // ExportTargetApplyConfiguration represents a declarative configuration of the ExportTarget type for use
 // with apply.
 //
-// ExportTarget is the Secret that an ExportedDataKey writes.
+// ExportTarget is the Secret that the operator writes for an export.
 type ExportTargetApplyConfiguration struct {
 	SecretTargetApplyConfiguration `json:""`
-	// Immutable makes the Secret immutable; with new inputs it is deleted and made again.
+	// Immutable makes the Secret immutable. When the inputs change, the operator deletes the Secret and creates it
+	// again. Defaults to false.
 	Immutable *bool `json:"immutable,omitempty"`
 }
 

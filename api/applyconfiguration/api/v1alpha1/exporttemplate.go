@@ -9,20 +9,22 @@ import (
 // ExportTemplateApplyConfiguration represents a declarative configuration of the ExportTemplate type for use
 // with apply.
 //
-// ExportTemplate is the ExportedDataKey that is made in each namespace.
+// ExportTemplate is the ExportedDataKey that the operator creates in each namespace.
 type ExportTemplateApplyConfiguration struct {
-	// DataKeyRef names the DataKey to export. The owner of its key must consent to the namespaces
-	// (exportPolicy).
+	// DataKeyRef names the DataKey to export. The exportPolicy of its ImportedKey must allow the namespaces.
 	DataKeyRef *NamespacedReferenceApplyConfiguration `json:"dataKeyRef,omitempty"`
-	// PublicKey is the recipient's.
+	// PublicKey is the public key of the recipient.
 	PublicKey *DistributedPublicKeySourceApplyConfiguration `json:"publicKey,omitempty"`
-	// WrappingKeySpec is the type of the public key.
+	// WrappingKeySpec is the type of the public key: RSA_2048, RSA_3072, RSA_4096 or EC_SM2.
 	WrappingKeySpec *apiv1alpha1.WrappingKeySpec `json:"wrappingKeySpec,omitempty"`
-	// WrappingAlgorithm is how the data key is encrypted under the public key.
+	// WrappingAlgorithm is the algorithm that encrypts the data key under the public key: RSAES_OAEP_SHA_256 or
+	// RSAES_OAEP_SHA_1 with RSA keys, SM2PKE with EC_SM2.
 	WrappingAlgorithm *apiv1alpha1.ExportAlgorithm `json:"wrappingAlgorithm,omitempty"`
-	// SM2CiphertextFormat is C1C3C2 (raw, the default), C1C2C3 (raw, older) or ASN1 (GM/T 0009).
+	// SM2CiphertextFormat is the format of an SM2 ciphertext: C1C3C2 (raw), C1C2C3 (raw, older) or ASN1 (GM/T 0009, which
+	// openssl reads). Only with SM2PKE. Defaults to C1C3C2.
 	SM2CiphertextFormat *string `json:"sm2CiphertextFormat,omitempty"`
-	// Target is the Secret that is written in each namespace.
+	// Target is the Secret that the operator writes in each namespace. Defaults to a Secret with the name of this
+	// object.
 	Target *ExportTargetApplyConfiguration `json:"target,omitempty"`
 }
 

@@ -14,7 +14,7 @@ import (
 // ImportedKeyApplyConfiguration represents a declarative configuration of the ImportedKey type for use
 // with apply.
 //
-// ImportedKey is a customer master key whose material is brought in (Origin EXTERNAL).
+// ImportedKey is a master key whose material you import (Origin EXTERNAL).
 type ImportedKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`

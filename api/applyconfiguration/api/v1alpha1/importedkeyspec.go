@@ -9,28 +9,33 @@ import (
 // ImportedKeySpecApplyConfiguration represents a declarative configuration of the ImportedKeySpec type for use
 // with apply.
 //
-// ImportedKeySpec is a customer master key whose material is brought in.
+// ImportedKeySpec is the desired state of a master key whose material is imported.
 type ImportedKeySpecApplyConfiguration struct {
-	// KeyStoreRef names the key store that holds the key.
+	// KeyStoreRef names the key store that holds the key. It cannot be changed.
 	KeyStoreRef *KeyStoreReferenceApplyConfiguration `json:"keyStoreRef,omitempty"`
-	// KeySpec is the type of the key.
+	// KeySpec is the type of the key: AES_128, AES_192, AES_256 or SM4. It cannot be changed.
 	KeySpec *apiv1alpha1.KeySpec `json:"keySpec,omitempty"`
-	// ImportParameters is what GetParametersForImport is asked for.
+	// ImportParameters are the type and algorithm of the key pair under which you will wrap the material. Defaults to
+	// RSA_2048 with RSAES_OAEP_SHA_256.
 	ImportParameters *ImportParametersSpecApplyConfiguration `json:"importParameters,omitempty"`
-	// Material is the wrapped material; absent until it has been wrapped.
+	// Material is the wrapped material. Set it after wrapping the material under status.importParameters. Until then the
+	// key is PendingImport.
 	Material *MaterialSpecApplyConfiguration `json:"material,omitempty"`
-	// DesiredState is Enabled (the default), Disabled or PendingDeletion.
+	// DesiredState is Enabled, Disabled (no operation can use the key) or PendingDeletion (the operator destroys the key
+	// after pendingWindowInDays; until then you can cancel this with another state). Defaults to Enabled.
 	DesiredState *apiv1alpha1.DesiredKeyState `json:"desiredState,omitempty"`
-	// PendingWindowInDays is how long a PendingDeletion can be called off; absent means 30. It counts
-	// from when the deletion was asked for.
+	// PendingWindowInDays is the number of days during which a PendingDeletion can be cancelled, from 7 to 366,
+	// counted from the request. Defaults to 30. Only with desiredState PendingDeletion.
 	PendingWindowInDays *int32 `json:"pendingWindowInDays,omitempty"`
-	// ExportPolicy is the owner's consent to exports; absent means within this namespace, to anybody.
+	// ExportPolicy is the owner's consent to exports. Defaults to exports within this namespace, to any recipient and
+	// with any algorithm.
 	ExportPolicy *ExportPolicyApplyConfiguration `json:"exportPolicy,omitempty"`
-	// Adopt binds this object to a key that is in the module already, to restore from a backup. It must
-	// have been imported from a namespace of this name.
+	// Adopt binds this object to a key that is already in the module, for example after a restore from a backup. Only
+	// keys imported from a namespace with this name can be adopted. It cannot be changed, and setting it requires the
+	// verb export on all ImportedKeys of the namespace.
 	Adopt *AdoptSpecApplyConfiguration `json:"adopt,omitempty"`
-	// DeletionPolicy says what deleting this object does to the key in the module; absent means
-	// Retain.
+	// DeletionPolicy is what happens to the key in the module when this object is deleted: Retain leaves it there;
+	// Delete destroys it, and data keys under it are permanently lost. Defaults to Retain.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
 }
 

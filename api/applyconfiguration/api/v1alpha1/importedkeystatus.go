@@ -11,46 +11,53 @@ import (
 // ImportedKeyStatusApplyConfiguration represents a declarative configuration of the ImportedKeyStatus type for use
 // with apply.
 //
-// ImportedKeyStatus is the key as it is.
+// ImportedKeyStatus is the observed state of the key.
 type ImportedKeyStatusApplyConfiguration struct {
-	// ObservedGeneration is the generation that the status speaks of.
+	// ObservedGeneration is the generation of the spec that this status describes.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// Conditions: Ready, Reconciling, Stalled.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
-	// KeyID is this object's UID.
+	// KeyID is the identifier of the key: the UID of this object.
 	KeyID *string `json:"keyID,omitempty"`
-	// KeyVersionID names the key's material; it is CKA_ID in a PKCS#11 module.
+	// KeyVersionID identifies the key's material. In a PKCS#11 module it is the CKA_ID.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
-	// KeyState is PendingImport, Enabled, Disabled, PendingDeletion, or Deleted once the key is destroyed.
+	// KeyState is PendingImport, Enabled, Disabled, PendingDeletion, or Deleted after the key is destroyed.
 	KeyState *apiv1alpha1.KeyState `json:"keyState,omitempty"`
-	// Origin is EXTERNAL.
+	// Origin is always EXTERNAL: the material is imported.
 	Origin *string `json:"origin,omitempty"`
-	// ImportParameters is the public key and token for the next import; absent after they end.
+	// ImportParameters are the public key and token for the next import. They are removed when they expire.
 	ImportParameters *ImportParametersApplyConfiguration `json:"importParameters,omitempty"`
-	// FormerParametersExpireTime is when the first of the parameters ends that were published before
-	// importParameters: they stay usable until then, and their key pair is destroyed soon after. Absent when
-	// there are none.
+	// FormerParametersExpireTime is the earliest expiry of import parameters that were published earlier and are
+	// still valid. Their key pair is destroyed soon after.
 	FormerParametersExpireTime *metav1.Time `json:"formerParametersExpireTime,omitempty"`
-	// RenewedFor is the value of the annotation keyconvoy.io/renew-import-parameters (its digest, when it
-	// is long) that was last answered. Another value asks for new parameters.
+	// RenewedFor is the last value of the annotation keyconvoy.io/renew-import-parameters for which the operator
+	// created parameters (its digest, if it is long). A different value requests new parameters.
 	RenewedFor *string `json:"renewedFor,omitempty"`
-	// MaterialFingerprint is the CMAC of a fixed label under the material, in hexadecimal: equal for
-	// equal material in every module. The first import binds the key to it.
+	// MaterialFingerprint is the CMAC of a fixed label under the material, in hexadecimal. Equal material has equal
+	// fingerprints in every module. After the first import, the key accepts only material with this fingerprint.
 	MaterialFingerprint *string `json:"materialFingerprint,omitempty"`
-	// MaterialExpireTime is when the material in the module ends; absent when it never does.
+	// MaterialExpireTime is the time at which the material in the module expires. It is not set if the material never
+	// expires.
 	MaterialExpireTime *metav1.Time `json:"materialExpireTime,omitempty"`
-	// DeletionRequestTime is when a key became PendingDeletion.
+	// DeletionRequestTime is the time at which the key became PendingDeletion.
 	DeletionRequestTime *metav1.Time `json:"deletionRequestTime,omitempty"`
-	// DeletionTime is when a key that is PendingDeletion is destroyed.
+	// DeletionTime is the time at which a key in PendingDeletion is destroyed.
 	DeletionTime *metav1.Time `json:"deletionTime,omitempty"`
-	// MaterialDeletedFor is the value of the annotation keyconvoy.io/delete-key-material (its digest,
-	// when it is long) that was last carried out.
+	// MaterialDeletedFor is the last value of the annotation keyconvoy.io/delete-key-material for which the operator
+	// destroyed the material (its digest, if it is long).
 	MaterialDeletedFor *string `json:"materialDeletedFor,omitempty"`
-	// Custody says where the material was in plaintext on its way into the module.
+	// HasMaterial is true while the module has the key's material: from the import until the material expires or is
+	// deleted.
+	HasMaterial *bool `json:"hasMaterial,omitempty"`
+	// Custody is where the material existed in plaintext during the import: Module, Host or Software.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
+	// Token is the token that the key was imported into or adopted from: manufacturer, model and serial number,
+	// as the token reports them. For a software store the serial number is the identifier of its root key. A
+	// key version has one holder in a token.
+	Token *string `json:"token,omitempty"`
 	// InputsDigest is the digest of the wrapped material, token and expiry that were imported.
 	InputsDigest *string `json:"inputsDigest,omitempty"`
-	// SourcesVersion is the version of the Secrets and ConfigMaps that InputsDigest speaks of.
+	// SourcesVersion is the version of the Secrets and ConfigMaps from which InputsDigest was computed.
 	SourcesVersion *string `json:"sourcesVersion,omitempty"`
 }
 
@@ -177,11 +184,27 @@ func (b *ImportedKeyStatusApplyConfiguration) WithMaterialDeletedFor(value strin
 	return b
 }
 
+// WithHasMaterial sets the HasMaterial field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the HasMaterial field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithHasMaterial(value bool) *ImportedKeyStatusApplyConfiguration {
+	b.HasMaterial = &value
+	return b
+}
+
 // WithCustody sets the Custody field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Custody field is set to the value of the last call.
 func (b *ImportedKeyStatusApplyConfiguration) WithCustody(value apiv1alpha1.Custody) *ImportedKeyStatusApplyConfiguration {
 	b.Custody = &value
+	return b
+}
+
+// WithToken sets the Token field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Token field is set to the value of the last call.
+func (b *ImportedKeyStatusApplyConfiguration) WithToken(value string) *ImportedKeyStatusApplyConfiguration {
+	b.Token = &value
 	return b
 }
 

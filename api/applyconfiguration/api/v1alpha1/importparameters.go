@@ -10,19 +10,19 @@ import (
 // ImportParametersApplyConfiguration represents a declarative configuration of the ImportParameters type for use
 // with apply.
 //
-// ImportParameters is the answer of GetParametersForImport. Public key and token belong together.
+// ImportParameters are the results of GetParametersForImport. Public key and token belong together.
 type ImportParametersApplyConfiguration struct {
 	// PublicKey is the SubjectPublicKeyInfo (DER) in Base64.
 	PublicKey *string `json:"publicKey,omitempty"`
-	// PublicKeyFingerprint is SHA256: and the hexadecimal SHA-256 of the SubjectPublicKeyInfo.
+	// PublicKeyFingerprint is "SHA256:" followed by the hexadecimal SHA-256 of the SubjectPublicKeyInfo (DER).
 	PublicKeyFingerprint *string `json:"publicKeyFingerprint,omitempty"`
-	// ImportToken goes back with the material.
+	// ImportToken must be returned with the material, in spec.material.
 	ImportToken *string `json:"importToken,omitempty"`
-	// TokenExpireTime is when public key and token end.
+	// TokenExpireTime is the time at which public key and token expire.
 	TokenExpireTime *v1.Time `json:"tokenExpireTime,omitempty"`
 	// WrappingKeySpec is the type of the public key.
 	WrappingKeySpec *apiv1alpha1.WrappingKeySpec `json:"wrappingKeySpec,omitempty"`
-	// WrappingAlgorithm is how the material must be wrapped.
+	// WrappingAlgorithm is the algorithm with which you must wrap the material.
 	WrappingAlgorithm *string `json:"wrappingAlgorithm,omitempty"`
 }
 

@@ -9,12 +9,14 @@ import (
 // ImportParametersSpecApplyConfiguration represents a declarative configuration of the ImportParametersSpec type for use
 // with apply.
 //
-// ImportParametersSpec is what GetParametersForImport is asked for.
+// ImportParametersSpec is the type and algorithm of the key pair under which you wrap the material.
 type ImportParametersSpecApplyConfiguration struct {
-	// WrappingKeySpec is the type of the key pair under which the material is wrapped.
+	// WrappingKeySpec is the type of the key pair under which you wrap the material: RSA_2048, RSA_3072, RSA_4096 or
+	// EC_SM2.
 	WrappingKeySpec *apiv1alpha1.WrappingKeySpec `json:"wrappingKeySpec,omitempty"`
-	// WrappingAlgorithm is how the material is wrapped. RSAES_PKCS1_V1_5 only where the key store
-	// allows it.
+	// WrappingAlgorithm is the algorithm with which you wrap the material: RSAES_OAEP_SHA_256, RSAES_OAEP_SHA_1 or
+	// RSAES_PKCS1_V1_5 with RSA keys, SM2PKE with EC_SM2. RSAES_PKCS1_V1_5 requires allowPKCS1V15Import in the key
+	// store.
 	WrappingAlgorithm *string `json:"wrappingAlgorithm,omitempty"`
 }
 

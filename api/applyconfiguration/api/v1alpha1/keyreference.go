@@ -9,7 +9,7 @@ import (
 // KeyReferenceApplyConfiguration represents a declarative configuration of the KeyReference type for use
 // with apply.
 //
-// KeyReference names a master key of the same namespace.
+// KeyReference names a master key in the same namespace.
 type KeyReferenceApplyConfiguration struct {
 	// Kind is ImportedKey.
 	Kind *string `json:"kind,omitempty"`

@@ -14,7 +14,8 @@ import (
 // KeyStoreApplyConfiguration represents a declarative configuration of the KeyStore type for use
 // with apply.
 //
-// KeyStore is a cryptographic module for the keys of one namespace.
+// KeyStore is a cryptographic module for the keys of its namespace. It has the fields of a ClusterKeyStore except
+// allowedNamespaces.
 type KeyStoreApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`

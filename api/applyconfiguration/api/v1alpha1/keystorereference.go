@@ -9,7 +9,7 @@ import (
 // KeyStoreReferenceApplyConfiguration represents a declarative configuration of the KeyStoreReference type for use
 // with apply.
 //
-// KeyStoreReference names a KeyStore of the same namespace or a ClusterKeyStore.
+// KeyStoreReference names a KeyStore in the same namespace, or a ClusterKeyStore.
 type KeyStoreReferenceApplyConfiguration struct {
 	// Kind is KeyStore or ClusterKeyStore.
 	Kind *string `json:"kind,omitempty"`

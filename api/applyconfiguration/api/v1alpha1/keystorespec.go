@@ -9,16 +9,23 @@ import (
 // KeyStoreSpecApplyConfiguration represents a declarative configuration of the KeyStoreSpec type for use
 // with apply.
 //
-// KeyStoreSpec says which cryptographic module holds the keys.
+// KeyStoreSpec selects the cryptographic module that holds the keys.
 type KeyStoreSpecApplyConfiguration struct {
-	// Software selects the embedded store: keys sealed in Secrets of the operator's namespace.
-	Software *apiv1alpha1.SoftwareStore `json:"software,omitempty"`
-	// PKCS11 selects a token of a PKCS#11 module.
+	// Type is Software, the embedded store, which keeps encrypted keys in Secrets in the operator's namespace, or
+	// PKCS11, a token of a PKCS#11 module such as an HSM. It cannot be changed.
+	Type *apiv1alpha1.KeyStoreType `json:"type,omitempty"`
+	// PKCS11 selects the token. It must be set if type is PKCS11, and only then. If you change the module or the token,
+	// existing keys remain in the previous token: the condition KeysMissing lists those that the new one does not have.
 	PKCS11 *PKCS11StoreApplyConfiguration `json:"pkcs11,omitempty"`
-	// Custody says how far plaintext key bytes may come out of the module; absent means HostAllowed.
+	// Custody is whether plaintext key bytes may exist outside the module. ModuleOnly rejects every operation for
+	// which the operator would have to hold a key in its memory. Defaults to HostAllowed.
 	Custody *apiv1alpha1.CustodyPolicy `json:"custody,omitempty"`
-	// AllowPKCS1V15Import allows RSAES_PKCS1_V1_5 for imports. That padding lets whoever may try
-	// many imports learn about the material, so it is off unless set.
+	// KeyProtection is whether the module must protect its keys from someone who has its PIN and tries to extract a
+	// key or to add usages to it. With EnforcedOnly, the key store is ready only if the module rejected every such
+	// attempt of the self-test (see status.keyProtection). Defaults to NotEnforcedAllowed, which allows any module.
+	KeyProtection *apiv1alpha1.KeyProtectionPolicy `json:"keyProtection,omitempty"`
+	// AllowPKCS1V15Import allows RSAES_PKCS1_V1_5 for imports. PKCS#1 v1.5 padding is open to padding-oracle attacks.
+	// Defaults to false.
 	AllowPKCS1V15Import *bool `json:"allowPKCS1V15Import,omitempty"`
 }
 
@@ -28,11 +35,11 @@ func KeyStoreSpec() *KeyStoreSpecApplyConfiguration {
 	return &KeyStoreSpecApplyConfiguration{}
 }
 
-// WithSoftware sets the Software field in the declarative configuration to the given value
+// WithType sets the Type field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the Software field is set to the value of the last call.
-func (b *KeyStoreSpecApplyConfiguration) WithSoftware(value apiv1alpha1.SoftwareStore) *KeyStoreSpecApplyConfiguration {
-	b.Software = &value
+// If called multiple times, the Type field is set to the value of the last call.
+func (b *KeyStoreSpecApplyConfiguration) WithType(value apiv1alpha1.KeyStoreType) *KeyStoreSpecApplyConfiguration {
+	b.Type = &value
 	return b
 }
 
@@ -49,6 +56,14 @@ func (b *KeyStoreSpecApplyConfiguration) WithPKCS11(value *PKCS11StoreApplyConfi
 // If called multiple times, the Custody field is set to the value of the last call.
 func (b *KeyStoreSpecApplyConfiguration) WithCustody(value apiv1alpha1.CustodyPolicy) *KeyStoreSpecApplyConfiguration {
 	b.Custody = &value
+	return b
+}
+
+// WithKeyProtection sets the KeyProtection field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the KeyProtection field is set to the value of the last call.
+func (b *KeyStoreSpecApplyConfiguration) WithKeyProtection(value apiv1alpha1.KeyProtectionPolicy) *KeyStoreSpecApplyConfiguration {
+	b.KeyProtection = &value
 	return b
 }
 

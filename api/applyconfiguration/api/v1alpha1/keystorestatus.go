@@ -9,20 +9,28 @@ import (
 // KeyStoreStatusApplyConfiguration represents a declarative configuration of the KeyStoreStatus type for use
 // with apply.
 //
-// KeyStoreStatus is what the operator found out about the module.
+// KeyStoreStatus is the observed state of the key store and its module.
 type KeyStoreStatusApplyConfiguration struct {
-	// ObservedGeneration is the generation that the status speaks of.
+	// ObservedGeneration is the generation of the spec that this status describes.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
-	// Conditions: Ready, Reconciling, Stalled.
+	// Conditions: Ready, Reconciling, Stalled, and KeysMissing while the module lacks keys that ImportedKeys hold in it.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
-	// Module is what the module says of itself.
+	// Module describes the module.
 	Module *ModuleInfoApplyConfiguration `json:"module,omitempty"`
-	// Capabilities are what the self-test saw the module do.
+	// Capabilities are the operations and algorithms that the module supports, as the self-test found.
 	Capabilities []CapabilityApplyConfiguration `json:"capabilities,omitempty"`
-	// RefusedPINSecret is the digest of the PIN's Secret (its version) and of what else the module is opened
-	// with, when the module refused the PIN. They are not tried again, also not after a restart: tries lock
-	// the token.
-	RefusedPINSecret *string `json:"refusedPINSecret,omitempty"`
+	// KeyProtection is whether the module protects its keys from someone who has its PIN. The operator tests it each
+	// time it opens the module.
+	KeyProtection *KeyProtectionApplyConfiguration `json:"keyProtection,omitempty"`
+	// KeysWithoutHolder are the master keys in the module that no ImportedKey holds: for a KeyStore, those of its
+	// namespace; for a ClusterKeyStore, all. The operator never destroys them automatically. To use or destroy a key,
+	// adopt it. The operator updates this field when it opens the module and once a day.
+	KeysWithoutHolder *KeyVersionsApplyConfiguration `json:"keysWithoutHolder,omitempty"`
+	// MissingKeys are the master keys that ImportedKeys hold in this key store and that the module does not have, for
+	// example because spec.pkcs11 now selects another token. The operator never creates them again. The condition
+	// KeysMissing says what to do. The operator updates this field when it opens the module and once a day, and every
+	// minute while keys are missing.
+	MissingKeys *KeyVersionsApplyConfiguration `json:"missingKeys,omitempty"`
 }
 
 // KeyStoreStatusApplyConfiguration constructs a declarative configuration of the KeyStoreStatus type for use with
@@ -73,10 +81,26 @@ func (b *KeyStoreStatusApplyConfiguration) WithCapabilities(values ...*Capabilit
 	return b
 }
 
-// WithRefusedPINSecret sets the RefusedPINSecret field in the declarative configuration to the given value
+// WithKeyProtection sets the KeyProtection field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the RefusedPINSecret field is set to the value of the last call.
-func (b *KeyStoreStatusApplyConfiguration) WithRefusedPINSecret(value string) *KeyStoreStatusApplyConfiguration {
-	b.RefusedPINSecret = &value
+// If called multiple times, the KeyProtection field is set to the value of the last call.
+func (b *KeyStoreStatusApplyConfiguration) WithKeyProtection(value *KeyProtectionApplyConfiguration) *KeyStoreStatusApplyConfiguration {
+	b.KeyProtection = value
+	return b
+}
+
+// WithKeysWithoutHolder sets the KeysWithoutHolder field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the KeysWithoutHolder field is set to the value of the last call.
+func (b *KeyStoreStatusApplyConfiguration) WithKeysWithoutHolder(value *KeyVersionsApplyConfiguration) *KeyStoreStatusApplyConfiguration {
+	b.KeysWithoutHolder = value
+	return b
+}
+
+// WithMissingKeys sets the MissingKeys field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MissingKeys field is set to the value of the last call.
+func (b *KeyStoreStatusApplyConfiguration) WithMissingKeys(value *KeyVersionsApplyConfiguration) *KeyStoreStatusApplyConfiguration {
+	b.MissingKeys = value
 	return b
 }

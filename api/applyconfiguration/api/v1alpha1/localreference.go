@@ -9,7 +9,7 @@ import (
 // LocalReferenceApplyConfiguration represents a declarative configuration of the LocalReference type for use
 // with apply.
 //
-// LocalReference names an object of the same namespace.
+// LocalReference names an object in the same namespace.
 type LocalReferenceApplyConfiguration struct {
 	// Name of the object.
 	Name *apiv1alpha1.ObjectName `json:"name,omitempty"`

@@ -9,20 +9,24 @@ import (
 // MaterialSpecApplyConfiguration represents a declarative configuration of the MaterialSpec type for use
 // with apply.
 //
-// MaterialSpec is the wrapped key material: ciphertext, fit for Git.
+// MaterialSpec is the wrapped key material. It is ciphertext and can be kept in Git.
 type MaterialSpecApplyConfiguration struct {
-	// EncryptedKeyMaterial is the material, wrapped under status.importParameters.publicKey, in
-	// Base64.
+	// EncryptedKeyMaterial is the material, wrapped under status.importParameters.publicKey, in Base64. Either this
+	// field or encryptedKeyMaterialFrom must be set. "keyconvoy wrap --apply" wraps the material and sets this field
+	// and importToken.
 	EncryptedKeyMaterial *string `json:"encryptedKeyMaterial,omitempty"`
-	// EncryptedKeyMaterialFrom reads it from a Secret or ConfigMap: Base64 text, or the raw bytes
+	// EncryptedKeyMaterialFrom reads the wrapped material from a Secret or ConfigMap: Base64 text, or the raw bytes
 	// that an ExportedDataKey writes.
 	EncryptedKeyMaterialFrom *EntrySourceApplyConfiguration `json:"encryptedKeyMaterialFrom,omitempty"`
-	// ImportToken is status.importParameters.importToken as it was when the material was wrapped.
+	// ImportToken is the value of status.importParameters.importToken when you wrapped the material. Either this field
+	// or importTokenFrom must be set.
 	ImportToken *string `json:"importToken,omitempty"`
-	// ImportTokenFrom reads it from a Secret or ConfigMap.
+	// ImportTokenFrom reads the import token from a Secret or ConfigMap.
 	ImportTokenFrom *EntrySourceApplyConfiguration `json:"importTokenFrom,omitempty"`
-	// ExpireTime is when the material ends and is destroyed in the module; absent means never. Another
-	// time takes another import: wrap the same material again under fresh import parameters.
+	// ExpireTime is the time at which the material expires and is destroyed in the module, for example
+	// 2030-01-01T00:00:00Z. Defaults to never. The time must be in the future when the material is imported, and in UTC
+	// at most 9999-12-31T23:59:59Z. Changing it requires importing the same material again under new import
+	// parameters.
 	ExpireTime *v1.Time `json:"expireTime,omitempty"`
 }
 

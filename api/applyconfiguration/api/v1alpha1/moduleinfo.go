@@ -5,9 +5,9 @@ package v1alpha1
 // ModuleInfoApplyConfiguration represents a declarative configuration of the ModuleInfo type for use
 // with apply.
 //
-// ModuleInfo is what a module says of itself.
+// ModuleInfo describes a module, as its library and token report it.
 type ModuleInfoApplyConfiguration struct {
-	// Library is the module's name as the administrator allowed it, or "software".
+	// Library is the name under which the administrator allowed the module, or "software".
 	Library *string `json:"library,omitempty"`
 	// Manufacturer of the token.
 	Manufacturer *string `json:"manufacturer,omitempty"`

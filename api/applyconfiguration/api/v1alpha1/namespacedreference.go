@@ -9,7 +9,7 @@ import (
 // NamespacedReferenceApplyConfiguration represents a declarative configuration of the NamespacedReference type for use
 // with apply.
 //
-// NamespacedReference names an object of a namespace.
+// NamespacedReference names an object and its namespace.
 type NamespacedReferenceApplyConfiguration struct {
 	// Namespace of the object.
 	Namespace *apiv1alpha1.NamespaceName `json:"namespace,omitempty"`

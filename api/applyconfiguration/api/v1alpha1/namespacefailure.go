@@ -9,11 +9,11 @@ import (
 // NamespaceFailureApplyConfiguration represents a declarative configuration of the NamespaceFailure type for use
 // with apply.
 //
-// NamespaceFailure is a namespace in which the export has failed.
+// NamespaceFailure is a namespace in which the export failed.
 type NamespaceFailureApplyConfiguration struct {
-	// Namespace that failed.
+	// Namespace in which the export failed.
 	Namespace *apiv1alpha1.NamespaceName `json:"namespace,omitempty"`
-	// Reason as its ExportedDataKey says it.
+	// Reason of the Ready condition of the ExportedDataKey.
 	Reason *string `json:"reason,omitempty"`
 }
 

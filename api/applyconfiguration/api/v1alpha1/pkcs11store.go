@@ -7,15 +7,15 @@ package v1alpha1
 //
 // PKCS11Store is a token of a PKCS#11 module.
 type PKCS11StoreApplyConfiguration struct {
-	// Module is the name under which the administrator allowed the library with
-	// --pkcs11-module NAME=PATH. It is never a path.
+	// Module is the name under which the administrator allowed the library with --pkcs11-module NAME=PATH, for
+	// example softhsm. It is never a path. Setting it requires the verb use on the pkcs11module of that name.
 	Module *string `json:"module,omitempty"`
-	// Token selects the token. Exactly one must match.
+	// Token selects the token. Exactly one token must match.
 	Token *TokenSelectorApplyConfiguration `json:"token,omitempty"`
-	// PINSecretRef is the entry that holds the user PIN: in the key store's namespace, or in the
-	// operator's for a ClusterKeyStore. Absent for tokens without login.
+	// PINSecretRef is the Secret entry that holds the user PIN. The Secret must be in the namespace of the KeyStore
+	// or, for a ClusterKeyStore, in the operator's namespace. Omit it for tokens without login.
 	PINSecretRef *EntryReferenceApplyConfiguration `json:"pinSecretRef,omitempty"`
-	// MaxSessions bounds the sessions that work at once; absent means 8.
+	// MaxSessions is the maximum number of concurrent sessions, from 1 to 1024. Defaults to 8.
 	MaxSessions *int32 `json:"maxSessions,omitempty"`
 }
 

@@ -2,19 +2,27 @@
 
 package v1alpha1
 
+import (
+	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
 // PublicKeySourceApplyConfiguration represents a declarative configuration of the PublicKeySource type for use
 // with apply.
 //
-// PublicKeySource says where a recipient's public key comes from: SubjectPublicKeyInfo as Base64 DER,
-// PEM, or an X.509 certificate. Exactly one field is set.
+// PublicKeySource is where a recipient's public key is read from. The key is a SubjectPublicKeyInfo (Base64 DER or
+// PEM) or an X.509 certificate; of a certificate chain, the leaf is used.
 type PublicKeySourceApplyConfiguration struct {
-	// Blob is the public key itself.
+	// Type is the field that is set: Blob, SecretKeyRef, ConfigMapKeyRef or ImportedKeyRef.
+	Type *apiv1alpha1.SourceType `json:"type,omitempty"`
+	// Blob is the public key itself, as PEM or Base64 DER, for example the output of "openssl pkey -pubout".
 	Blob *string `json:"blob,omitempty"`
-	// SecretKeyRef reads it from a Secret, e.g. the tls.crt that cert-manager keeps fresh.
+	// SecretKeyRef reads the public key from a Secret, for example from the entry tls.crt of a Secret that
+	// cert-manager renews.
 	SecretKeyRef *EntryReferenceApplyConfiguration `json:"secretKeyRef,omitempty"`
-	// ConfigMapKeyRef reads it from a ConfigMap.
+	// ConfigMapKeyRef reads the public key from a ConfigMap.
 	ConfigMapKeyRef *EntryReferenceApplyConfiguration `json:"configMapKeyRef,omitempty"`
-	// ImportedKeyRef takes the import public key of an ImportedKey: from module to module.
+	// ImportedKeyRef uses the import public key (status.importParameters.publicKey) of an ImportedKey in the same
+	// namespace, to move a key from one module to another.
 	ImportedKeyRef *LocalReferenceApplyConfiguration `json:"importedKeyRef,omitempty"`
 }
 
@@ -22,6 +30,14 @@ type PublicKeySourceApplyConfiguration struct {
 // apply.
 func PublicKeySource() *PublicKeySourceApplyConfiguration {
 	return &PublicKeySourceApplyConfiguration{}
+}
+
+// WithType sets the Type field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Type field is set to the value of the last call.
+func (b *PublicKeySourceApplyConfiguration) WithType(value apiv1alpha1.SourceType) *PublicKeySourceApplyConfiguration {
+	b.Type = &value
+	return b
 }
 
 // WithBlob sets the Blob field in the declarative configuration to the given value

@@ -5,15 +5,15 @@ package v1alpha1
 // SecretReferenceApplyConfiguration represents a declarative configuration of the SecretReference type for use
 // with apply.
 //
-// SecretReference is the Secret that was written, as it was then.
+// SecretReference identifies the Secret and the content that the operator wrote.
 type SecretReferenceApplyConfiguration struct {
 	// Name of the Secret.
 	Name *string `json:"name,omitempty"`
 	// UID of the Secret.
 	UID *string `json:"uid,omitempty"`
-	// ResourceVersion of the Secret when its content was last known to be right.
+	// ResourceVersion of the Secret when the operator last verified its content.
 	ResourceVersion *string `json:"resourceVersion,omitempty"`
-	// Digest of the Secret's data (SHA-256, hexadecimal), by which a foreign change is noticed.
+	// Digest of the Secret's data (SHA-256, hexadecimal), with which the operator detects changes made by others.
 	Digest *string `json:"digest,omitempty"`
 }
 

@@ -9,13 +9,13 @@ import (
 // SecretTargetApplyConfiguration represents a declarative configuration of the SecretTarget type for use
 // with apply.
 //
-// SecretTarget is the Secret that an object writes.
+// SecretTarget is the Secret that the operator writes for an object.
 type SecretTargetApplyConfiguration struct {
-	// Name of the Secret; absent means the object's own name. It cannot be changed.
+	// Name of the Secret. Defaults to the name of this object. It cannot be changed.
 	Name *apiv1alpha1.ObjectName `json:"name,omitempty"`
-	// Labels to put on the Secret.
+	// Labels to put on the Secret, at most 32. Setting them requires the verb create on Secrets.
 	Labels map[string]apiv1alpha1.MetadataValue `json:"labels,omitempty"`
-	// Annotations to put on the Secret.
+	// Annotations to put on the Secret, at most 32. Setting them requires the verb create on Secrets.
 	Annotations map[string]apiv1alpha1.MetadataValue `json:"annotations,omitempty"`
 }
 

@@ -5,14 +5,14 @@ package v1alpha1
 // TokenSelectorApplyConfiguration represents a declarative configuration of the TokenSelector type for use
 // with apply.
 //
-// TokenSelector selects a token by what it says of itself, without trailing blanks. Slot numbers
-// change, so they select nothing.
+// TokenSelector selects a token by label and, optionally, serial number and model, all without trailing blanks. Slot
+// numbers are not supported because they can change.
 type TokenSelectorApplyConfiguration struct {
-	// Label of the token.
+	// Label of the token, at most 32 characters, for example keyconvoy.
 	Label *string `json:"label,omitempty"`
-	// Serial number of the token.
+	// Serial number of the token, at most 16 characters. Defaults to any.
 	Serial *string `json:"serial,omitempty"`
-	// Model of the token.
+	// Model of the token, at most 16 characters. Defaults to any.
 	Model *string `json:"model,omitempty"`
 }
 

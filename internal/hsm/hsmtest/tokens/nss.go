@@ -22,21 +22,21 @@ const (
 	nssSlot  = 2
 )
 
-// nssTemplate is an empty database with a PIN. C_Initialize is once per process, so it is made once,
-// before anyone uses the library, and copied.
+// nssTemplate has the files of an empty database with a PIN. A process can initialize the library for one database only, so the
+// template is made once, before the library is used, and copied.
 var nssTemplate = sync.OnceValues(makeNSSDatabase)
 
-// nss is this process's database, there as long as a test uses it.
+// nss is the database of this process, which exists while tests use it.
 var nss struct {
 	sync.Mutex
 	dir   string
 	users int
 }
 
-// NSS returns this process's NSS token. All tests of a process share it, for a process initialises the
-// library for one database only; it is empty again when no test uses it any more.
+// NSS returns the NSS token of this process. All tests share it, because a process can initialize the library for one database
+// only. It is replaced by an empty one when no test uses it any more.
 //
-// The first call in a process must come before anything else initialises the library.
+// The first call in a process must precede any other C_Initialize of the library.
 func NSS(t testing.TB) Token {
 	t.Helper()
 	nss.Lock()
@@ -98,11 +98,10 @@ func newNSSDatabase(t testing.TB) string {
 	return dir
 }
 
-// makeNSSDatabase lets the library make a database, as certutil -N does: a new one takes an empty
-// security officer's PIN. It returns the files.
+// makeNSSDatabase creates a database as certutil -N does, with an empty PIN of the security officer, and returns its files.
 func makeNSSDatabase() (map[string][]byte, error) {
-	// NSS encrypts each attribute of each token object under a key stretched by 10 000 rounds, which
-	// makes an import take 0.1 s. The database keeps the number of rounds that it was made with.
+	// NSS encrypts each attribute of each token object under a key derived with 10 000 rounds, so an import would take 0.1 s. The
+	// database keeps the number of rounds with which it was created.
 	if err := os.Setenv("NSS_MAX_MP_PBE_ITERATION_COUNT", "1"); err != nil {
 		return nil, err
 	}
@@ -122,7 +121,7 @@ func makeNSSDatabase() (map[string][]byte, error) {
 	if lib == nil {
 		return nil, fmt.Errorf("%s does not load", path)
 	}
-	if err := initialiseNSS(lib, nssParameters(dir)); err != nil {
+	if err := initializeNSS(lib, nssParameters(dir)); err != nil {
 		return nil, fmt.Errorf("make an NSS database: %w", err)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
@@ -138,11 +137,11 @@ func makeNSSDatabase() (map[string][]byte, error) {
 	return content, nil
 }
 
-func initialiseNSS(lib *pkcs11.Ctx, parameters string) (err error) {
+func initializeNSS(lib *pkcs11.Ctx, parameters string) (err error) {
 	reserved := unsafe.Pointer(C.CString(parameters))
 	defer C.free(reserved)
 	if err := lib.Initialize(pkcs11.InitializeWithReserved(reserved)); err != nil {
-		return fmt.Errorf("C_Initialize (tokens.NSS must come first): %w", err)
+		return fmt.Errorf("C_Initialize (call tokens.NSS first): %w", err)
 	}
 	defer func() {
 		if finalErr := lib.Finalize(); err == nil {

@@ -8,11 +8,11 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/miekg/pkcs11" //nolint:depguard // what is in a token is seen from outside of the product
+	"github.com/miekg/pkcs11" //nolint:depguard // it reads a token without the product
 )
 
-// Objects lists a token's objects, by class and label, in order. Call it in a process that does not use the
-// library otherwise: it initialises and finalises it.
+// Objects returns the class and the label of each object in a token, sorted. It initializes and finalizes the library, so the
+// process must not use the library otherwise.
 func Objects(t testing.TB, token Token) []string {
 	t.Helper()
 	lib := pkcs11.New(token.Path)
@@ -62,11 +62,11 @@ func slotOf(t testing.TB, lib *pkcs11.Ctx, label string) uint {
 	return 0
 }
 
-// Reinitialise empties a SoftHSM token, as its tool does: another token with the same label and PIN.
+// Reinitialise replaces a SoftHSM token by an empty one with the same label and PIN.
 func Reinitialise(t testing.TB, token Token) {
 	t.Helper()
 	cmd := exec.Command("softhsm2-util", "--init-token", "--token", token.Label, "--label", token.Label, "--pin", token.PIN, "--so-pin", token.PIN)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("make the SoftHSM token anew: %v\n%s", err, out)
+		t.Fatalf("reinitialize the SoftHSM token: %v\n%s", err, out)
 	}
 }

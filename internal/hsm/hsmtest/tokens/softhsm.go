@@ -13,21 +13,21 @@ import (
 	"testing"
 )
 
-// softHSMConf is the variable that says where SoftHSM's configuration is. The library reads it in
-// C_Initialize, so this process has one configuration for all tests.
+// softHSMConf is the environment variable with the path of SoftHSM's configuration. The library reads it in C_Initialize, so all
+// tests of a process have the same configuration.
 const softHSMConf = "SOFTHSM2_CONF"
 
-// softHSM is the directory of this process's tokens, there as long as a test uses one.
+// softHSM is the directory of the tokens of this process, which exists while tests use it.
 var softHSM struct {
 	sync.Mutex
 	dir   string
 	users int
 }
 
-// SoftHSM makes a new token with a label of its own.
+// SoftHSM makes a new token with a unique label.
 //
-// A SoftHSM library that is initialised does not see the new token before its next C_Initialize:
-// package pkcs11 does that when it does not find a token, a limited number of times.
+// The library finds the new token only in its next C_Initialize. Package pkcs11 calls C_Initialize again if a token is missing
+// and no other one is connected.
 func SoftHSM(t testing.TB) Token {
 	t.Helper()
 	var random [6]byte
@@ -35,13 +35,13 @@ func SoftHSM(t testing.TB) Token {
 	return SoftHSMLabelled(t, "keyconvoy-"+hex.EncodeToString(random[:]))
 }
 
-// SoftHSMLabelled makes a new token with that label, even if another one has it.
+// SoftHSMLabelled makes a new token with that label, even if another token has the same one.
 func SoftHSMLabelled(t testing.TB, label string) Token {
 	t.Helper()
 	path := find(t, "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so")
 	util, err := exec.LookPath("softhsm2-util")
 	if err != nil {
-		t.Fatal("softhsm2-util is not there: apt-get install softhsm2")
+		t.Fatal("softhsm2-util is not installed: apt-get install softhsm2")
 	}
 	env := useSoftHSM(t)
 	cmd := exec.Command(util, "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin)
@@ -52,7 +52,7 @@ func SoftHSMLabelled(t testing.TB, label string) Token {
 	return Token{Path: path, Label: label, PIN: pin, Env: []string{env}}
 }
 
-// useSoftHSM makes the directory where it is not there; the last test to end takes it away.
+// useSoftHSM creates the directory if needed. The end of the last test that uses it removes it.
 func useSoftHSM(t testing.TB) (env string) {
 	t.Helper()
 	softHSM.Lock()
@@ -64,7 +64,7 @@ func useSoftHSM(t testing.TB) (env string) {
 		}
 		softHSM.dir = dir
 		conf := filepath.Join(dir, "softhsm2.conf")
-		if err := os.Setenv(softHSMConf, conf); err != nil { // cgo passes it on to the library
+		if err := os.Setenv(softHSMConf, conf); err != nil { // with cgo, this also sets the variable of C
 			t.Fatal(err)
 		}
 	}

@@ -1,7 +1,7 @@
 //go:build cgo
 
-// Package tokens makes real PKCS#11 tokens for tests: SoftHSM 2 and NSS softokn, as Debian installs
-// them. A library that is missing fails the test; it does not skip.
+// Package tokens makes real PKCS#11 tokens for tests: SoftHSM 2 and NSS softokn, as Debian installs them. A test fails if a
+// library is missing. A Spy counts calls into a library and injects faults.
 package tokens
 
 import (
@@ -12,16 +12,16 @@ import (
 	"testing"
 )
 
-// Token is where a token is and what opens it.
+// Token has what opens a token.
 type Token struct {
 	Path       string   // of the library
 	Parameters string   // the reserved string of CK_C_INITIALIZE_ARGS, or ""
 	Label      string   // the token's
 	PIN        string   // the user PIN
-	Env        []string // what a child process needs in its environment to see the token
+	Env        []string // the environment with which a child process finds the token
 }
 
-// pin is every token's user PIN and security officer's PIN.
+// pin is the user PIN and the security officer's PIN of every token.
 const pin = "12345678"
 
 // find returns the first of paths that exists.
@@ -32,12 +32,11 @@ func find(t testing.TB, paths ...string) string {
 			return found[0]
 		}
 	}
-	t.Fatalf("none of %s is there: apt-get install softhsm2 libnss3", strings.Join(paths, ", "))
+	t.Fatalf("none of %s exists: apt-get install softhsm2 libnss3", strings.Join(paths, ", "))
 	return ""
 }
 
-// directory makes a directory for tokens, in memory where there is such a thing: each change of a token
-// object waits for the disk otherwise.
+// directory makes a directory for tokens, in /dev/shm if possible: otherwise each change of a token object waits for the disk.
 func directory(name string) (string, error) {
 	in := "/dev/shm"
 	if info, err := os.Stat(in); err != nil || !info.IsDir() {
@@ -51,4 +50,15 @@ func directory(name string) (string, error) {
 		return "", fmt.Errorf("make a directory for tokens: %w", err)
 	}
 	return dir, nil
+}
+
+// Kinds are the modules that tests of behaviour run on.
+var Kinds = map[string]func(testing.TB) Token{"SoftHSM": SoftHSM, "NSS": NSS}
+
+// OnEach runs a test on each module, one after the other, because the modules' spies and NSS's token are shared.
+func OnEach(t *testing.T, test func(*testing.T, Token)) {
+	t.Helper()
+	for kind, newToken := range Kinds {
+		t.Run(kind, func(t *testing.T) { test(t, newToken(t)) })
+	}
 }

@@ -1,0 +1,109 @@
+package controllers_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+// An editor removes the finalizer of a key by hand. Its pair goes with the next sweep after its expiry.
+func TestSweep_pairsOfKeysThatLostTheirFinalizer_goWhenTheyExpire(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]func(*testing.T, *operator, *v1alpha1.KeyStore){
+		"after a day":       func(t *testing.T, o *operator, s *v1alpha1.KeyStore) {},
+		"at the next start": func(t *testing.T, o *operator, s *v1alpha1.KeyStore) { o.restart(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			clock := testClock()
+			o := startOperator(t, withClock(clock), withHealth(time.Second))
+			store := o.store(t, onSoftware)
+			key, other := o.pendingKey(t, "key"), o.pendingKey(t, "other")
+			attacker := o.editor(t, o.namespace)
+			o.stop(t)
+			attacker.removes(t, key)
+			attacker.release(t, key)
+			o.gone(t, key)
+			o.start(t)
+			o.ready(t, store)
+			if n := len(o.pairs(t, key)); n != 1 {
+				t.Fatalf("the key that is gone left %d pairs, want 1", n)
+			}
+			clock.SetTime(clock.Now().Add(kms.TokenLifetime))
+			again(t, o, store)
+			eventually(t, func() string {
+				if n := len(o.pairs(t, key)); n != 0 {
+					return fmt.Sprintf("%d pairs of the key that is gone are left", n)
+				}
+				return ""
+			})
+			o.touch(t, other)
+			o.waits(t, other, v1alpha1.ReasonPendingImport)
+			if len(o.pairs(t, other)) == 0 {
+				t.Error("the key that waits has no pair")
+			}
+		})
+	}
+}
+
+// Keys without an ImportedKey are reported and left alone.
+func TestSweep_keysWithoutHolder_areReportedAndKept(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t, withHealth(time.Second))
+	store := o.store(t, onSoftware)
+	key := o.retained(t, "key", nil)
+	held := o.enabledKey(t, "held", nil)
+	o.restart(t)
+	o.until(t, store, func() string {
+		if k := store.Status.KeysWithoutHolder; k == nil || k.Count != 1 || len(k.KeyVersionIDs) != 1 || k.KeyVersionIDs[0] != key.Status.KeyVersionID {
+			return "the status reports " + toJSON(store.Status.KeysWithoutHolder)
+		}
+		return ""
+	})
+	if !o.inModule(t, key) || !o.inModule(t, held) {
+		t.Error("a key was destroyed")
+	}
+	again := adoptionOf(key, "again")
+	o.create(t, again)
+	o.enabled(t, again)
+	o.until(t, store, func() string {
+		if store.Status.KeysWithoutHolder != nil {
+			return "the status still reports " + toJSON(store.Status.KeysWithoutHolder)
+		}
+		return ""
+	})
+}
+
+// A tenant removes finalizers by hand and makes keys again. The module still knows in whose name its pairs are.
+func TestImportedKey_pairsOfANamespace_areLimited(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.clusterStore(t, onSoftware)
+	o.pendingKey(t, "first", inClusterStore(store.Name))
+	for range kms.MaxNamespaceWrappingKeys - 1 { // as of keys that lost their finalizers
+		_, err := o.module(t).CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{
+			ID: uuid.New(), Owner: uuid.New(), Namespace: o.namespace, Spec: wrapping.ECSM2, NotAfter: time.Now().Add(time.Hour),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	more := importedKey("more", inClusterStore(store.Name))
+	o.editor(t, o.namespace).makes(t, more)
+	o.condition(t, more, v1alpha1.ConditionReady, "False", kms.RejectedThrottling.Reason())
+	if n, err := hsmtest.PairsOf(t.Context(), o.module(t), uuid.MustParse(string(more.UID))); err != nil || len(n) != 0 {
+		t.Errorf("it has %d pairs (%v)", len(n), err)
+	}
+	neighbour := importedKey("neighbour", inClusterStore(store.Name))
+	neighbour.Namespace = o.env.Namespace(t)
+	o.create(t, neighbour)
+	o.waits(t, neighbour, v1alpha1.ReasonPendingImport)
+}

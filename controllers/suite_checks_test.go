@@ -1,0 +1,182 @@
+package controllers_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
+// hide names bytes that no status, event or log line may show, in any usual encoding.
+func (o *operator) hide(name string, secret []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.hidden[name] = bytes.Clone(secret)
+}
+
+func (o *operator) logged() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.log.String()
+}
+
+// objects are all that the operator serves.
+func (o *operator) objects(t testing.TB) []client.Object {
+	t.Helper()
+	var all []client.Object
+	for _, list := range []client.ObjectList{
+		&v1alpha1.KeyStoreList{}, &v1alpha1.ClusterKeyStoreList{}, &v1alpha1.ImportedKeyList{},
+		&v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{}, &v1alpha1.ClusterExportedDataKeyList{},
+	} {
+		// The test's own context has ended when its cleanup runs.
+		if err := o.List(context.Background(), list, client.MatchingLabels(o.mark())); err != nil {
+			t.Fatal(err)
+		}
+		if err := meta.EachListItem(list, func(item runtime.Object) error {
+			all = append(all, item.(client.Object))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// checkStatuses checks the rules of every status, once the operator has seen each object.
+func (o *operator) checkStatuses(t *testing.T) {
+	t.Helper()
+	if o.stopped == nil || t.Failed() {
+		return
+	}
+	eventually(t, func() string {
+		for _, object := range o.objects(t) {
+			if problem := statusProblem(object); problem != "" {
+				return fmt.Sprintf("%T %s: %s: %s", object, object.GetName(), problem, statusJSON(object))
+			}
+		}
+		return ""
+	})
+}
+
+// statusProblem says which rule a status breaks, or nothing.
+func statusProblem(object client.Object) string {
+	conditions, observed := statusOf(object)
+	if observed != object.GetGeneration() {
+		return "observedGeneration is not current"
+	}
+	for _, c := range conditions {
+		switch {
+		case c.ObservedGeneration != object.GetGeneration():
+			return c.Type + " speaks of another generation"
+		case c.Type != v1alpha1.ConditionReady && c.Status != metav1.ConditionTrue:
+			return c.Type + " is there although it is not True"
+		case c.Message == "" || len([]rune(c.Message)) > 1024 || !strings.HasSuffix(c.Message, "."):
+			return c.Type + " does not speak in a sentence of bearable length"
+		}
+	}
+	isReady := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+	reconciling := meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReconciling)
+	stalled := meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionStalled)
+	switch {
+	case isReady == nil:
+		return "there is no Ready"
+	case reconciling && stalled:
+		return "Reconciling and Stalled at once"
+	}
+	// As kstatus reads it: Stalled is Failed, Reconciling is InProgress, neither is Current.
+	if kstatus := !reconciling && !stalled; kstatus != (isReady.Status == metav1.ConditionTrue) {
+		return "kstatus reads it otherwise than Ready says"
+	}
+	return ""
+}
+
+// checkHidden looks for secrets in all that the operator said.
+func (o *operator) checkHidden(t *testing.T) {
+	t.Helper()
+	said := map[string]string{"the log": o.logged(), "the audit log": o.auditLog()}
+	uids := map[string]bool{}
+	for _, object := range o.objects(t) {
+		uids[string(object.GetUID())] = true
+		said[fmt.Sprintf("the status of %T %s", object, object.GetName())] = statusJSON(object)
+	}
+	var list eventsv1.EventList
+	if err := o.List(context.Background(), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list.Items {
+		if uids[string(e.Regarding.UID)] {
+			said["the event "+e.Reason] = e.Note
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for name, secret := range o.hidden {
+		for where, text := range said {
+			for _, shape := range []string{
+				string(secret), strings.TrimRight(base64.StdEncoding.EncodeToString(secret), "="), hex.EncodeToString(secret),
+				strings.Trim(toJSON(string(secret)), `"`),
+			} {
+				if strings.Contains(text, shape) {
+					t.Errorf("%s shows the %s", where, name)
+				}
+			}
+		}
+	}
+}
+
+// checkCaches checks that Secrets and ConfigMaps were never watched whole.
+func (o *operator) checkCaches(t *testing.T) {
+	t.Helper()
+	for _, r := range o.requests.Requests() {
+		if r.Verb == "watch" && (r.Resource == "secrets" || r.Resource == "configmaps") && !r.Metadata {
+			t.Errorf("The operator watches whole %s", r.Resource)
+		}
+	}
+}
+
+// statusOf is what all kinds have in their status.
+func statusOf(object client.Object) (conditions []metav1.Condition, observedGeneration int64) {
+	switch o := object.(type) {
+	case *v1alpha1.KeyStore:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.ClusterKeyStore:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.ImportedKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.DataKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.ExportedDataKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.ClusterExportedDataKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	}
+	panic(fmt.Sprintf("%T has no status of ours", object))
+}
+
+func statusJSON(object client.Object) string {
+	var whole struct{ Status json.RawMessage }
+	if err := json.Unmarshal([]byte(toJSON(object)), &whole); err != nil {
+		panic(err)
+	}
+	return string(whole.Status)
+}
+
+func toJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}

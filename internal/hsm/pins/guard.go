@@ -1,0 +1,294 @@
+// Package pins decides which PIN may be tried at which token.
+//
+// Everyone who may write a key store and a Secret can present PINs. Some tokens count wrong PINs and lock after three of them,
+// which affects all users. Others do not count, and their PIN can be guessed. These are the rules:
+//
+//  1. The PIN that a token accepted last is the right one. A namespace that has presented it is trusted: it may present it again
+//     at any time, however many wrong PINs others presented.
+//  2. Any other presentation is a guess. Each namespace has five guesses per token, and gets another one every ten minutes. A
+//     guess is recorded before the token is asked. The right PIN returns it.
+//  3. A namespace that has no guess left and is not trusted gets the same answer for every PIN, including the right one.
+//     Otherwise the answer would reveal the right one.
+//  4. A PIN that the token rejected is not tried again until its Secret is deleted and created again.
+//  5. A token that counts wrong PINs reports a low count after the first one; some tokens that do not count report it, too. From
+//     then on, if the right PIN is known, only that one is tried, so that no tenant can bring the token to its last attempt. A
+//     wrong PIN is only compared, and uses up a guess. If the right PIN is not known, a namespace has two attempts: a PIN and its
+//     correction. PINs of administrators are always tried.
+//
+// The record has no PINs, only digests under a random key that is stored beside them. It survives restarts of the operator and
+// C_Initialize.
+package pins
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// Token identifies a token, in whatever slot.
+type Token struct {
+	Library      string `json:"library"` // its file, without symbolic links
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Serial       string `json:"serial"`
+}
+
+// Origin is where a PIN comes from.
+type Origin struct {
+	// Namespace is the namespace of the Secret with the PIN. Its guesses are counted.
+	Namespace string
+	// Source is the UID of the Secret.
+	Source string
+	// Administrator is set if only administrators can write the Secret: in the operator's namespace.
+	Administrator bool
+}
+
+// Presented is a PIN that a key store presents to a token.
+type Presented struct {
+	Token
+	Origin
+	PIN redact.Bytes
+}
+
+// Asked is how the PIN will be checked.
+type Asked struct {
+	// LoggedIn: the token is logged in, so the caller compares PINs and does not call C_Login.
+	LoggedIn bool
+	// CountLow: the token reports that it rejected a PIN since the last login (CKF_USER_PIN_COUNT_LOW).
+	CountLow bool
+}
+
+// The reasons why a PIN may not be tried.
+var (
+	ErrRefused  = errors.New("the token rejected this PIN before")
+	ErrOther    = errors.New("the token is logged in with another PIN")
+	ErrUsedUp   = errors.New("the namespace has presented too many wrong PINs")
+	ErrCountLow = errors.New("the token counts wrong PINs, and rejected one since the last login")
+)
+
+// Storage stores the record. Each version of the record has a name; "" is that of a record that does not exist.
+type Storage interface {
+	Load(ctx context.Context) (content []byte, version string, err error)
+	// Save replaces the record. It fails if the stored version is another one.
+	Save(ctx context.Context, content []byte, version string) (newVersion string, err error)
+}
+
+// Guard applies the rules. It is safe for concurrent use.
+type Guard struct {
+	storage Storage
+	now     func() time.Time
+
+	mu      *semaphore.Weighted // held during calls of the storage, which may take long
+	current bool                // the record is the same as in the storage
+	version string
+	record  record
+}
+
+// New returns a guard. If storage is nil, the record is in memory only.
+func New(storage Storage, now func() time.Time) *Guard {
+	g := &Guard{storage: storage, now: now, mu: semaphore.NewWeighted(1), record: newRecord()}
+	g.current = storage == nil
+	return g
+}
+
+// Attempt is a PIN that may be tried. The caller must call one of Accepted, Refused, Other and Undecided once.
+type Attempt struct {
+	guard   *Guard
+	of      Presented // without the PIN
+	digest  digest
+	charged bool
+}
+
+// Begin decides whether a PIN may be tried, and records the guess. It fails with one of the errors above, or with that of the
+// storage.
+func (g *Guard) Begin(ctx context.Context, p Presented, asked Asked) (*Attempt, error) {
+	if err := g.mu.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer g.mu.Release(1)
+	loadErr := g.load(ctx)
+	a := &Attempt{guard: g, of: p, digest: g.record.digest(p)}
+	a.of.PIN = nil
+	t := g.record.token(p.Token)
+	known := t.isRight(a.digest)
+	n := t.namespaces[p.Namespace]
+	if known && n != nil && n.Trusted {
+		return a, nil // even if the record cannot be read: a key store that worked must be able to reconnect
+	}
+	if loadErr != nil {
+		return nil, fmt.Errorf("read the record of PINs: %w", loadErr)
+	}
+	now := g.now()
+	left := t.mayGuess(p.Namespace, now)
+	// If the right PIN is known, it is compared, and any other PIN is not tried.
+	low := asked.CountLow && !p.Administrator
+	compare := asked.LoggedIn || (low && t.Right != nil)
+	switch {
+	case known && left: // even if the token rejected it before its PIN was changed
+		return a, nil
+	case n.has(n.refused(), a.refusal()):
+		return nil, ErrRefused
+	case compare && n.has(n.compared(), a.digest):
+		return nil, asked.other()
+	case !left:
+		return nil, ErrUsedUp
+	case low && t.Right == nil && len(n.refused()) >= triesWhenLow:
+		return nil, ErrCountLow
+	}
+	n = t.namespace(p.Namespace, now)
+	n.guess(now)
+	a.charged = true
+	if low && compare {
+		n.Compared = remember(n.Compared, a.digest)
+	}
+	if err := g.save(ctx); err != nil {
+		return nil, fmt.Errorf("record a guess: %w", err)
+	}
+	if low && compare {
+		return nil, ErrCountLow
+	}
+	return a, nil
+}
+
+// other returns why a PIN that is not the right one is not tried.
+func (a Asked) other() error {
+	if a.LoggedIn {
+		return ErrOther
+	}
+	return ErrCountLow
+}
+
+// Accepted records that the PIN is right.
+func (a *Attempt) Accepted(ctx context.Context) {
+	a.settle(ctx, func(t *token, n *namespace) bool {
+		if t.isRight(a.digest) && n.Trusted && !a.charged {
+			return false
+		}
+		if !t.isRight(a.digest) {
+			t.forgetRight()
+			t.Right = a.digest
+		}
+		n.Trusted = true
+		n.returnGuess(a.charged)
+		return true
+	})
+}
+
+// Refused records that the token rejected the PIN.
+func (a *Attempt) Refused(ctx context.Context) {
+	a.settle(ctx, func(t *token, n *namespace) bool {
+		if t.isRight(a.digest) { // the PIN of the token was changed
+			t.forgetRight()
+		}
+		n.Refused = remember(n.Refused, a.refusal())
+		return true
+	})
+}
+
+// Other records that the token is logged in with another PIN. The PIN may be right later, so it does not count as rejected.
+func (a *Attempt) Other(ctx context.Context) {
+	a.settle(ctx, func(_ *token, n *namespace) bool {
+		n.Compared = remember(n.Compared, a.digest)
+		return true
+	})
+}
+
+// Undecided returns the guess: the token did not check the PIN.
+func (a *Attempt) Undecided(ctx context.Context) {
+	a.settle(ctx, func(_ *token, n *namespace) bool {
+		n.returnGuess(a.charged)
+		return a.charged
+	})
+}
+
+// settleTime bounds how long it takes to record the result. The result is recorded even if the caller's context is done.
+const settleTime = 10 * time.Second
+
+// settle changes the record and saves it if change returns true. If that fails, the guess that Begin recorded still counts.
+func (a *Attempt) settle(ctx context.Context, change func(*token, *namespace) bool) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	g := a.guard
+	if g.mu.Acquire(ctx, 1) != nil {
+		return
+	}
+	defer g.mu.Release(1)
+	t := g.record.token(a.of.Token)
+	if change(t, t.namespace(a.of.Namespace, g.now())) {
+		_ = g.save(ctx)
+	}
+}
+
+// load reads the record if the one in memory may not be current.
+func (g *Guard) load(ctx context.Context) error {
+	if g.current {
+		return nil
+	}
+	content, version, err := g.storage.Load(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := parse(content)
+	if err != nil {
+		return err
+	}
+	g.record, g.version, g.current = r, version, true
+	return nil
+}
+
+func (g *Guard) save(ctx context.Context) error {
+	if g.storage == nil {
+		return nil
+	}
+	content, err := g.record.marshal(g.now())
+	if err != nil {
+		return err
+	}
+	version, err := g.storage.Save(ctx, content, g.version)
+	if err != nil {
+		g.current = false // another process may have written it, or this call despite the error
+		return err
+	}
+	g.version, g.current = version, true
+	return nil
+}
+
+// digest identifies a PIN of a token.
+type digest []byte
+
+func (r *record) digest(p Presented) digest {
+	return mac(r.Key, []byte(p.Library), []byte(p.Manufacturer), []byte(p.Model), []byte(p.Serial), p.PIN)
+}
+
+// refusal identifies a PIN of a token from one Secret.
+func (a *Attempt) refusal() digest {
+	return mac(a.guard.record.Key, a.digest, []byte(a.of.Source))[:16]
+}
+
+// mac returns the HMAC of the parts, each with its length, so that different lists have different HMACs.
+func mac(key []byte, parts ...[]byte) digest {
+	h := hmac.New(sha256.New, key)
+	for _, part := range parts {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+		h.Write(part)
+	}
+	return h.Sum(nil)
+}
+
+func newKey() []byte {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // it never fails (Go 1.24)
+	return key
+}
+
+func equal(a, b digest) bool { return subtle.ConstantTimeCompare(a, b) == 1 }

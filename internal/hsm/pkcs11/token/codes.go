@@ -1,0 +1,84 @@
+//go:build cgo
+
+package token
+
+import (
+	"errors"
+	"slices"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// Class is what a return code means for the next step.
+type Class int
+
+// The classes of return codes.
+const (
+	// Rejected: the token understood the call and rejected it; a retry changes nothing.
+	Rejected Class = iota
+	// InvalidInput: the input is invalid, and the token works.
+	InvalidInput
+	// StaleHandle: an object handle is invalid.
+	StaleHandle
+	// ConnectionLost: the session, the login, the token or the library is lost.
+	ConnectionLost
+	// Ambiguous: an invalid input and a failed device both give this code.
+	Ambiguous
+)
+
+// codeClasses lists the standard codes whose class is not Rejected (PKCS #11 v2.40 base, section 5.1). Modules differ widely in
+// their answer to an invalid ciphertext, so only codes with no other meaning are InvalidInput.
+var codeClasses = map[p11.Error]Class{
+	p11.CKR_DATA_INVALID:                  InvalidInput,
+	p11.CKR_DATA_LEN_RANGE:                InvalidInput,
+	p11.CKR_ENCRYPTED_DATA_INVALID:        InvalidInput,
+	p11.CKR_ENCRYPTED_DATA_LEN_RANGE:      InvalidInput,
+	p11.CKR_WRAPPED_KEY_INVALID:           InvalidInput,
+	p11.CKR_WRAPPED_KEY_LEN_RANGE:         InvalidInput,
+	p11.CKR_KEY_SIZE_RANGE:                InvalidInput,
+	p11.CKR_UNWRAPPING_KEY_SIZE_RANGE:     InvalidInput,
+	p11.CKR_OBJECT_HANDLE_INVALID:         StaleHandle,
+	p11.CKR_KEY_HANDLE_INVALID:            StaleHandle,
+	p11.CKR_WRAPPING_KEY_HANDLE_INVALID:   StaleHandle,
+	p11.CKR_UNWRAPPING_KEY_HANDLE_INVALID: StaleHandle,
+	p11.CKR_DEVICE_ERROR:                  ConnectionLost,
+	p11.CKR_DEVICE_REMOVED:                ConnectionLost,
+	p11.CKR_TOKEN_NOT_PRESENT:             ConnectionLost,
+	p11.CKR_TOKEN_NOT_RECOGNIZED:          ConnectionLost,
+	p11.CKR_SLOT_ID_INVALID:               ConnectionLost,
+	p11.CKR_SESSION_HANDLE_INVALID:        ConnectionLost,
+	p11.CKR_SESSION_CLOSED:                ConnectionLost,
+	p11.CKR_CRYPTOKI_NOT_INITIALIZED:      ConnectionLost,
+	p11.CKR_USER_NOT_LOGGED_IN:            ConnectionLost,
+	p11.CKR_GENERAL_ERROR:                 Ambiguous,
+	p11.CKR_FUNCTION_FAILED:               Ambiguous,
+	p11.CKR_FUNCTION_CANCELED:             Ambiguous,
+	p11.CKR_CANCEL:                        Ambiguous,
+	p11.CKR_HOST_MEMORY:                   Ambiguous,
+	p11.CKR_DEVICE_MEMORY:                 Ambiguous,
+	p11.CKR_OPERATION_ACTIVE:              Ambiguous,
+	p11.CKR_OPERATION_NOT_INITIALIZED:     Ambiguous,
+	p11.CKR_SESSION_COUNT:                 Ambiguous,
+	p11.CKR_ARGUMENTS_BAD:                 Ambiguous, // what NSS returns after C_Finalize
+}
+
+// ClassOf returns the class of the return code in err's chain, or Rejected for an error without one.
+func ClassOf(err error) Class {
+	var code p11.Error
+	if !errors.As(err, &code) {
+		return Rejected
+	}
+	if class, ok := codeClasses[code]; ok {
+		return class
+	}
+	if code >= p11.CKR_VENDOR_DEFINED {
+		return Ambiguous
+	}
+	return Rejected
+}
+
+// HasCode returns whether err's chain has one of these return codes.
+func HasCode(err error, codes ...p11.Error) bool {
+	var code p11.Error
+	return errors.As(err, &code) && slices.Contains(codes, code)
+}

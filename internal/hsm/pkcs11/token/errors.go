@@ -1,0 +1,96 @@
+//go:build cgo
+
+package token
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+// callError adds the name of the function that failed, for the log.
+func callError(function string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", function, err)
+}
+
+// inputError is the failure of a call whose input came from outside and is the most likely cause. It becomes its decision
+// when the token passes a health check.
+type inputError struct {
+	decision *hsm.Error
+	cause    error
+}
+
+// BlameInput marks a failed call whose most likely cause is its input. Token.Do returns decision, with the cause for the log,
+// if the token itself works. It returns nil for a nil cause.
+func BlameInput(decision *hsm.Error, cause error) error {
+	if cause == nil {
+		return nil
+	}
+	return &inputError{decision: decision, cause: cause}
+}
+
+func (e *inputError) Error() string { return e.cause.Error() }
+func (e *inputError) Unwrap() error { return e.cause }
+
+// decide returns the decision with the cause for the log.
+func (e *inputError) decide() *hsm.Error {
+	return hsm.Wrap(e.decision.Kind, e.cause, e.decision.Detail)
+}
+
+// missingError means that no token matches the selector.
+type missingError struct{ decision *hsm.Error }
+
+func (e *missingError) Error() string { return e.decision.Error() }
+func (e *missingError) Unwrap() error { return e.decision }
+
+func isMissing(err error) bool {
+	var e *missingError
+	return errors.As(err, &e)
+}
+
+// finalError returns the *hsm.Error in err's chain if reconnecting cannot change it, or nil. A missing token may return, and
+// an input may not be to blame.
+func finalError(err error) *hsm.Error {
+	var input *inputError
+	if isMissing(err) || errors.As(err, &input) {
+		return nil
+	}
+	var e *hsm.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
+}
+
+// asError makes any error an *hsm.Error.
+func asError(err error) error {
+	if err == nil {
+		return nil
+	}
+	var e *hsm.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return hsm.Wrap(hsm.Internal, err, "")
+}
+
+const unavailableDetail = "the cryptographic module fails a health check: check the device and its connection"
+
+// unavailableError is the error of a token that reconnecting did not repair. A missing token keeps its own text.
+func unavailableError(cause error) *hsm.Error {
+	var missing *missingError
+	if errors.As(cause, &missing) {
+		return hsm.Wrap(hsm.Unavailable, cause, missing.decision.Detail)
+	}
+	return hsm.Wrap(hsm.Unavailable, cause, unavailableDetail)
+}
+
+func timeoutError(cause error) *hsm.Error {
+	return hsm.Wrap(hsm.Unavailable, cause, "the cryptographic module did not respond in time")
+}
+
+var errClosed = hsm.Errorf(hsm.Unavailable, "the key store's module is closed")

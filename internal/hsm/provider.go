@@ -1,0 +1,67 @@
+package hsm
+
+import (
+	"context"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// Provider opens modules, in this process as package inprocess does, or in others.
+type Provider interface {
+	// Open opens a module and runs its self-test. The module lives longer than ctx. Every error is an *Error.
+	Open(ctx context.Context, cfg Config) (Module, error)
+}
+
+// Config identifies a module and how to use it.
+type Config struct {
+	// Library is the name under which the administrator allowed a PKCS#11 library; "" means a software store.
+	Library string
+	// Token selects the token after each C_Initialize, which may change slot numbers.
+	Token TokenSelector
+	// PIN is the user PIN; nil for tokens without login. Open copies it.
+	PIN redact.WireBytes
+	// PINOrigin identifies the namespace and the Secret of the PIN.
+	PINOrigin pins.Origin
+	// MaxSessions bounds the operations at a time; 0 means 8.
+	MaxSessions int
+	// Custody is the weakest custody that is allowed with a token: CustodyModule or CustodyHost. Any other value means
+	// CustodyModule.
+	Custody Custody
+	// AllowPKCS1v15Import allows imports with RSAES_PKCS1_V1_5, which is inherently a padding oracle.
+	AllowPKCS1v15Import bool
+
+	// The fields above are plain values, which can be sent to another process. A module calls the fields below; for a module in
+	// another process, the provider forwards these calls to this process.
+
+	// PINs decides whether the PIN may be tried; nil means a guard in memory, which the process shares.
+	PINs *pins.Guard
+	// Storage stores the sealed keys of a software store.
+	Storage Storage
+}
+
+// TokenSelector selects a token by the label, serial number and model that it reports, without leading and trailing blanks and
+// NULs. Label is required. An empty Serial or Model matches any.
+type TokenSelector struct {
+	Label  string
+	Serial string
+	Model  string
+}
+
+// Storage stores the records of a software store. The operator's implementation stores them in Secrets. Except for the root key,
+// it sees only ciphertext. It is safe for concurrent use.
+//
+// If its error is an *Error, the module returns it. Any other error becomes Unavailable.
+type Storage interface {
+	// RootKey returns the root key, 32 bytes, which the caller wipes. The implementation generates it on first use and tells the
+	// administrator. It should not generate one if sealed records exist.
+	RootKey(ctx context.Context) (redact.Bytes, error)
+	// Load returns all sealed records by name.
+	Load(ctx context.Context) (map[string][]byte, error)
+	// Save creates or replaces a record. Names are DNS labels.
+	Save(ctx context.Context, name string, sealed []byte) error
+	// Delete deletes a record. It returns nil if the record does not exist.
+	Delete(ctx context.Context, name string) error
+	// DeleteRootKey deletes the root key. It fails if a record exists, and returns nil if the root key does not.
+	DeleteRootKey(ctx context.Context) error
+}

@@ -1,0 +1,121 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+)
+
+// One object holds a key version in a token. This file decides which, for everyone who asks: before an adoption, before
+// an export, before anything is destroyed.
+
+// Holder returns the holder of a key version among the keys that may hold it, or nil. It prefers a key that holds the
+// version to one that only asks to adopt it, then the one whose own version it is by its UID, which cannot be forged, then
+// the oldest. Errors: *kms.Error with ForbiddenNoPermission where another object holds the version in that token.
+func (r *Ring) Holder(ctx context.Context, version string, may func(*Key) bool) (*Key, error) {
+	keys, err := r.ofVersion(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	var holder *Key
+	for _, key := range keys {
+		if may(key) && (holder == nil || precedes(key, holder, "")) {
+			holder = key
+		}
+	}
+	if holder == nil || !holder.Holds() {
+		return holder, nil
+	}
+	if r.rivalAmong(keys, holder, r.tokenOf(holder)) != nil {
+		return nil, &kms.Error{Code: kms.ForbiddenNoPermission, Detail: fmt.Sprintf(
+			"An ImportedKey other than %s holds the key version that the blob names, and only its owner can consent.", holder)}
+	}
+	return holder, nil
+}
+
+// Held reports whether a key holds a version, as the cache has it. It does not wait for the operator's own writes.
+func (r *Ring) Held(ctx context.Context, version string) (bool, error) {
+	keys, err := r.ofVersion(ctx, version, client.DisableReadYourWritesConsistency)
+	for _, key := range keys {
+		if key.Holds() {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// Rival returns the key that comes before another one as the holder of its key version in a token, or nil.
+func (r *Ring) Rival(ctx context.Context, key *Key, version, token string) (*Key, error) {
+	keys, err := r.ofVersion(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	return r.rivalAmong(keys, key, token), nil
+}
+
+func (r *Ring) rivalAmong(keys []*Key, key *Key, token string) *Key {
+	for _, other := range keys {
+		if other.ID() != key.ID() && r.competes(other, key, token) && precedes(other, key, token) {
+			return other
+		}
+	}
+	return nil
+}
+
+// competes reports whether another object that names the same key version can mean the same key.
+//
+// In one namespace every holder does: a module gives a key to the namespace from which it was imported, so what a second
+// token holds there is a copy of the same key. In other namespaces it is one that is, or may be, in this token. An object
+// that only asks competes where it can get the key: in the same namespace and token.
+func (r *Ring) competes(other, key *Key, token string) bool {
+	same := other.object.Namespace == key.object.Namespace
+	open := r.stores.Token(other.Store())
+	if !other.Holds() {
+		return same && open == token
+	}
+	recorded := other.object.Status.Token
+	unknown := token == "" || recorded == "" && open == ""
+	return same || unknown || recorded == token || open == token
+}
+
+// precedes orders keys by their right to a key version in a token: those that hold it there, those that hold it in another
+// token, those that only ask; then the one whose own version it is; then the oldest.
+func precedes(a, b *Key, token string) bool {
+	if ra, rb := right(a, token), right(b, token); ra != rb {
+		return ra > rb
+	}
+	if own := a.object.Spec.Adopt == nil; own != (b.object.Spec.Adopt == nil) {
+		return own
+	}
+	return older(a.object, b.object)
+}
+
+func right(k *Key, token string) int {
+	switch recorded := k.object.Status.Token; {
+	case !k.Holds():
+		return 0
+	case recorded != "" && token != "" && recorded != token:
+		return 1
+	}
+	return 2
+}
+
+// tokenOf returns the token in which a key is held, "" while that is not known.
+func (r *Ring) tokenOf(k *Key) string {
+	if k.object.Status.Token != "" {
+		return k.object.Status.Token
+	}
+	return r.stores.Token(k.Store())
+}
+
+// older orders objects by their creation, and those of one second by their UIDs.
+func older(a, b client.Object) bool {
+	at, bt := a.GetCreationTimestamp(), b.GetCreationTimestamp()
+	if at.Equal(&bt) {
+		return a.GetUID() < b.GetUID()
+	}
+	return at.Before(&bt)
+}

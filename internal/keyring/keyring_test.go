@@ -1,0 +1,229 @@
+package keyring_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+)
+
+// cluster is a cache of ImportedKeys, ClusterKeyStores and namespaces, which knows the indexes.
+type cluster struct {
+	keys       []*v1alpha1.ImportedKey
+	stores     []*v1alpha1.ClusterKeyStore
+	namespaces map[string]map[string]string // labels by name
+}
+
+func (c *cluster) Get(_ context.Context, name client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	switch into := into.(type) {
+	case *v1alpha1.ImportedKey:
+		for _, k := range c.keys {
+			if client.ObjectKeyFromObject(k) == name {
+				k.DeepCopyInto(into)
+				return nil
+			}
+		}
+	case *v1alpha1.ClusterKeyStore:
+		for _, s := range c.stores {
+			if s.Name == name.Name {
+				s.DeepCopyInto(into)
+				return nil
+			}
+		}
+	case *metav1.PartialObjectMetadata:
+		if labels, ok := c.namespaces[name.Name]; ok {
+			into.Labels = labels
+			return nil
+		}
+	}
+	return apierrors.NewNotFound(corev1.Resource("objects"), name.Name)
+}
+
+func (c *cluster) List(_ context.Context, list client.ObjectList, options ...client.ListOption) error {
+	keys, ok := list.(*v1alpha1.ImportedKeyList)
+	if !ok {
+		return errors.New("only ImportedKeys are listed")
+	}
+	o := (&client.ListOptions{}).ApplyOptions(options)
+	for _, k := range c.keys {
+		key := keyring.Of(k)
+		if version, asked := o.FieldSelector.RequiresExactMatch(keyring.IndexVersion); asked && (len(key.Versions()) == 0 || key.Versions()[0] != version) {
+			continue
+		}
+		keys.Items = append(keys.Items, *k)
+	}
+	return nil
+}
+
+// anID makes a UID that is the same for the same text.
+func anID(text string) types.UID { return types.UID(uuid.NewSHA1(uuid.Nil, []byte(text)).String()) }
+
+func key(namespace, name string, changes ...func(*v1alpha1.ImportedKey)) *v1alpha1.ImportedKey {
+	k := &v1alpha1.ImportedKey{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: anID(namespace + "/" + name), Generation: 1},
+		Spec: v1alpha1.ImportedKeySpec{
+			KeyStoreRef: v1alpha1.KeyStoreReference{Kind: keystore.KindClusterKeyStore, Name: "hsm"}, KeySpec: "AES_256",
+		},
+	}
+	for _, change := range changes {
+		change(k)
+	}
+	return k
+}
+
+// adopts makes a key ask for the version of another one, which it holds only with a fingerprint.
+func adopts(of *v1alpha1.ImportedKey) func(*v1alpha1.ImportedKey) {
+	return func(k *v1alpha1.ImportedKey) {
+		k.Spec.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: keyring.Of(of).Versions()[0]}
+	}
+}
+
+func holding(token string) func(*v1alpha1.ImportedKey) {
+	return func(k *v1alpha1.ImportedKey) {
+		k.Status.MaterialFingerprint = "00112233445566778899aabbccddeeff"
+		k.Status.Token = token
+	}
+}
+
+func createdAt(seconds int64) func(*v1alpha1.ImportedKey) {
+	return func(k *v1alpha1.ImportedKey) { k.CreationTimestamp = metav1.Unix(seconds, 0) }
+}
+
+func ring(c *cluster) *keyring.Ring {
+	none := func(context.Context, keystore.Request) (hsm.Module, error) {
+		return nil, errors.New("no module is opened")
+	}
+	return keyring.New(c, c, keystore.New(c, none, clocktesting.NewFakePassiveClock(time.Unix(0, 0))))
+}
+
+func anyKey(*keyring.Key) bool { return true }
+
+func TestHolder(t *testing.T) {
+	t.Parallel()
+	owner := key("team-a", "owner", holding("token-1"))
+	for name, c := range map[string]struct {
+		keys []*v1alpha1.ImportedKey
+		want string // "" for none
+		code kms.Code
+	}{
+		"nothing names the version":   {nil, "", ""},
+		"the key whose version it is": {[]*v1alpha1.ImportedKey{owner}, "team-a/owner", ""},
+		"one that only asks to adopt it has no say": {
+			[]*v1alpha1.ImportedKey{key("team-a", "asks", adopts(owner)), owner}, "team-a/owner", ""},
+		"one that adopted it after the loss of the owner": {
+			[]*v1alpha1.ImportedKey{key("team-a", "heir", adopts(owner), holding("token-1"))}, "team-a/heir", ""},
+		"an adoption in another namespace, of the same token": {
+			[]*v1alpha1.ImportedKey{key("team-b", "thief", adopts(owner), holding("token-1"), createdAt(1)), owner}, "team-a/owner", ""},
+		"of two that adopted it the older one": {
+			[]*v1alpha1.ImportedKey{
+				key("team-a", "younger", adopts(owner), holding("token-1"), createdAt(9)),
+				key("team-a", "older", adopts(owner), holding("token-1"), createdAt(3)),
+			}, "team-a/older", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := ring(&cluster{keys: c.keys}).Holder(t.Context(), keyring.Of(owner).Versions()[0], anyKey)
+			if kms.CodeOf(err) != c.code {
+				t.Fatalf("the error is %v", err)
+			}
+			if (got == nil) != (c.want == "") || got != nil && got.String() != c.want {
+				t.Errorf("the holder is %v, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// The key that may be exported from is not the one that holds the version in its token: only that one's owner consents.
+func TestHolder_whoseVersionAnotherOneHolds_isRefused(t *testing.T) {
+	t.Parallel()
+	owner := key("team-a", "owner", holding("token-1"))
+	thief := key("team-b", "thief", adopts(owner), holding("token-1"))
+	may := func(k *keyring.Key) bool { return k.Name().Namespace == "team-b" }
+	_, err := ring(&cluster{keys: []*v1alpha1.ImportedKey{owner, thief}}).Holder(t.Context(), keyring.Of(owner).Versions()[0], may)
+	if kms.CodeOf(err) != kms.ForbiddenNoPermission {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestConsent(t *testing.T) {
+	t.Parallel()
+	labelled := &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{"team": "b"}}
+	for name, c := range map[string]struct {
+		allowed *v1alpha1.LabelSelector // of the key store
+		policy  *v1alpha1.ExportPolicy
+		use     keyring.Use
+		code    kms.Code
+	}{
+		"the same namespace needs no policy":       {nil, nil, keyring.Use{Namespace: "team-a"}, ""},
+		"another namespace does":                   {nil, nil, keyring.Use{Namespace: "team-b"}, kms.ForbiddenNoPermission},
+		"one that the owner selects":               {nil, selecting(labelled), keyring.Use{Namespace: "team-b"}, ""},
+		"one that the owner does not select":       {nil, selecting(labelled), keyring.Use{Namespace: "team-c"}, kms.ForbiddenNoPermission},
+		"one that does not exist":                  {nil, selecting(labelled), keyring.Use{Namespace: "none"}, kms.ForbiddenNoPermission},
+		"the key store does not allow the owner's": {labelled, nil, keyring.Use{Namespace: "team-a"}, kms.ForbiddenNoPermission},
+		"a selector that is invalid": {nil, selecting(&v1alpha1.LabelSelector{MatchExpressions: []v1alpha1.LabelRequirement{{Key: "team", Operator: "Is"}}}),
+			keyring.Use{Namespace: "team-b"}, kms.InvalidParameter},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			owner := key("team-a", "owner", holding("token-1"))
+			owner.Spec.ExportPolicy = c.policy
+			store := &v1alpha1.ClusterKeyStore{ObjectMeta: metav1.ObjectMeta{Name: "hsm"}}
+			store.Spec.AllowedNamespaces = c.allowed
+			world := &cluster{
+				stores:     []*v1alpha1.ClusterKeyStore{store},
+				namespaces: map[string]map[string]string{"team-a": nil, "team-b": {"team": "b"}, "team-c": nil},
+			}
+			if err := ring(world).Consent(t.Context(), keyring.Of(owner), c.use); kms.CodeOf(err) != c.code {
+				t.Errorf("the error is %v, want %s", err, c.code)
+			}
+		})
+	}
+}
+
+func selecting(selector *v1alpha1.LabelSelector) *v1alpha1.ExportPolicy {
+	return &v1alpha1.ExportPolicy{Namespaces: &v1alpha1.ExportNamespaces{From: "Selector", Selector: selector}}
+}
+
+// An object that was deleted and created again with its name is another key.
+func TestLive_ofAKeyThatWasCreatedAgain_isNone(t *testing.T) {
+	t.Parallel()
+	was := key("team-a", "owner")
+	is := key("team-a", "owner", func(k *v1alpha1.ImportedKey) { k.UID = anID("another") })
+	changed := key("team-a", "owner", func(k *v1alpha1.ImportedKey) { k.Generation++ })
+	for name, c := range map[string]struct {
+		now       []*v1alpha1.ImportedKey
+		lives     bool
+		unchanged bool
+	}{
+		"it is as it was":      {[]*v1alpha1.ImportedKey{was}, true, true},
+		"its spec has changed": {[]*v1alpha1.ImportedKey{changed}, true, false},
+		"it was created again": {[]*v1alpha1.ImportedKey{is}, false, false},
+		"it no longer exists":  {nil, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := ring(&cluster{keys: c.now})
+			live, err := r.Live(t.Context(), keyring.Of(was))
+			if err != nil || (live != nil) != c.lives {
+				t.Errorf("it is %v (%v)", live, err)
+			}
+			if same, err := r.UnchangedLive(t.Context(), keyring.Of(was)); err != nil || same != c.unchanged {
+				t.Errorf("unchanged: %t (%v)", same, err)
+			}
+		})
+	}
+}

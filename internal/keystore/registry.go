@@ -1,0 +1,309 @@
+package keystore
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
+)
+
+// Request is what is needed to open the module of a key store.
+type Request struct {
+	Spec v1alpha1.KeyStoreSpec
+	// PIN is wiped after the call: what keeps it makes a copy.
+	PIN redact.Bytes
+	// PINs decides whether the PIN may be tried, by where it is from.
+	PINs      *pins.Guard
+	PINOrigin pins.Origin
+	// Storage is where a software store keeps its sealed keys.
+	Storage *secrets.Storage
+}
+
+// Config returns the request without what only Kubernetes knows.
+func (r Request) Config() hsm.Config {
+	cfg := hsm.Config{
+		PIN: redact.WireBytes(r.PIN), PINs: r.PINs, PINOrigin: r.PINOrigin,
+		Custody: hsm.CustodyHost, AllowPKCS1v15Import: r.Spec.AllowPKCS1V15Import,
+	}
+	if r.Storage != nil { // a nil pointer would be a Storage that is not nil
+		cfg.Storage = r.Storage
+	}
+	if r.Spec.Custody == v1alpha1.CustodyModuleOnly {
+		cfg.Custody = hsm.CustodyModule
+	}
+	if token := r.Spec.PKCS11; token != nil {
+		cfg.Library = token.Module
+		cfg.Token = hsm.TokenSelector{Label: token.Token.Label, Serial: token.Token.Serial, Model: token.Token.Model}
+		cfg.MaxSessions = int(token.MaxSessions)
+	}
+	return cfg
+}
+
+// OpenModule opens the module of a key store. Its errors are *hsm.Error.
+type OpenModule func(context.Context, Request) (hsm.Module, error)
+
+// Registry holds the open modules by key store.
+type Registry struct {
+	reader client.Reader
+	open   OpenModule
+	clock  clock.PassiveClock
+	calls  *prometheus.HistogramVec
+
+	mu      sync.RWMutex
+	modules map[ID]*module
+	// tried are the key stores that have been looked at since the start, whether their modules opened or not.
+	tried       map[ID]bool
+	subscribers []chan event.TypedGenericEvent[Change]
+}
+
+// module is an open module.
+type module struct {
+	hsm.Module
+	// description is what it said when it was opened, or checked last.
+	description hsm.Description
+	// config is what the module was opened with; another configuration needs another module.
+	config string
+	users  sync.WaitGroup
+	// suspect: a call failed since the last check. failing: the last check failed.
+	suspect, failing bool
+	// withdrawn: the key store's PIN was taken away. The module only cleans up, until its keys are destroyed.
+	withdrawn bool
+	sweep     Sweep
+}
+
+// New returns a registry without modules. It reads key stores and namespaces from reader, which should be a cache.
+func New(reader client.Reader, open OpenModule, c clock.PassiveClock) *Registry {
+	return &Registry{
+		reader: reader, open: open, clock: c, calls: newModuleCalls(),
+		modules: map[ID]*module{}, tried: map[ID]bool{},
+	}
+}
+
+// Metrics returns the durations of the calls into modules.
+func (r *Registry) Metrics() prometheus.Collector { return r.calls }
+
+// Session is the service of a key store during one call of Use or CleanUp.
+type Session struct {
+	kms.Service
+	// Token identifies the token of the module that serves the call (TokenName). The key store may have another one open
+	// by the time that the call ends.
+	Token string
+}
+
+// Use calls f with the service of the key store that a namespace refers to. The namespace must be allowed to use it,
+// and it must be ready. Errors: *NotReadyError, those of Store.Allows, and those of f.
+func (r *Registry) Use(ctx context.Context, namespace string, ref v1alpha1.KeyStoreReference, f func(Session) error) error {
+	id := IDOf(namespace, ref)
+	store, err := r.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := store.Allows(ctx, r.reader, namespace); err != nil {
+		return err
+	}
+	if !store.GetDeletionTimestamp().IsZero() {
+		return &NotReadyError{ID: id, State: Deleting}
+	}
+	return r.with(ctx, id, func(m *module) bool { return !m.failing && !m.withdrawn }, f)
+}
+
+// CleanUp calls f with the service of a key store, to destroy what is in its module. It needs no permission and works
+// while the key store is being deleted: a namespace that may no longer use a key store may take out what it put in.
+// Errors: *NotReadyError, and those of f.
+func (r *Registry) CleanUp(ctx context.Context, id ID, f func(Session) error) error {
+	return r.with(ctx, id, func(m *module) bool { return !m.failing }, f)
+}
+
+// Probe returns nil where CleanUp would call its function.
+func (r *Registry) Probe(ctx context.Context, id ID) error {
+	return r.CleanUp(ctx, id, func(Session) error { return nil })
+}
+
+func (r *Registry) with(ctx context.Context, id ID, usable func(*module) bool, f func(Session) error) error {
+	m, token, release := r.acquire(id, usable)
+	if m == nil {
+		return r.notReady(ctx, id)
+	}
+	defer release()
+	return f(Session{kms.Operations{Module: m.Module, Now: r.clock.Now}, token})
+}
+
+// acquire returns an open module and its token, and keeps it open until release is called.
+func (r *Registry) acquire(id ID, usable func(*module) bool) (m *module, token string, release func()) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if m := r.modules[id]; m != nil && usable(m) {
+		m.users.Add(1)
+		return m, TokenName(m.description.Info), m.users.Done
+	}
+	return nil, "", nil
+}
+
+// Get reads a key store from the cache. Errors: *NotReadyError for one that does not exist.
+func (r *Registry) Get(ctx context.Context, id ID) (Store, error) {
+	store, err := Get(ctx, r.reader, id)
+	if apierrors.IsNotFound(err) {
+		return Store{}, &NotReadyError{ID: id, State: Absent}
+	}
+	return store, err
+}
+
+func (r *Registry) notReady(ctx context.Context, id ID) error {
+	store, err := r.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if store.GetDeletionTimestamp().IsZero() && !r.Tried(id) {
+		return &NotReadyError{ID: id, State: Opening}
+	}
+	return &NotReadyError{ID: id, State: Failing}
+}
+
+// Open opens the module of a key store and makes it available, unless accept refuses it. config identifies what it is
+// opened with (Config). The former module must be closed: two on one token would need the token's sessions twice.
+// Errors: those of OpenModule and of accept.
+func (r *Registry) Open(ctx context.Context, id ID, config string, req Request, accept func(hsm.Description) error) error {
+	opened, err := r.open(ctx, req)
+	if err != nil {
+		return err
+	}
+	m := &module{Module: hsm.Intercept(opened, measure(r.calls, func() { r.suspect(id) })), config: config}
+	m.description, err = m.Describe(ctx)
+	if err == nil {
+		err = accept(m.description)
+	}
+	if err != nil {
+		_ = m.Close(ctx)
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.modules[id] = m
+	return nil
+}
+
+// Config returns what the open module of a key store was opened with, "" where none is open.
+func (r *Registry) Config(id ID) string {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if m := r.modules[id]; m != nil {
+		return m.config
+	}
+	return ""
+}
+
+// Token identifies the token that a key store has open (TokenName), "" where none is open.
+func (r *Registry) Token(id ID) string {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if m := r.modules[id]; m != nil {
+		return TokenName(m.description.Info)
+	}
+	return ""
+}
+
+// Check asks an open module whether it works and what it is, and reports whether it had failed the check before. Errors:
+// ServiceUnavailableTemporary where no module is open, and those of the module.
+func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failedBefore bool, err error) {
+	m, _, release := r.acquire(id, func(*module) bool { return true })
+	if m == nil {
+		return is, false, &kms.Error{Code: kms.ServiceUnavailableTemporary}
+	}
+	defer release()
+	if err = m.Check(ctx); err == nil {
+		is, err = m.Describe(ctx)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	failedBefore = m.failing
+	m.suspect, m.failing = false, err != nil
+	if err == nil {
+		m.description = is
+	}
+	return is, failedBefore, err
+}
+
+// Withdraw leaves a key store's module open for CleanUp only.
+func (r *Registry) Withdraw(id ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.modules[id]; m != nil {
+		m.withdrawn = true
+	}
+}
+
+// Close closes a key store's module once no call uses it any more. It does not wait: a call that hangs in a library must
+// not hold up the reconciler.
+func (r *Registry) Close(id ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.modules[id]; m != nil {
+		delete(r.modules, id)
+		go m.close()
+	}
+}
+
+// CloseAll closes every module and waits until all are closed, or the context ends. One that hangs does not keep the
+// others open.
+func (r *Registry) CloseAll(ctx context.Context) {
+	r.mu.Lock()
+	var closing sync.WaitGroup
+	for _, m := range r.modules {
+		closing.Go(m.close)
+	}
+	clear(r.modules)
+	r.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		closing.Wait()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+func (m *module) close() {
+	m.users.Wait()
+	_ = m.Close(context.Background()) // no caller is left who could do anything about it
+}
+
+// Sweep is what the last look through an open module found.
+type Sweep struct {
+	At      time.Time // zero: there was none yet
+	Unheld  []hsm.Key // without a holder then
+	Missing int       // how many keys were held, and not in the module
+}
+
+// LastSweep returns the last sweep of the open module.
+func (r *Registry) LastSweep(id ID) Sweep {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if m := r.modules[id]; m != nil {
+		return m.sweep
+	}
+	return Sweep{}
+}
+
+// SetSweep records a sweep of the open module.
+func (r *Registry) SetSweep(id ID, sweep Sweep) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.modules[id]; m != nil {
+		m.sweep = sweep
+	}
+}

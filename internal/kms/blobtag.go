@@ -1,0 +1,43 @@
+package kms
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/binary"
+)
+
+// blobTagLabel distinguishes these messages from those of import tokens, which begin with their version, a byte 1.
+const blobTagLabel = "keyconvoy.io/blob-tag/1"
+
+// TagBlob returns the module's tag, in Base64, over a data key's blob and the namespace and name of its DataKey. Only
+// the module can create the tag, so it proves that the operator assigned the blob to that DataKey.
+func (o Operations) TagBlob(ctx context.Context, namespace, name string, blob Blob) (string, error) {
+	tag, err := o.Module.Authenticate(ctx, blobTagMessage(namespace, name, blob.String()))
+	if err != nil {
+		return "", FromModule(err)
+	}
+	return base64.StdEncoding.EncodeToString(tag), nil
+}
+
+// CheckBlobTag returns an InvalidParameter error unless the tag is the module's for that blob and that DataKey.
+func (o Operations) CheckBlobTag(ctx context.Context, namespace, name string, blob Blob, tag string) error {
+	want, err := o.TagBlob(ctx, namespace, name, blob)
+	if err != nil {
+		return err
+	}
+	if subtle.ConstantTimeCompare([]byte(want), []byte(tag)) != 1 {
+		return invalid("CiphertextBlob", "It has no valid tag for DataKey %s in namespace %s.", name, namespace)
+	}
+	return nil
+}
+
+// blobTagMessage is injective: each part is preceded by its length.
+func blobTagMessage(parts ...string) []byte {
+	message := []byte(blobTagLabel)
+	for _, p := range parts {
+		message = binary.BigEndian.AppendUint32(message, uint32(len(p))) //nolint:gosec // names and blobs are short
+		message = append(message, p...)
+	}
+	return message
+}
