@@ -13,7 +13,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 // workers is how many workers a controller has that has so many for each core.
@@ -114,8 +113,8 @@ func TestFairness_aTenantWhoseModulesDoNotOpen_delaysNobodyElse(t *testing.T) {
 	end := sync.OnceFunc(func() { close(until) })
 	var mu sync.Mutex
 	begun := 0
-	o := startOperator(t, withTimeout(noTimeout), beforeOpen(func(ctx context.Context, req keystore.Request) error {
-		if !req.Spec.AllowPKCS1V15Import { // which marks the tenant's
+	o := startOperator(t, withTimeout(noTimeout), beforeOpen(func(ctx context.Context, cfg hsm.Config) error {
+		if !cfg.AllowPKCS1v15Import { // which marks the tenant's
 			return nil
 		}
 		mu.Lock()

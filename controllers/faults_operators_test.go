@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
@@ -101,7 +101,7 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 				})
 			})
 		}),
-		beforeOpen(func(context.Context, keystore.Request) error {
+		beforeOpen(func(context.Context, hsm.Config) error {
 			if !held.Load() {
 				return nil
 			}

@@ -138,7 +138,7 @@ func startMortal(t *testing.T, token tokens.Token, change ...func(*givenOperator
 	t.Helper()
 	env := testenv.Start(t)
 	m := &mortal{operator: newOperator(t, env), token: token}
-	m.opened = []opened{{recorder: hsmtest.Wrap(elsewhere{m: m})}}
+	m.opened = []*hsmtest.Recorder{hsmtest.Wrap(elsewhere{m: m})}
 	given := givenOperator{
 		Kubeconfig: env.Kubeconfig(t, nil, m.namespace), Namespace: m.namespace, OwnNamespace: m.ownNamespace, Library: token.Path,
 	}
@@ -483,7 +483,7 @@ func (a *answering) module() (*hsmtest.Recorder, error) {
 	deadline := time.After(patience)
 	for {
 		if all := a.operator.modules(); len(all) > 0 {
-			return all[len(all)-1].recorder, nil
+			return all[len(all)-1], nil
 		}
 		select {
 		case <-deadline:

@@ -11,7 +11,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 // inModule says whether the module that was opened last holds a key.
@@ -102,7 +101,7 @@ func TestImportedKey_deletion_finishesWhenItsKeyStoreGoes(t *testing.T) {
 func TestImportedKey_deletion_waitsForTheKeyStoreAndSaysSo(t *testing.T) {
 	t.Parallel()
 	var away atomic.Bool
-	o := startOperator(t, beforeOpen(func(context.Context, keystore.Request) error {
+	o := startOperator(t, beforeOpen(func(context.Context, hsm.Config) error {
 		if away.Load() {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}

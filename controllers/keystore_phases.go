@@ -15,6 +15,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
@@ -58,13 +59,10 @@ func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) e
 	}
 	defer pin.Wipe()
 	config = string(s.GetUID()) + "/" + s.attempt() // of the Secret as it was read
-	err = r.stores.Open(ctx, s.ID, config, keystore.Request{
-		Spec:      *s.Spec,
-		PIN:       pin.Bytes,
-		PINs:      r.pins,
-		PINOrigin: pin.origin,
-		Storage:   r.storage(s.ID, func(secret string) { s.rootKey = secret }),
-	}, s.checkProtection)
+	cfg := keystore.ModuleConfig(s.Spec)
+	cfg.PIN, cfg.PINOrigin, cfg.PINs = redact.WireBytes(pin.Bytes), pin.origin, r.pins
+	cfg.Storage = r.storage(s.ID, func(secret string) { s.rootKey = secret })
+	err = r.stores.Open(ctx, s.ID, config, cfg, s.checkProtection)
 	if err != nil && ctx.Err() != nil {
 		// What hangs in a library stays there: it is not tried often.
 		return &reconciler.Error{Class: reconciler.Waiting, Reason: kms.ServiceUnavailableTemporary.Reason(), After: openAgainAfter, Err: err,

@@ -15,7 +15,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 // wrongPIN is nobody's.
@@ -23,7 +22,7 @@ const wrongPIN = "wrong-87654321"
 
 // countOpenings counts how often a module is opened: for a token, how often its PIN can have been tried.
 func countOpenings(n *atomic.Int32) option {
-	return beforeOpen(func(context.Context, keystore.Request) error {
+	return beforeOpen(func(context.Context, hsm.Config) error {
 		n.Add(1)
 		return nil
 	})

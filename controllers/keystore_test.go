@@ -13,7 +13,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
@@ -133,7 +132,7 @@ func (o *operator) serves(t testing.TB, store client.Object) {
 	t.Helper()
 	eventually(t, func() string {
 		for _, m := range o.modules() {
-			if m.recorder.Calls()["Check"] > 0 {
+			if m.Calls()["Check"] > 0 {
 				return ""
 			}
 		}
@@ -204,7 +203,7 @@ func TestKeyStore_deletion_closesTheModule(t *testing.T) {
 	o.remove(t, store)
 	o.remove(t, cluster)
 	for _, m := range o.modules() {
-		o.closed(t, m.recorder)
+		o.closed(t, m)
 	}
 }
 
@@ -272,7 +271,7 @@ func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 func TestKeyStore_openFails_isTriedAgain(t *testing.T) {
 	t.Parallel()
 	tries := 0
-	o := startOperator(t, beforeOpen(func(context.Context, keystore.Request) error {
+	o := startOperator(t, beforeOpen(func(context.Context, hsm.Config) error {
 		if tries++; tries == 1 {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}

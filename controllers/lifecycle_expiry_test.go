@@ -13,7 +13,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
@@ -116,7 +115,7 @@ func TestExpiry_whileOperatorAndModuleAreDown_destroysWhenBothAreBack(t *testing
 	t.Parallel()
 	clock := testClock()
 	var away atomic.Bool
-	o := startOperator(t, withClock(clock), beforeOpen(func(context.Context, keystore.Request) error {
+	o := startOperator(t, withClock(clock), beforeOpen(func(context.Context, hsm.Config) error {
 		if away.Load() {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}

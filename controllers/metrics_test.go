@@ -27,7 +27,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 )
@@ -53,7 +52,7 @@ func startMetered(t *testing.T, options ...option) (*operator, *prometheus.Regis
 	ctx, cancel := context.WithCancel(context.Background())
 	registry := prometheus.NewPedanticRegistry()
 	err = controllers.Setup(ctx, mgr, controllers.Options{
-		OpenModule: o.open, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, Metrics: registry,
+		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, Metrics: registry,
 		Caches: controllers.NewCaches(),
 	})
 	if err != nil {
@@ -170,7 +169,7 @@ func TestMetrics_followTheObjects(t *testing.T) {
 func TestMetrics_objectThatNobodyHasLookedAt_isUnknown(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
-	o, registry := startMetered(t, beforeOpen(func(ctx context.Context, _ keystore.Request) error {
+	o, registry := startMetered(t, beforeOpen(func(ctx context.Context, _ hsm.Config) error {
 		select {
 		case <-hold:
 		case <-ctx.Done():
@@ -280,7 +279,7 @@ func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
 		}
 	}
 	for _, m := range o.modules() {
-		for method, n := range m.recorder.Calls() {
+		for method, n := range m.Calls() {
 			if method != "Close" {
 				made[method] += n
 			}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
@@ -27,7 +26,7 @@ func (g *gate) close() {
 	g.ends = make(chan error, 1)
 }
 
-func (g *gate) pass(ctx context.Context, _ keystore.Request) error {
+func (g *gate) pass(ctx context.Context, _ hsm.Config) error {
 	g.mu.Lock()
 	ends := g.ends
 	g.mu.Unlock()

@@ -25,6 +25,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
@@ -34,8 +35,8 @@ import (
 
 // Options are what the reconcilers need from the outside.
 type Options struct {
-	// OpenModule opens the modules of key stores.
-	OpenModule keystore.OpenModule
+	// Modules opens the modules of key stores.
+	Modules hsm.Provider
 	// OperatorNamespace is where software stores keep their keys, and where the PINs of
 	// ClusterKeyStores are read.
 	OperatorNamespace string
@@ -144,7 +145,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		o.ReconcileTimeout = reconcileTimeout
 	}
 	live := o.Namespaces.limit(mgr.GetAPIReader(), mgr.GetScheme())
-	stores := keystore.New(mgr.GetClient(), o.OpenModule, o.Clock)
+	stores := keystore.New(mgr.GetClient(), o.Modules, o.Clock)
 	s := &shared{
 		secrets: secrets.New(mgr.GetClient(), mgr.GetCache(), o.OperatorNamespace),
 		stores:  stores,

@@ -8,16 +8,15 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
-// open opens modules as the command line does, and records what is asked of them.
-func (o *operator) open(ctx context.Context, req keystore.Request) (hsm.Module, error) {
-	if err := o.onOpen(ctx, req); err != nil {
+// Open implements hsm.Provider: it opens modules as the command line does, and records the calls.
+func (o *operator) Open(ctx context.Context, cfg hsm.Config) (hsm.Module, error) {
+	if err := o.onOpen(ctx, cfg); err != nil {
 		return nil, err
 	}
-	module, err := inprocess.Provider(o.library).Open(ctx, req.Config())
+	module, err := inprocess.Provider(o.library).Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -25,7 +24,7 @@ func (o *operator) open(ctx context.Context, req keystore.Request) (hsm.Module, 
 	o.onModule(r)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.opened = append(o.opened, opened{req.Spec, r})
+	o.opened = append(o.opened, r)
 	return r, nil
 }
 
@@ -51,7 +50,7 @@ func (o *operator) library(name string) (inprocess.Library, error) {
 }
 
 // modules are all that the operator ever opened, in order, closed ones too.
-func (o *operator) modules() []opened {
+func (o *operator) modules() []*hsmtest.Recorder {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.opened)
@@ -61,14 +60,14 @@ func (o *operator) modules() []opened {
 // closed.
 func (o *operator) module(t testing.TB) *hsmtest.Recorder {
 	t.Helper()
-	var all []opened
+	var all []*hsmtest.Recorder
 	eventually(t, func() string {
 		if all = o.modules(); len(all) <= o.former {
 			return "the operator has opened no module"
 		}
 		return ""
 	})
-	return all[len(all)-1].recorder
+	return all[len(all)-1]
 }
 
 // calls are the calls to all modules, without those that only look: whether a module works, and what is in it, which a
@@ -76,7 +75,7 @@ func (o *operator) module(t testing.TB) *hsmtest.Recorder {
 func (o *operator) calls() map[string]int {
 	sum := map[string]int{}
 	for _, m := range o.modules() {
-		for method, n := range m.recorder.Calls() {
+		for method, n := range m.Calls() {
 			switch method {
 			case "Check", "Close", "ListKeys", "ListWrappingKeys":
 			default:

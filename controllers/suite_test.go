@@ -24,9 +24,9 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
@@ -69,7 +69,7 @@ type operator struct {
 	clock    clock.PassiveClock
 	health   time.Duration
 	timeout  time.Duration
-	onOpen   func(context.Context, keystore.Request) error
+	onOpen   func(context.Context, hsm.Config) error
 	onModule func(*hsmtest.Recorder)
 	// onManager changes the manager's options.
 	onManager func(*ctrl.Options)
@@ -81,17 +81,11 @@ type operator struct {
 	former  int       // how many modules were opened before its start
 
 	mu          sync.Mutex
-	opened      []opened
+	opened      []*hsmtest.Recorder
 	hidden      map[string][]byte
 	audited     bytes.Buffer
 	log         bytes.Buffer
 	begun, done map[string]int // reconciles since the start, by kind, namespace and name
-}
-
-// opened is a module that the operator opened.
-type opened struct {
-	spec     v1alpha1.KeyStoreSpec
-	recorder *hsmtest.Recorder
 }
 
 type option func(*operator)
@@ -111,7 +105,7 @@ func withModules(prepare func(*hsmtest.Recorder)) option {
 }
 
 // beforeOpen runs before each opening of a module, which fails with its error.
-func beforeOpen(hook func(context.Context, keystore.Request) error) option {
+func beforeOpen(hook func(context.Context, hsm.Config) error) option {
 	return func(o *operator) { o.onOpen = hook }
 }
 
@@ -148,7 +142,7 @@ func newOperator(t *testing.T, env *testenv.Env, options ...option) *operator {
 	o := &operator{
 		Client: env.Client, env: env,
 		clock: clock.RealClock{}, hidden: map[string][]byte{},
-		onOpen:    func(context.Context, keystore.Request) error { return nil },
+		onOpen:    func(context.Context, hsm.Config) error { return nil },
 		onModule:  func(*hsmtest.Recorder) {},
 		onManager: func(*ctrl.Options) {},
 		tokenOf:   commonToken,
@@ -195,7 +189,7 @@ func (o *operator) start(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	err = controllers.Setup(ctx, mgr, controllers.Options{
-		OpenModule: o.open, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, ReconcileTimeout: o.timeout,
+		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, ReconcileTimeout: o.timeout,
 		Audit: audit.New(auditOf{o}, logger),
 	})
 	if err != nil {
@@ -233,7 +227,7 @@ func (o *operator) restart(t *testing.T) {
 func (o *operator) forgetCounts() {
 	o.requests.Reset()
 	for _, m := range o.modules() {
-		m.recorder.Reset()
+		m.Reset()
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
 
 // shortTime bounds the reconciles of tests in which modules hang. Nothing else in them depends on it: a reconcile that
@@ -64,7 +64,7 @@ func TestTimeout_ofADeletion_isInTheConditions(t *testing.T) {
 
 func TestTimeout_ofAnOpening_isInTheConditions(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t, withTimeout(shortTime), beforeOpen(func(ctx context.Context, _ keystore.Request) error {
+	o := startOperator(t, withTimeout(shortTime), beforeOpen(func(ctx context.Context, _ hsm.Config) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}))

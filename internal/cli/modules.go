@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"regexp"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
-	"github.com/keyconvoy/keyconvoy/internal/keystore"
 )
 
 // libraries are the allowed libraries, by name.
@@ -44,11 +42,7 @@ func parseLibraries(modules, parameters []string) (libraries, error) {
 	return allowed, nil
 }
 
-// open implements keystore.OpenModule.
-func (l libraries) open(ctx context.Context, req keystore.Request) (hsm.Module, error) {
-	return inprocess.Provider(l.find).Open(ctx, req.Config())
-}
-
+// find is an inprocess.Provider.
 func (l libraries) find(name string) (inprocess.Library, error) {
 	allowed, ok := l[name]
 	if !ok {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
@@ -104,9 +105,9 @@ func createdAt(seconds int64) func(*v1alpha1.ImportedKey) {
 }
 
 func ring(c *cluster) *keyring.Ring {
-	none := func(context.Context, keystore.Request) (hsm.Module, error) {
+	none := hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) {
 		return nil, errors.New("no module is opened")
-	}
+	})
 	return keyring.New(c, c, keystore.New(c, none, clocktesting.NewFakePassiveClock(time.Unix(0, 0))))
 }
 

@@ -14,37 +14,16 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
-	"github.com/keyconvoy/keyconvoy/internal/redact"
-	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
-// Request is what is needed to open the module of a key store.
-type Request struct {
-	Spec v1alpha1.KeyStoreSpec
-	// PIN is wiped after the call: what keeps it makes a copy.
-	PIN redact.Bytes
-	// PINs decides whether the PIN may be tried, by where it is from.
-	PINs      *pins.Guard
-	PINOrigin pins.Origin
-	// Storage is where a software store keeps its sealed keys.
-	Storage *secrets.Storage
-}
-
-// Config returns the request without what only Kubernetes knows.
-func (r Request) Config() hsm.Config {
-	cfg := hsm.Config{
-		PIN: redact.WireBytes(r.PIN), PINs: r.PINs, PINOrigin: r.PINOrigin,
-		Custody: hsm.CustodyHost, AllowPKCS1v15Import: r.Spec.AllowPKCS1V15Import,
-	}
-	if r.Storage != nil { // a nil pointer would be a Storage that is not nil
-		cfg.Storage = r.Storage
-	}
-	if r.Spec.Custody == v1alpha1.CustodyModuleOnly {
+// ModuleConfig returns what the spec of a key store says about its module. The caller adds the PIN or the storage.
+func ModuleConfig(spec *v1alpha1.KeyStoreSpec) hsm.Config {
+	cfg := hsm.Config{Custody: hsm.CustodyHost, AllowPKCS1v15Import: spec.AllowPKCS1V15Import}
+	if spec.Custody == v1alpha1.CustodyModuleOnly {
 		cfg.Custody = hsm.CustodyModule
 	}
-	if token := r.Spec.PKCS11; token != nil {
+	if token := spec.PKCS11; token != nil {
 		cfg.Library = token.Module
 		cfg.Token = hsm.TokenSelector{Label: token.Token.Label, Serial: token.Token.Serial, Model: token.Token.Model}
 		cfg.MaxSessions = int(token.MaxSessions)
@@ -52,15 +31,12 @@ func (r Request) Config() hsm.Config {
 	return cfg
 }
 
-// OpenModule opens the module of a key store. Its errors are *hsm.Error.
-type OpenModule func(context.Context, Request) (hsm.Module, error)
-
 // Registry holds the open modules by key store.
 type Registry struct {
-	reader client.Reader
-	open   OpenModule
-	clock  clock.PassiveClock
-	calls  *prometheus.HistogramVec
+	reader   client.Reader
+	provider hsm.Provider
+	clock    clock.PassiveClock
+	calls    *prometheus.HistogramVec
 
 	mu      sync.RWMutex
 	modules map[ID]*module
@@ -85,9 +61,9 @@ type module struct {
 }
 
 // New returns a registry without modules. It reads key stores and namespaces from reader, which should be a cache.
-func New(reader client.Reader, open OpenModule, c clock.PassiveClock) *Registry {
+func New(reader client.Reader, provider hsm.Provider, c clock.PassiveClock) *Registry {
 	return &Registry{
-		reader: reader, open: open, clock: c, calls: newModuleCalls(),
+		reader: reader, provider: provider, clock: c, calls: newModuleCalls(),
 		modules: map[ID]*module{}, tried: map[ID]bool{},
 	}
 }
@@ -174,9 +150,9 @@ func (r *Registry) notReady(ctx context.Context, id ID) error {
 
 // Open opens the module of a key store and makes it available, unless accept refuses it. config identifies what it is
 // opened with (Config). The former module must be closed: two on one token would need the token's sessions twice.
-// Errors: those of OpenModule and of accept.
-func (r *Registry) Open(ctx context.Context, id ID, config string, req Request, accept func(hsm.Description) error) error {
-	opened, err := r.open(ctx, req)
+// Errors: those of hsm.Provider and of accept.
+func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Config, accept func(hsm.Description) error) error {
+	opened, err := r.provider.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}

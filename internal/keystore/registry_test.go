@@ -52,7 +52,7 @@ func withStore() cluster {
 func newRegistry(c cluster) (*keystore.Registry, *hsmtest.Recorder) {
 	recorder := hsmtest.Wrap(nil)
 	recorder.FailAll("Check", hsm.Errorf(hsm.Unavailable, "the device does not answer"))
-	open := func(context.Context, keystore.Request) (hsm.Module, error) { return notClosable{recorder}, nil }
+	open := hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) { return notClosable{recorder}, nil })
 	return keystore.New(c, open, clocktesting.NewFakePassiveClock(time.Unix(0, 0))), recorder
 }
 
@@ -108,7 +108,7 @@ func TestUse_ofAStoreThatIsNotReady_saysItsState(t *testing.T) {
 
 func openIn(r *keystore.Registry) {
 	r.MarkTried(id)
-	if err := r.Open(context.Background(), id, "config", keystore.Request{}, accepted); err != nil {
+	if err := r.Open(context.Background(), id, "config", hsm.Config{}, accepted); err != nil {
 		panic(err)
 	}
 }
@@ -117,9 +117,9 @@ func openIn(r *keystore.Registry) {
 func TestUse_whileTheStoreIsOpenedOnAnotherToken_keepsItsOwn(t *testing.T) {
 	t.Parallel()
 	serial := "1"
-	r := keystore.New(withStore(), func(context.Context, keystore.Request) (hsm.Module, error) {
+	r := keystore.New(withStore(), hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) {
 		return onToken{hsmtest.Wrap(nil), serial}, nil
-	}, clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
+	}), clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
 	openIn(r)
 	err := r.Use(t.Context(), "team-a", hsmRef, func(former keystore.Session) error {
 		r.Close(id)
@@ -164,11 +164,11 @@ func TestCleanUp_worksInAStoreThatIsWithdrawnOrDeleted(t *testing.T) {
 func TestOpen_ofAModuleThatIsRefused_leavesNothingOpen(t *testing.T) {
 	t.Parallel()
 	var closed atomic.Bool
-	r := keystore.New(withStore(), func(context.Context, keystore.Request) (hsm.Module, error) {
+	r := keystore.New(withStore(), hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) {
 		return closing{hsmtest.Wrap(nil), &closed}, nil
-	}, clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
+	}), clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
 	refused := errors.New("it does not protect its keys")
-	if err := r.Open(t.Context(), id, "config", keystore.Request{}, func(hsm.Description) error { return refused }); !errors.Is(err, refused) {
+	if err := r.Open(t.Context(), id, "config", hsm.Config{}, func(hsm.Description) error { return refused }); !errors.Is(err, refused) {
 		t.Errorf("the error is %v", err)
 	}
 	if r.Config(id) != "" || !closed.Load() {
@@ -192,9 +192,9 @@ func (c closing) Close(context.Context) error {
 func TestClose_whileACallIsInTheModule_closesAfterIt(t *testing.T) {
 	t.Parallel()
 	var closed atomic.Bool
-	r := keystore.New(withStore(), func(context.Context, keystore.Request) (hsm.Module, error) {
+	r := keystore.New(withStore(), hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) {
 		return closing{hsmtest.Wrap(nil), &closed}, nil
-	}, clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
+	}), clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
 	openIn(r)
 	err := r.Use(t.Context(), "team-a", hsmRef, func(keystore.Session) error {
 		r.Close(id)
