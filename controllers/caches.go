@@ -142,3 +142,7 @@ func (c *Caches) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.errors.Collect(ch)
 }
+
+func list(ctx context.Context, c client.Reader, into client.ObjectList) error {
+	return c.List(ctx, into, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+}

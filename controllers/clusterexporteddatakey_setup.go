@@ -8,7 +8,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -70,8 +69,6 @@ func (r *clusterExportReconciler) all(ctx context.Context, _ client.Object) []re
 // gathered wakes the controller of an ExportedDataKey a little later, so that a thousand exports that
 // become Ready are counted a few times and not a thousand times.
 type gathered struct{ client client.Reader }
-
-type requests = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
 func (g gathered) wake(ctx context.Context, o client.Object, q requests) {
 	if owner := metav1.GetControllerOf(o); owner != nil && owner.Kind == "ClusterExportedDataKey" {

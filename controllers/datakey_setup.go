@@ -82,9 +82,4 @@ func (r *dataKeyReconciler) dataKeysOfNamespace(ctx context.Context, namespace c
 	return r.findDataKeys(ctx, nil, client.InNamespace(namespace.GetName()))
 }
 
-func (s *shared) findDataKeys(ctx context.Context, want func(*v1alpha1.DataKey) bool, options ...client.ListOption) []reconcile.Request {
-	items := func(l *v1alpha1.DataKeyList) []v1alpha1.DataKey { return l.Items }
-	return find(ctx, s.Client, &v1alpha1.DataKeyList{}, items, want, options...)
-}
-
 func waitingDataKey(k *v1alpha1.DataKey) bool { return !ready(k.Status.Conditions) }

@@ -3,5 +3,5 @@
 // operations on keys are those of internal/kms.
 //
 // A reconciler's files: <kind>_controller.go (Reconcile), _phases.go (the steps), _delete.go, _setup.go (watches and
-// predicates). setup.go starts them all; the fields that watches look objects up by are in indexes.go.
+// predicates). setup.go starts them all; what several watches use is in watches.go and indexes.go.
 package controllers

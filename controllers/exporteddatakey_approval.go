@@ -25,7 +25,7 @@ type approval struct {
 	key         kms.Key
 	blob        kms.Blob
 	context     kms.EncryptionContext
-	recipient   *wrapping.PublicKey
+	recipient   kms.Recipient
 	fingerprint string // the recipient's
 	inputs      string // the digest of all inputs
 	at          time.Time
@@ -51,13 +51,13 @@ func (r *exportedDataKeyReconciler) exportApproved(ctx context.Context, s *expor
 // key. Reasons: those of findRecipient and askConsent, and of ExportDataKey's states.
 func (r *exportedDataKeyReconciler) approve(ctx context.Context, s *exportScope) (approval, error) {
 	at := s.began
-	if s.recipient == nil {
+	if s.recipient.IsZero() {
 		at = r.clock.Now()
 		if err := r.readRecipient(ctx, s); err != nil {
 			return approval{}, err
 		}
 	}
-	if s.recipient == nil {
+	if s.recipient.IsZero() {
 		return approval{}, reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf(
 			"The ImportedKey %s no longer publishes import parameters. Request new ones with its annotation %s.",
 			s.object.Spec.PublicKey.ImportedKeyRef.Name, v1alpha1.AnnotationRenewImportParameters))
@@ -91,7 +91,7 @@ func (r *exportedDataKeyReconciler) confirm(ctx context.Context, s *exportScope,
 	if unchanged && r.clock.Since(approved.at) < approvalLifetime {
 		return approved, nil
 	}
-	s.recipient, s.live = nil, true
+	s.recipient, s.live = kms.Recipient{}, true
 	again, err := r.approve(ctx, s)
 	if err != nil {
 		return approval{}, err
@@ -111,9 +111,7 @@ func (r *exportedDataKeyReconciler) export(ctx context.Context, s *exportScope, 
 		Key:                 approved.key,
 		CiphertextBlob:      approved.blob,
 		EncryptionContext:   approved.context,
-		PublicKey:           approved.recipient,
-		WrappingKeySpec:     wrapping.KeySpec(spec.WrappingKeySpec),
-		WrappingAlgorithm:   wrapping.Algorithm(spec.WrappingAlgorithm),
+		Recipient:           approved.recipient,
 		SM2CiphertextFormat: wrapping.SM2Format(spec.SM2CiphertextFormat),
 		DryRun:              spec.DryRun,
 	}

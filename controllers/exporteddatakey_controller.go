@@ -16,7 +16,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
-	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=exporteddatakeys,verbs=get;list;watch
@@ -38,7 +37,7 @@ type exportScope struct {
 	blob        kms.Blob              // set by findDataKey
 	master      types.NamespacedName  // set by findDataKey: the master key, as the DataKey or keyRef names it
 	context     kms.EncryptionContext // set by findDataKey
-	recipient   *wrapping.PublicKey   // set by findRecipient, unless the fingerprint is known from before, and by approve
+	recipient   kms.Recipient         // set by findRecipient, unless the fingerprint is known from before, and by approve
 	fingerprint string                // set with recipient: its fingerprint
 	source      string                // set with recipient: the version of the object that it was read from
 	holder      *keyring.Key          // set by askConsent: the master key

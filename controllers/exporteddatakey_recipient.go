@@ -108,6 +108,7 @@ func (s *exportScope) setRecipient(text []byte) error {
 	if err != nil {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "PublicKeyBlob", Detail: err.Error()}
 	}
-	s.recipient, s.fingerprint = key, key.Fingerprint()
-	return kms.CheckRecipient(key, wrapping.KeySpec(s.object.Spec.WrappingKeySpec), wrapping.Algorithm(s.object.Spec.WrappingAlgorithm))
+	s.recipient, err = kms.NewRecipient(key, wrapping.KeySpec(s.object.Spec.WrappingKeySpec), wrapping.Algorithm(s.object.Spec.WrappingAlgorithm))
+	s.fingerprint = key.Fingerprint()
+	return err
 }

@@ -163,9 +163,4 @@ func (h secretEvents) Delete(ctx context.Context, e event.DeleteEvent, q request
 	h.EventHandler.Delete(ctx, e, q)
 }
 
-func (s *shared) findExports(ctx context.Context, want func(*v1alpha1.ExportedDataKey) bool, options ...client.ListOption) []reconcile.Request {
-	items := func(l *v1alpha1.ExportedDataKeyList) []v1alpha1.ExportedDataKey { return l.Items }
-	return find(ctx, s.Client, &v1alpha1.ExportedDataKeyList{}, items, want, options...)
-}
-
 func waitingExport(e *v1alpha1.ExportedDataKey) bool { return !ready(e.Status.Conditions) }

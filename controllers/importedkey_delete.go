@@ -32,10 +32,10 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 	defer cancel()
 	err := r.cleanUp(phaseCtx, object)
 	if err != nil && !errors.Is(err, errStoreGone) {
-		blocked := reconciler.RetryAfter(err, healthInterval)
+		blocked := reconciler.RetryAfter(err, lookAgainInterval)
 		blocked.Message = "Deletion is waiting for the key store, because the import key pairs (and the key, if deletionPolicy is Delete) " +
 			"must be destroyed first. " + blocked.Message
-		return r.Finish(ctx, object.DeepCopy(), object, reconciler.Outcome{Err: blocked, After: healthInterval})
+		return r.Finish(ctx, object.DeepCopy(), object, reconciler.Outcome{Err: blocked, After: lookAgainInterval})
 	}
 	left := err != nil && hasInModule(object)
 	if left {

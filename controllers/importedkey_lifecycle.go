@@ -135,7 +135,7 @@ func (r *importedKeyReconciler) adoptInModule(ctx context.Context, s *importScop
 			return err
 		})
 		if err != nil {
-			return reconciler.RetryAfter(err, healthInterval) // what is in the module cannot be watched
+			return reconciler.RetryAfter(err, lookAgainInterval) // what is in the module cannot be watched
 		}
 		if holder != nil {
 			return errKeyVersionTaken

@@ -79,11 +79,6 @@ func (r *importedKeyReconciler) keysOfNamespace(ctx context.Context, namespace c
 	return r.findKeys(ctx, nil, client.InNamespace(namespace.GetName()))
 }
 
-func (s *shared) findKeys(ctx context.Context, want func(*v1alpha1.ImportedKey) bool, options ...client.ListOption) []reconcile.Request {
-	items := func(l *v1alpha1.ImportedKeyList) []v1alpha1.ImportedKey { return l.Items }
-	return find(ctx, s.Client, &v1alpha1.ImportedKeyList{}, items, want, options...)
-}
-
 func waitingKey(k *v1alpha1.ImportedKey) bool {
 	return !k.DeletionTimestamp.IsZero() || !ready(k.Status.Conditions)
 }

@@ -186,7 +186,7 @@ func TestImportedKey_materialFromOpenssl_isImported(t *testing.T) {
 func wantPublished(t testing.TB, key *v1alpha1.ImportedKey) {
 	t.Helper()
 	s := key.Status
-	if s.KeyID != string(key.UID) || s.KeyVersionID == "" || s.KeyVersionID == s.KeyID || s.Origin != v1alpha1.OriginExternal || s.KeyState != "PendingImport" {
+	if s.KeyID != string(key.UID) || s.KeyVersionID == "" || s.KeyVersionID == s.KeyID || s.Origin != "EXTERNAL" || s.KeyState != "PendingImport" {
 		t.Errorf("the key says it is %s, version %s, origin %s, %s", s.KeyID, s.KeyVersionID, s.Origin, s.KeyState)
 	}
 	p := s.ImportParameters

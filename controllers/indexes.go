@@ -7,7 +7,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
@@ -152,23 +151,4 @@ func exportContent(o client.Object) []string {
 		out = append(out, contentIndex(secrets.ConfigMap, string(ref.Name)))
 	}
 	return out
-}
-
-// find lists objects by an index and asks for those that are wanted. The items are the cache's own and
-// must not be changed. An error means that the cache has stopped, because the operator is stopping.
-func find[L client.ObjectList, T any, P interface {
-	*T
-	client.Object
-}](ctx context.Context, c client.Reader, list L, items func(L) []T, want func(P) bool, options ...client.ListOption) []reconcile.Request {
-	if err := c.List(ctx, list, append(options, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)...); err != nil {
-		return nil
-	}
-	var requests []reconcile.Request
-	found := items(list)
-	for i := range found {
-		if o := P(&found[i]); want == nil || want(o) {
-			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(o)})
-		}
-	}
-	return requests
 }

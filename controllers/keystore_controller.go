@@ -22,8 +22,7 @@ import (
 // +kubebuilder:rbac:groups="",resources=configmaps;namespaces,verbs=get;list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
-// healthInterval is how often an open module is asked whether it still works, unless Options say another,
-// and how long a wrong configuration is left alone that may be repaired outside the cluster.
+// healthInterval is the default of Options.HealthInterval.
 const healthInterval = time.Minute
 
 // keyStoreReconciler opens the modules of KeyStores or ClusterKeyStores and says how they are.

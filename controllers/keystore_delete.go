@@ -71,7 +71,7 @@ func inUse(users []string, problem error) error {
 	if problem != nil {
 		message += " The module is not available to clean up: " + reconciler.From(problem).Message
 	}
-	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonKeyStoreInUse, Message: message, After: healthInterval}
+	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonKeyStoreInUse, Message: message, After: lookAgainInterval}
 }
 
 // users names the ImportedKeys that have or may have something in a key store's module, in order. A key whose namespace

@@ -83,7 +83,7 @@ func (s *keyStoreScope) checkProtection(module hsm.Description) error {
 	if len(found.Methods) == 0 || s.Spec.KeyProtection != v1alpha1.KeyProtectionEnforcedOnly {
 		return nil
 	}
-	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonModuleMisconfigured, After: healthInterval, Warn: true,
+	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonModuleMisconfigured, After: lookAgainInterval, Warn: true,
 		Message: fmt.Sprintf("The module does not protect its keys from someone who holds its PIN, and spec.keyProtection is EnforcedOnly. "+
 			"An attempt of the self-test succeeded: %s. status.keyProtection lists all. Use another module, configure this one to refuse them, or set spec.keyProtection to NotEnforcedAllowed.",
 			found.Methods[0])}
@@ -109,12 +109,12 @@ func (s *keyStoreScope) openError(err error) error {
 		return refused
 	case hsm.PINUntried:
 		// Nothing was tried, and nothing in the cluster tells when it may be.
-		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonPINRefused, After: healthInterval, Warn: true, Err: err,
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonPINRefused, After: lookAgainInterval, Warn: true, Err: err,
 			Message: withDetail("The PIN was not tried.", e.Detail)}
 	case hsm.Misconfigured, hsm.NotSupported:
 		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
 		// can be watched.
-		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonModuleMisconfigured, After: healthInterval, Warn: true, Err: err,
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonModuleMisconfigured, After: lookAgainInterval, Warn: true, Err: err,
 			Message: withDetail("The module cannot be used as it is configured.", e.Detail)}
 	}
 	return kms.FromModule(err)

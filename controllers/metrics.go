@@ -88,10 +88,6 @@ func (s *scrape) read(ctx context.Context, c client.Reader) error {
 	return nil
 }
 
-func list(ctx context.Context, c client.Reader, into client.ObjectList) error {
-	return c.List(ctx, into, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
-}
-
 func (s *scrape) count(kind string, conditions []metav1.Condition) {
 	status, reason := string(metav1.ConditionUnknown), ""
 	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady); c != nil {

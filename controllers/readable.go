@@ -30,7 +30,7 @@ func readable(o decoded) error {
 	if strings.HasPrefix(invalid[0].Path, "spec.") {
 		return err
 	}
-	return reconciler.RetryAfter(err, healthInterval)
+	return reconciler.RetryAfter(err, lookAgainInterval)
 }
 
 // usable refuses to use what an object says for the sake of another one. Reasons: the one that is given.

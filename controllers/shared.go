@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
@@ -19,6 +20,9 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
+
+// lookAgainInterval is how long an object waits for what is repaired outside the cluster, where nothing can be watched.
+const lookAgainInterval = time.Minute
 
 // shared is what every reconciler needs.
 type shared struct {

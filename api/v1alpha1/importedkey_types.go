@@ -22,9 +22,6 @@ const (
 	DesiredPendingDeletion DesiredKeyState = "PendingDeletion"
 )
 
-// OriginExternal is the origin of a key whose material is imported.
-const OriginExternal = "EXTERNAL"
-
 // DeletionPolicy is what happens to the key in the module when its object is deleted.
 // +kubebuilder:validation:Enum=Retain;Delete
 type DeletionPolicy string

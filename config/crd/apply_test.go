@@ -224,7 +224,7 @@ func withStatus(ns string) []client.Object {
 			},
 			Status: v1alpha1.ImportedKeyStatus{
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version", KeyState: "Enabled",
-				Origin: v1alpha1.OriginExternal, MaterialFingerprint: strings.Repeat("f", 32), HasMaterial: true, Custody: "Module", InputsDigest: "d", SourcesVersion: "v",
+				Origin: "EXTERNAL", MaterialFingerprint: strings.Repeat("f", 32), HasMaterial: true, Custody: "Module", InputsDigest: "d", SourcesVersion: "v",
 				MaterialExpireTime: &now, DeletionRequestTime: &now, DeletionTime: &now, RenewedFor: "r", MaterialDeletedFor: "d",
 				FormerParametersExpireTime: &now, Token: "t",
 				ImportParameters: &v1alpha1.ImportParameters{

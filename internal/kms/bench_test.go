@@ -320,7 +320,7 @@ func (n *bench) exports(t testing.TB, algorithm wrapping.Algorithm, to *wrapping
 	}
 	req := kms.ExportDataKeyRequest{
 		Key: n.key, CiphertextBlob: made.CiphertextBlob, EncryptionContext: benchContext,
-		PublicKey: to, WrappingKeySpec: to.Spec(), WrappingAlgorithm: algorithm,
+		Recipient: recipientFor(t, to, algorithm),
 	}
 	ours = func() ([]byte, error) {
 		exported, err := n.o.ExportDataKey(ctx, req)

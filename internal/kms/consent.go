@@ -65,20 +65,3 @@ func (p ExportPolicy) Consent(u Use) error {
 	}
 	return nil
 }
-
-// DryRun converts the result of an export that was not executed into the documented outcome. Temporary errors (the
-// module does not respond) and outcomes remain unchanged.
-func DryRun(err error) error {
-	code := CodeOf(err)
-	switch {
-	case code == DryRunOperationError || code == ValidationError || code == AccessDeniedError:
-		return err
-	case err == nil:
-		return &Error{Code: DryRunOperationError, Detail: "The export would have succeeded. Nothing was exported."}
-	case code.HTTPStatus() == 403 || code.HTTPStatus() == 404:
-		return &Error{Code: AccessDeniedError, Detail: public(err), Err: err}
-	case code.HTTPStatus() == 400 || code.HTTPStatus() == 409:
-		return &Error{Code: ValidationError, Detail: public(err), Err: err}
-	}
-	return err
-}

@@ -99,7 +99,7 @@ func TestExportDataKey_dryRunExportsNothing(t *testing.T) {
 	}{
 		"all is right":           {func(*kms.ExportDataKeyRequest) {}, kms.DryRunOperationError},
 		"another context":        {func(r *kms.ExportDataKeyRequest) { r.EncryptionContext = kms.EncryptionContext{"a": "b"} }, kms.ValidationError},
-		"no public key":          {func(r *kms.ExportDataKeyRequest) { r.PublicKey = nil }, kms.ValidationError},
+		"no recipient":           {func(r *kms.ExportDataKeyRequest) { r.Recipient = kms.Recipient{} }, kms.ValidationError},
 		"a key that is Disabled": {func(r *kms.ExportDataKeyRequest) { r.Key.State = kms.StateDisabled }, kms.ValidationError},
 		"a key that is Deleted":  {func(r *kms.ExportDataKeyRequest) { r.Key.State = kms.StateDeleted }, kms.AccessDeniedError},
 	} {

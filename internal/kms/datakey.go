@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -136,9 +134,7 @@ type ExportDataKeyRequest struct {
 	Key                 Key
 	CiphertextBlob      Blob
 	EncryptionContext   EncryptionContext
-	PublicKey           *wrapping.PublicKey
-	WrappingKeySpec     wrapping.KeySpec
-	WrappingAlgorithm   wrapping.Algorithm
+	Recipient           Recipient
 	SM2CiphertextFormat wrapping.SM2Format // empty means C1C3C2
 	// DryRun checks everything without returning the result. It always returns an error: see the function DryRun.
 	DryRun bool
@@ -157,7 +153,6 @@ type ExportedDataKey struct {
 func (o Operations) ExportDataKey(ctx context.Context, req ExportDataKeyRequest) (ExportedDataKey, error) {
 	exported, err := o.exportDataKey(ctx, req)
 	if req.DryRun {
-		clear(exported.ExportedDataKey)
 		return ExportedDataKey{}, DryRun(err)
 	}
 	return exported, err
@@ -167,18 +162,18 @@ func (o Operations) exportDataKey(ctx context.Context, req ExportDataKeyRequest)
 	if err := Permit(OpExportDataKey, req.Key.StateAt(o.now())); err != nil {
 		return ExportedDataKey{}, err
 	}
-	if err := CheckRecipient(req.PublicKey, req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {
-		return ExportedDataKey{}, err
+	if req.Recipient.IsZero() {
+		return ExportedDataKey{}, missing("PublicKeyBlob")
 	}
 	open, err := openRequest(req.Key, req.CiphertextBlob, req.EncryptionContext)
 	if err != nil {
 		return ExportedDataKey{}, err
 	}
-	if err := o.supported(ctx, hsm.OperationExport, string(req.WrappingAlgorithm)); err != nil {
+	if err := o.supported(ctx, hsm.OperationExport, string(req.Recipient.algorithm)); err != nil {
 		return ExportedDataKey{}, err
 	}
 	exported, err := o.Module.ExportDataKey(ctx, hsm.ExportRequest{
-		OpenRequest: open, Recipient: req.PublicKey.SPKI(), Algorithm: req.WrappingAlgorithm, SM2Format: req.SM2CiphertextFormat,
+		OpenRequest: open, Recipient: req.Recipient.key.SPKI(), Algorithm: req.Recipient.algorithm, SM2Format: req.SM2CiphertextFormat,
 	})
 	if err != nil {
 		return ExportedDataKey{}, FromModule(err)
@@ -193,21 +188,21 @@ func (o Operations) exportDataKey(ctx context.Context, req ExportDataKeyRequest)
 	}, nil
 }
 
-// CheckRecipient checks that a public key has the type in the request, and that the algorithm supports it.
-func CheckRecipient(key *wrapping.PublicKey, spec wrapping.KeySpec, algorithm wrapping.Algorithm) error {
-	if algorithm == wrapping.RSAESPKCS1V15 {
-		return invalid("WrappingAlgorithm", "RSAES_PKCS1_V1_5 is for imports only. Use RSAES_OAEP_SHA_256.")
+// DryRun converts the result of an export that was not executed into the documented outcome. Temporary errors (the
+// module does not respond) and outcomes remain unchanged.
+func DryRun(err error) error {
+	code := CodeOf(err)
+	switch {
+	case code == DryRunOperationError || code == ValidationError || code == AccessDeniedError:
+		return err
+	case err == nil:
+		return &Error{Code: DryRunOperationError, Detail: "The export would have succeeded. Nothing was exported."}
+	case code.HTTPStatus() == 403 || code.HTTPStatus() == 404:
+		return &Error{Code: AccessDeniedError, Detail: public(err), Err: err}
+	case code.HTTPStatus() == 400 || code.HTTPStatus() == 409:
+		return &Error{Code: ValidationError, Detail: public(err), Err: err}
 	}
-	if err := wrapping.CheckFit(spec, algorithm); err != nil {
-		return invalid("WrappingAlgorithm", "%s", err)
-	}
-	if key == nil {
-		return missing("PublicKeyBlob")
-	}
-	if key.Spec() != spec {
-		return invalid("WrappingKeySpec", "The public key is %s, not %s.", key.Spec(), spec)
-	}
-	return nil
+	return err
 }
 
 func openRequest(key Key, blob Blob, context EncryptionContext) (hsm.OpenRequest, error) {
@@ -222,12 +217,4 @@ func openRequest(key Key, blob Blob, context EncryptionContext) (hsm.OpenRequest
 		return hsm.OpenRequest{}, err
 	}
 	return hsm.OpenRequest{Blob: blob.parsed, Binding: ciphertext.Bind(version.ID, context)}, nil
-}
-
-func notOffered(op hsm.Operation, algorithm string, can []string) string {
-	if len(can) == 0 {
-		return fmt.Sprintf("The key store does not support %s.", op)
-	}
-	return fmt.Sprintf("The key store does not support %s %s, or its custody policy forbids it. Supported: %s (see status.capabilities).",
-		op, algorithm, strings.Join(can, ", "))
 }

@@ -197,8 +197,7 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 		"VerifyDataKey": func() error { return s.VerifyDataKey(t.Context(), key, blob, nil) },
 		"ExportDataKey": func() error {
 			_, err := s.ExportDataKey(t.Context(), kms.ExportDataKeyRequest{
-				Key: key, CiphertextBlob: blob, PublicKey: reader,
-				WrappingKeySpec: wrapping.ECSM2, WrappingAlgorithm: wrapping.SM2PKE,
+				Key: key, CiphertextBlob: blob, Recipient: recipientFor(t, reader, wrapping.SM2PKE),
 			})
 			return err
 		},
@@ -247,8 +246,7 @@ func TestOperations_refuseByTheKeysState(t *testing.T) {
 		wantError(t, err, code)
 		wantError(t, s.VerifyDataKey(t.Context(), key, blob, nil), code)
 		_, err = s.ExportDataKey(t.Context(), kms.ExportDataKeyRequest{
-			Key: key, CiphertextBlob: blob, PublicKey: recipient(t, wrapping.ECSM2).Public(),
-			WrappingKeySpec: wrapping.ECSM2, WrappingAlgorithm: wrapping.SM2PKE,
+			Key: key, CiphertextBlob: blob, Recipient: recipientFor(t, recipient(t, wrapping.ECSM2).Public(), wrapping.SM2PKE),
 		})
 		wantError(t, err, code)
 	}

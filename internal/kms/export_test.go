@@ -17,14 +17,21 @@ import (
 // export is a good request for the recipient's key type.
 func export(t testing.TB, key kms.Key, blob kms.Blob, spec wrapping.KeySpec) kms.ExportDataKeyRequest {
 	t.Helper()
-	req := kms.ExportDataKeyRequest{
-		Key: key, CiphertextBlob: blob, PublicKey: recipient(t, spec).Public(),
-		WrappingKeySpec: spec, WrappingAlgorithm: wrapping.RSAESOAEPSHA256,
-	}
+	algorithm := wrapping.RSAESOAEPSHA256
 	if spec == wrapping.ECSM2 {
-		req.WrappingAlgorithm = wrapping.SM2PKE
+		algorithm = wrapping.SM2PKE
 	}
-	return req
+	return kms.ExportDataKeyRequest{Key: key, CiphertextBlob: blob, Recipient: recipientFor(t, recipient(t, spec).Public(), algorithm)}
+}
+
+// recipientFor is a recipient that may be exported to.
+func recipientFor(t testing.TB, key *wrapping.PublicKey, algorithm wrapping.Algorithm) kms.Recipient {
+	t.Helper()
+	r, err := kms.NewRecipient(key, key.Spec(), algorithm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func TestExportDataKey_opensAtTheRecipients(t *testing.T) {
@@ -50,7 +57,8 @@ func TestExportDataKey_opensAtTheRecipients(t *testing.T) {
 				key, material := s.enabled(t, master)
 				blob := s.dataKey(t, key, context)
 				req := export(t, key, blob, tc.spec)
-				req.EncryptionContext, req.WrappingAlgorithm, req.SM2CiphertextFormat = context, tc.algorithm, tc.format
+				req.EncryptionContext, req.SM2CiphertextFormat = context, tc.format
+				req.Recipient = recipientFor(t, recipient(t, tc.spec).Public(), tc.algorithm)
 				got, err := s.ExportDataKey(t.Context(), req)
 				if err != nil {
 					t.Fatal(err)
@@ -95,23 +103,8 @@ func TestExportDataKey_refusesBeforeTheModuleIsAsked(t *testing.T) {
 		code   kms.Code
 		says   string
 	}{
-		"no public key": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.PublicKey = nil },
+		"no recipient": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.Recipient = kms.Recipient{} },
 			kms.MissingParameter, `"PublicKeyBlob"`},
-		"a public key of another type": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingKeySpec = wrapping.RSA3072 },
-			kms.InvalidParameter, "WrappingKeySpec: The public key is RSA_2048, not RSA_3072."},
-		"an SM2 key that is called RSA": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) {
-			r.WrappingKeySpec, r.WrappingAlgorithm = wrapping.RSA2048, wrapping.RSAESOAEPSHA1
-		}, kms.InvalidParameter, "WrappingKeySpec: The public key is EC_SM2, not RSA_2048."},
-		"SM2PKE for an RSA key": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = wrapping.SM2PKE },
-			kms.InvalidParameter, "WrappingAlgorithm: SM2PKE requires an EC_SM2 key"},
-		"OAEP for an SM2 key": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = wrapping.RSAESOAEPSHA256 },
-			kms.InvalidParameter, "WrappingAlgorithm: RSAES_OAEP_SHA_256 requires an RSA key"},
-		"PKCS#1 v1.5": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = wrapping.RSAESPKCS1V15 },
-			kms.InvalidParameter, "WrappingAlgorithm: RSAES_PKCS1_V1_5 is for imports only"},
-		"a key spec that does not exist": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingKeySpec = "RSA_1024" },
-			kms.InvalidParameter, "unknown wrapping key type"},
-		"an algorithm that does not exist": {wrapping.RSA2048, func(r *kms.ExportDataKeyRequest) { r.WrappingAlgorithm = "ROT13" },
-			kms.InvalidParameter, "unknown wrapping algorithm"},
 		"a blob of another key": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.CiphertextBlob = theirs },
 			kms.InvalidParameter, "CiphertextBlob: It cannot be decrypted"},
 		"no blob": {wrapping.ECSM2, func(r *kms.ExportDataKeyRequest) { r.CiphertextBlob = kms.Blob{} },
@@ -192,7 +185,7 @@ func TestExportDataKey_takesWhatThePaddingLeaves(t *testing.T) {
 				t.Fatal(err)
 			}
 			req := export(t, key, made.CiphertextBlob, tc.spec)
-			req.WrappingAlgorithm = tc.algorithm
+			req.Recipient = recipientFor(t, recipient(t, tc.spec).Public(), tc.algorithm)
 			_, err = s.ExportDataKey(t.Context(), req)
 			switch {
 			case n == tc.longest && err != nil:
@@ -254,7 +247,7 @@ func TestExportDataKey_toTheImportKeyOfAnotherModule_isItsMaterial(t *testing.T)
 	target := newKey(hsm.AES256)
 	p := there.parameters(t, sm2(target))
 	req := export(t, key, blob, wrapping.ECSM2)
-	req.PublicKey = p.PublicKey
+	req.Recipient = recipientFor(t, p.PublicKey, wrapping.SM2PKE)
 	exported, err := here.ExportDataKey(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)

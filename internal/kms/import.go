@@ -289,23 +289,3 @@ func external(key Key) error {
 	}
 	return nil
 }
-
-// supported checks the results of the module's self-test, so that an unsupported request fails before anything is
-// created.
-func (o Operations) supported(ctx context.Context, op hsm.Operation, algorithm string) error {
-	described, err := o.Module.Describe(ctx)
-	if err != nil {
-		return FromModule(err)
-	}
-	var can []string
-	for _, c := range described.Capabilities {
-		if c.Operation != op {
-			continue
-		}
-		if c.Algorithm == algorithm {
-			return nil
-		}
-		can = append(can, c.Algorithm)
-	}
-	return &Error{Code: UnsupportedOperation, Detail: notOffered(op, algorithm, can)}
-}

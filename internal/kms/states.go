@@ -107,15 +107,13 @@ func (k Key) StateAt(now time.Time) KeyState {
 // Operation names an operation.
 type Operation string
 
-// The operations.
+// The operations that depend on the state of the key. Transitions between states are in Next; material can be deleted in
+// every state.
 const (
 	OpGetParametersForImport Operation = "GetParametersForImport"
 	OpImportKeyMaterial      Operation = "ImportKeyMaterial"
-	OpDeleteKeyMaterial      Operation = "DeleteKeyMaterial"
 	OpGenerateDataKey        Operation = "GenerateDataKeyWithoutPlaintext"
 	OpExportDataKey          Operation = "ExportDataKey"
-	OpEnableKey              Operation = "EnableKey"
-	OpDisableKey             Operation = "DisableKey"
 )
 
 // useOfMaterial is, for each state, the error of an operation that uses the material.
@@ -129,10 +127,7 @@ var useOfMaterial = map[KeyState]Code{
 // refusals are the errors of each operation, by state. Operations that are not listed are allowed.
 var refusals = map[Operation]map[KeyState]Code{
 	OpGetParametersForImport: {},
-	OpDeleteKeyMaterial:      {},
 	OpImportKeyMaterial:      {StatePendingDeletion: RejectedStateModifiedFailed},
-	OpEnableKey:              {StatePendingDeletion: RejectedStateModifiedFailed, StatePendingImport: RejectedStateModifiedFailed},
-	OpDisableKey:             {StatePendingDeletion: RejectedStateModifiedFailed, StatePendingImport: RejectedStateModifiedFailed},
 	OpGenerateDataKey:        useOfMaterial,
 	OpExportDataKey:          useOfMaterial,
 }

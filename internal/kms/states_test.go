@@ -117,10 +117,6 @@ var answers = map[kms.Operation]map[kms.KeyState]kms.Code{
 		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "",
 		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
 	},
-	kms.OpDeleteKeyMaterial: {
-		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "", kms.StatePendingDeletion: "",
-		kms.StateDeleted: kms.ForbiddenKeyNotFound,
-	},
 	kms.OpGenerateDataKey: {
 		kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
 		kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
@@ -128,14 +124,6 @@ var answers = map[kms.Operation]map[kms.KeyState]kms.Code{
 	kms.OpExportDataKey: {
 		kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
 		kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
-	},
-	kms.OpEnableKey: {
-		kms.StatePendingImport: kms.RejectedStateModifiedFailed, kms.StateEnabled: "", kms.StateDisabled: "",
-		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
-	},
-	kms.OpDisableKey: {
-		kms.StatePendingImport: kms.RejectedStateModifiedFailed, kms.StateEnabled: "", kms.StateDisabled: "",
-		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
 	},
 }
 

@@ -10,4 +10,6 @@ import (
 type Provider func(context.Context, hsm.Config) (hsm.Module, error)
 
 // Open implements hsm.Provider.
-func (open Provider) Open(ctx context.Context, cfg hsm.Config) (hsm.Module, error) { return open(ctx, cfg) }
+func (open Provider) Open(ctx context.Context, cfg hsm.Config) (hsm.Module, error) {
+	return open(ctx, cfg)
+}

@@ -72,7 +72,7 @@ func (m *Module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	return hsm.Key{KeyVersionID: id, Spec: key.spec, Fingerprint: fingerprint, Owner: key.owner}, nil
 }
 
-// ListKeys implements hsm.Module. It omits records that do not open; see Broken.
+// ListKeys implements hsm.Module. It omits records that do not open, so that their keys are reported as missing.
 func (m *Module) ListKeys(ctx context.Context) ([]hsm.Key, error) {
 	if err := m.begin(ctx); err != nil {
 		return nil, err

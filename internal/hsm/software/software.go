@@ -76,7 +76,7 @@ func Open(ctx context.Context, cfg Config) (*Module, error) {
 		broken:      map[string]*hsm.Error{},
 	}
 	if opened, foreign := m.readAll(records); opened == 0 && foreign > 0 {
-		return nil, rootKeyLost(m.Broken())
+		return nil, rootKeyLost(slices.Sorted(maps.Keys(m.broken)))
 	}
 	return m, nil
 }
@@ -128,13 +128,6 @@ func (m *Module) keep(kind recordKind, id uuid.UUID, plain []byte) error {
 		m.mac = mac
 	}
 	return nil
-}
-
-// Broken returns the names of the records that do not open, sorted. An administrator must restore or delete them.
-func (m *Module) Broken() []string {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return slices.Sorted(maps.Keys(m.broken))
 }
 
 // Describe implements hsm.Module. The serial number is the identifier of the root key. There is no self-test, because the

@@ -112,7 +112,7 @@ func (m *Module) createPair(ctx context.Context, req hsm.WrappingKeyRequest) (*w
 	return pair, nil
 }
 
-// ListWrappingKeys implements hsm.Module. It omits records that do not open, because their owner is unknown; see Broken.
+// ListWrappingKeys implements hsm.Module. It omits records that do not open, because their owner is unknown.
 func (m *Module) ListWrappingKeys(ctx context.Context) ([]hsm.WrappingKey, error) {
 	if err := m.begin(ctx); err != nil {
 		return nil, err
