@@ -7,6 +7,7 @@ replace github.com/keyconvoy/keyconvoy/api => ./api
 require (
 	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a
 	github.com/emmansun/gmsm v0.44.0
+	github.com/fluxcd/cli-utils v1.2.0
 	github.com/go-logr/logr v1.4.3
 	github.com/google/uuid v1.6.0
 	github.com/keyconvoy/keyconvoy/api v0.0.0

@@ -33,7 +33,7 @@ func (r *clusterExportReconciler) setup(mgr ctrl.Manager, options controller.Opt
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(
 			predicate.Or[client.Object](predicate.LabelChangedPredicate{}, deletionBegan))).
 		WithOptions(options).
-		Complete(reconciler.Logged(r))
+		Complete(r.observed("ClusterExportedDataKey", reconciler.Logged(r)))
 }
 
 // exportCounts lets through what changes a count, or must be repaired.

@@ -33,7 +33,7 @@ func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) 
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfSecret)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
-		Complete(reconciler.Logged(r))
+		Complete(r.observed("DataKey", reconciler.Logged(r)))
 }
 
 // keyStateChanged lets through what makes a master key usable or not. An import counts, whatever the state was:

@@ -38,7 +38,7 @@ func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.O
 		Watches(&v1alpha1.ClusterKeyStore{}, mapped(r.exportsOfStore), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(namespaces, mapped(r.exportsOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
-		Complete(reconciler.Logged(r))
+		Complete(r.observed("ExportedDataKey", reconciler.Logged(r)))
 }
 
 // blobChanged lets through what gives an export another data key.

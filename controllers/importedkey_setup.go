@@ -36,7 +36,7 @@ func (r *importedKeyReconciler) setup(mgr ctrl.Manager, options controller.Optio
 		WatchesMetadata(secrets.ConfigMap.Metadata(), handler.EnqueueRequestsFromMapFunc(r.keysOfContent(secrets.ConfigMap))).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.keysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
-		Complete(reconciler.Logged(r))
+		Complete(r.observed("ImportedKey", reconciler.Logged(r)))
 }
 
 // gone lets deletions through only.

@@ -30,7 +30,7 @@ func (r *keyStoreReconciler) setup(mgr ctrl.Manager, options controller.Options)
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.storeOfKey), builder.WithPredicates(goneOrAdopted)).
 		WatchesRawSource(r.stores.Changes(r.suspects)).
 		WithOptions(options).
-		Complete(reconciler.Logged(r))
+		Complete(r.observed(r.kind, reconciler.Logged(r)))
 }
 
 // goneOrAdopted lets the end of a key through, for which its key store may wait, and an adoption, after which a key

@@ -41,7 +41,7 @@ func startMetered(t *testing.T, options ...option) (*operator, *prometheus.Regis
 		t.Fatal(err)
 	}
 	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
-		Scheme: scheme, Logger: funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity}),
+		Scheme: scheme, Logger: funcr.New(o.hear, funcr.Options{}),
 		Cache: o.cacheOptions(), Client: controllers.ClientOptions(),
 		Metrics:    metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
@@ -52,7 +52,7 @@ func startMetered(t *testing.T, options ...option) (*operator, *prometheus.Regis
 	ctx, cancel := context.WithCancel(context.Background())
 	registry := prometheus.NewPedanticRegistry()
 	err = controllers.Setup(ctx, mgr, controllers.Options{
-		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, Metrics: registry,
+		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, Observe: o.observe, Metrics: registry,
 		Caches: controllers.NewCaches(),
 	})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apimachinery "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
@@ -53,6 +54,9 @@ type Options struct {
 	// HealthInterval is how often an open module is asked whether it still works; it defaults to a
 	// minute.
 	HealthInterval time.Duration
+	// Observe is told of each reconcile when it begins, by kind, and returns what is called when it is over; nil for
+	// nothing. Tests count with it.
+	Observe func(kind string, object types.NamespacedName) (over func())
 	// ReconcileTimeout bounds one reconcile, and with it the wait for a module; it defaults to two minutes.
 	ReconcileTimeout time.Duration
 }
@@ -153,6 +157,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		Frame:   reconciler.Frame{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("keyconvoy")},
 		clock:   o.Clock,
 		audit:   o.Audit,
+		observe: o.Observe,
 
 		namespaces:        o.Namespaces,
 		operatorNamespace: o.OperatorNamespace,

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -33,12 +34,24 @@ type shared struct {
 	keys    *keyring.Ring
 	clock   clock.PassiveClock
 	audit   *audit.Log
+	observe func(kind string, object types.NamespacedName) func() // nil for nothing
 
 	namespaces Namespaces // that are served
 	// operatorNamespace is where software stores keep their keys, and the PINs of ClusterKeyStores are.
 	operatorNamespace string
 	// leftInModule counts keys whose objects were deleted while their module could not be reached any more.
 	leftInModule prometheus.Counter
+}
+
+// observed lets Options.Observe see the reconciles of a kind.
+func (s *shared) observed(kind string, inner reconcile.Reconciler) reconcile.Reconciler {
+	if s.observe == nil {
+		return inner
+	}
+	return reconcile.Func(func(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+		defer s.observe(kind, req.NamespacedName)()
+		return inner.Reconcile(ctx, req)
+	})
 }
 
 // opening returns a *keystore.NotReadyError for a master key whose key store is still being opened.

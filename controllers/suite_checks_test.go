@@ -10,9 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	kstatus "github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -95,11 +97,29 @@ func statusProblem(object client.Object) string {
 	case reconciling && stalled:
 		return "Reconciling and Stalled at once"
 	}
-	// As kstatus reads it: Stalled is Failed, Reconciling is InProgress, neither is Current.
-	if kstatus := !reconciling && !stalled; kstatus != (isReady.Status == metav1.ConditionTrue) {
-		return "kstatus reads it otherwise than Ready says"
+	want := kstatus.InProgressStatus
+	if isReady.Status == metav1.ConditionTrue {
+		want = kstatus.CurrentStatus
+	} else if stalled {
+		want = kstatus.FailedStatus
+	}
+	if got := kstatusOf(object); got != want {
+		return fmt.Sprintf("kstatus computes %s, and Ready is %s", got, isReady.Status)
 	}
 	return ""
+}
+
+// kstatusOf returns what Flux, Argo CD and kubectl wait make of a status.
+func kstatusOf(object client.Object) kstatus.Status {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	if err != nil {
+		panic(err)
+	}
+	result, err := kstatus.Compute(&unstructured.Unstructured{Object: content})
+	if err != nil {
+		panic(err)
+	}
+	return result.Status
 }
 
 // checkHidden looks for secrets in all that the operator said.

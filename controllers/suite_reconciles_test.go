@@ -3,37 +3,31 @@ package controllers_test
 import (
 	"fmt"
 	"io"
-	"regexp"
-	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// reconcileVerbosity is that at which controller-runtime logs the beginning and end of each reconcile.
-const reconcileVerbosity = 5
+// observe implements controllers.Options.Observe.
+func (o *operator) observe(kind string, name types.NamespacedName) (over func()) {
+	of := kind + "/" + name.String()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.begun[of]++
+	done := o.done // a restart makes another
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		done[of]++
+	}
+}
 
-// reconcileLine matches those lines: the message and whose reconcile it is. One that ended in an error has
-// the error in between.
-var reconcileLine = regexp.MustCompile(`"msg"="(Reconcil[^"]*)".* "controllerKind"="(\w+)".* "namespace"="([^"]*)" "name"="([^"]+)"`)
-
-// hear keeps the log, and counts reconciles by it.
+// hear keeps the log.
 func (o *operator) hear(prefix, line string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if m := reconcileLine.FindStringSubmatch(line); m != nil {
-		of := m[2] + "/" + m[3] + "/" + m[4]
-		switch m[1] {
-		case "Reconciling":
-			o.begun[of]++
-		case "Reconcile failed": // says why, and is not the end
-		default:
-			o.done[of]++
-		}
-	}
-	if !strings.HasPrefix(line, `"level"=`) || strings.HasPrefix(line, `"level"=0`) {
-		fmt.Fprintln(io.MultiWriter(&o.log, o.says), prefix, line)
-	}
+	fmt.Fprintln(io.MultiWriter(&o.log, o.says), prefix, line)
 }
 
 // reconciles are how many reconciles of an object began since the operator's start, and how many of them
@@ -46,14 +40,14 @@ func (o *operator) reconciles(t testing.TB, object client.Object) (begun, done i
 	return o.begun[of], o.done[of]
 }
 
-// reconcileOf is by what an object's reconciles are counted.
+// reconcileOf is by what the reconciles of an object are counted.
 func (o *operator) reconcileOf(t testing.TB, object client.Object) string {
 	t.Helper()
 	kind, err := o.GroupVersionKindFor(object)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return kind.Kind + "/" + object.GetNamespace() + "/" + object.GetName()
+	return kind.Kind + "/" + client.ObjectKeyFromObject(object).String()
 }
 
 // settled waits until each object has been reconciled since the operator's start and no more is.

@@ -168,7 +168,7 @@ func (o *operator) start(t *testing.T) {
 	}
 	o.begun, o.done = map[string]int{}, map[string]int{}
 	o.former = len(o.opened)
-	logger := funcr.New(o.hear, funcr.Options{Verbosity: reconcileVerbosity})
+	logger := funcr.New(o.hear, funcr.Options{})
 	managerOptions := ctrl.Options{
 		Scheme: scheme,
 		Logger: logger,
@@ -189,7 +189,7 @@ func (o *operator) start(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	err = controllers.Setup(ctx, mgr, controllers.Options{
-		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, ReconcileTimeout: o.timeout,
+		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, ReconcileTimeout: o.timeout, Observe: o.observe,
 		Audit: audit.New(auditOf{o}, logger),
 	})
 	if err != nil {
