@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -22,20 +24,20 @@ func TestExportedDataKey_dataKeyReplacedByAnother_isNotExported(t *testing.T) {
 	e := o.export(t, "e")
 	former, before := o.openExport(t, e, rsaRecipient()), o.secretOf(t, "e")
 	o.enabledKey(t, "mine", nil)
-	o.removeUnseen(t, k, o.secretOf(t, "dek"))
+	o.RemoveUnseen(t, k, o.secretOf(t, "dek"))
 	k = o.dataKey(t, "dek", underKey("mine"))
-	o.stalls(t, e, v1alpha1.ReasonInputReplaced, "DataKey "+o.namespace+"/dek")
+	o.Stalls(t, e, v1alpha1.ReasonInputReplaced, "DataKey "+o.Namespace+"/dek")
 	if s := o.secretOf(t, "e"); s.ResourceVersion != before.ResourceVersion {
 		t.Error("the Secret was written")
 	}
-	o.restart(t)
-	o.settled(t, e)
-	o.stalls(t, e, v1alpha1.ReasonInputReplaced)
+	o.Restart(t)
+	o.Settled(t, e)
+	o.Stalls(t, e, v1alpha1.ReasonInputReplaced)
 
 	// A change of the spec requires the verb.
 	want := o.dataKeyBytes(t, k)
-	o.change(t, e, func() { e.Spec.WrappingAlgorithm = "RSAES_OAEP_SHA_1" })
-	o.ready(t, e)
+	o.Change(t, e, func() { e.Spec.WrappingAlgorithm = "RSAES_OAEP_SHA_1" })
+	o.Ready(t, e)
 	if got := o.openExport(t, e, rsaRecipient()); !bytes.Equal(got, want) || bytes.Equal(got, former) {
 		t.Error("it is another data key")
 	}
@@ -48,9 +50,9 @@ func TestExportedDataKey_dataKeyCreatedAgainFromItsSecret_isTheSame(t *testing.T
 	k := o.dataKey(t, "dek")
 	e := o.export(t, "e")
 	version := o.secretOf(t, "e").ResourceVersion
-	o.removeUnseen(t, k)
+	o.RemoveUnseen(t, k)
 	o.dataKey(t, "dek")
-	o.ready(t, e)
+	o.Ready(t, e)
 	if s := o.secretOf(t, "e"); s.ResourceVersion != version {
 		t.Error("it was exported again")
 	}
@@ -65,17 +67,17 @@ func TestExportedDataKey_recipientReplacedByAnother_isNotExportedTo(t *testing.T
 	recipient := o.pendingKey(t, "recipient")
 	e := o.export(t, "e", toKey("recipient"), withSM2)
 	version := o.secretOf(t, "e").ResourceVersion
-	o.remove(t, recipient)
-	o.gone(t, recipient)
+	o.Remove(t, recipient)
+	o.Gone(t, recipient)
 	again := o.pendingKey(t, "recipient")
-	o.stalls(t, e, v1alpha1.ReasonInputReplaced, "ImportedKey recipient")
+	o.Stalls(t, e, v1alpha1.ReasonInputReplaced, "ImportedKey recipient")
 	if s := o.secretOf(t, "e"); s.ResourceVersion != version {
 		t.Error("the Secret was written")
 	}
-	o.change(t, e, func() {
+	o.Change(t, e, func() {
 		e.Spec.Target = &v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"again": "yes"}}}
 	})
-	o.ready(t, e)
+	o.Ready(t, e)
 	if e.Status.RecipientFingerprint != again.Status.ImportParameters.PublicKeyFingerprint {
 		t.Errorf("it is exported to %s", e.Status.RecipientFingerprint)
 	}
@@ -90,16 +92,16 @@ func TestClusterExport_dataKeyReplacedByAnother_isNotExported(t *testing.T) {
 		s.Template.PublicKey.Blob = rsaRecipient().public.Base64()
 	})
 	o.counts(t, e, 2, 2, 0)
-	o.ready(t, e)
+	o.Ready(t, e)
 	o.enabledKey(t, "mine", nil)
 	child := func(namespace string) *v1alpha1.ExportedDataKey {
 		return &v1alpha1.ExportedDataKey{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: e.Name}}
 	}
-	dataKey := &v1alpha1.DataKey{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "dek"}}
-	o.removeUnseen(t, dataKey, o.secretOf(t, "dek"), child(namespaces[0]), o.secretIn(t, namespaces[0], e.Name))
+	dataKey := &v1alpha1.DataKey{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "dek"}}
+	o.RemoveUnseen(t, dataKey, o.secretOf(t, "dek"), child(namespaces[0]), o.secretIn(t, namespaces[0], e.Name))
 	o.dataKey(t, "dek", underKey("mine"))
-	o.stalls(t, child(namespaces[1]), v1alpha1.ReasonInputReplaced)
-	o.stalls(t, e, v1alpha1.ReasonInputReplaced)
+	o.Stalls(t, child(namespaces[1]), v1alpha1.ReasonInputReplaced)
+	o.Stalls(t, e, v1alpha1.ReasonInputReplaced)
 	if s := o.secretIn(t, namespaces[0], e.Name); s != nil {
 		t.Error("the other data key was exported")
 	}
@@ -121,14 +123,14 @@ func TestExportedDataKey_marksThatNoStatusCanHold_areLeftOut(t *testing.T) {
 			o := startWithKey(t)
 			o.dataKey(t, "dek")
 			e := o.export(t, "e")
-			o.stop(t)
+			o.Stop(t)
 			s := o.secretOf(t, "e")
 			o.loseStatus(t, e)
-			o.change(t, s, func() { change(s) })
-			o.start(t)
-			o.ready(t, e)
+			o.Change(t, s, func() { change(s) })
+			o.Start(t)
+			o.Ready(t, e)
 			if e.Status.ExportTime != nil && e.Status.ExportTime.Year() < 1971 || strings.HasPrefix(e.Status.RequestID, "urn:") || e.Status.SecretRef == nil {
-				t.Errorf("the status is %s", toJSON(e.Status))
+				t.Errorf("the status is %s", harness.JSON(e.Status))
 			}
 		})
 	}
@@ -142,8 +144,8 @@ func TestExportedDataKey_ownerWithAnOddUID_isNoParent(t *testing.T) {
 	e.OwnerReferences = []metav1.OwnerReference{{
 		APIVersion: v1alpha1.GroupVersion.String(), Kind: "ClusterExportedDataKey", Name: "owned", Controller: new(true), UID: types.UID(strings.Repeat("u", 65)),
 	}}
-	o.create(t, e)
-	o.ready(t, e)
+	o.Make(t, e)
+	o.Ready(t, e)
 	if e.Status.Parent != "" {
 		t.Errorf("the parent is %q", e.Status.Parent)
 	}
@@ -163,22 +165,22 @@ func TestConsent_withdrawn_ofASecretThatSomeoneHolds_destroysTheExport(t *testin
 			t.Parallel()
 			o := startToSpread(t, "All")
 			e := o.inTeam(t, "export")
-			o.create(t, e)
-			o.ready(t, e)
-			o.stop(t)
+			o.Make(t, e)
+			o.Ready(t, e)
+			o.Stop(t)
 			s := o.secretIn(t, e.Namespace, e.Name)
-			o.change(t, s, func() { hold(s) })
+			o.Change(t, s, func() { hold(s) })
 			o.setPolicy(t, nil)
-			o.start(t)
-			o.condition(t, e, v1alpha1.ConditionReady, "False", "ForbiddenNoPermission")
-			eventually(t, func() string {
+			o.Start(t)
+			o.Condition(t, e, v1alpha1.ConditionReady, "False", "ForbiddenNoPermission")
+			harness.Eventually(t, func() string {
 				if s := o.secretIn(t, e.Namespace, e.Name); s != nil && len(s.Data) > 0 {
 					return fmt.Sprintf("the Secret still has %d entries", len(s.Data))
 				}
 				return ""
 			})
 			if s := o.secretIn(t, e.Namespace, e.Name); s != nil {
-				o.change(t, s, func() { s.Finalizers = nil })
+				o.Change(t, s, func() { s.Finalizers = nil })
 			}
 		})
 	}
@@ -190,12 +192,12 @@ func TestConsent_withdrawn_ofAnExportThatNoStatusKnows_destroysIt(t *testing.T) 
 	o := startToSpread(t, "All")
 	e := o.inTeam(t, "export", toConfigMap("recipient", "key"))
 	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}, Data: map[string]string{"key": string(rsaRecipient().pem())}}
-	o.create(t, cm, e)
-	o.ready(t, e)
-	o.stop(t)
+	o.Make(t, cm, e)
+	o.Ready(t, e)
+	o.Stop(t)
 	o.loseStatus(t, e)
-	o.remove(t, cm)
+	o.Remove(t, cm)
 	o.setPolicy(t, nil)
-	o.start(t)
+	o.Start(t)
 	o.withoutSecret(t, e)
 }

@@ -37,7 +37,7 @@ func TestCache_largeMetadata_isNotKept(t *testing.T) {
 		"a DataKey's annotations":              withMetadata("annotations", metav1.ObjectMeta{Annotations: annotations}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			object.SetNamespace(o.namespace)
+			object.SetNamespace(o.Namespace)
 			if err := o.Create(t.Context(), object); err != nil { // the API server takes it
 				t.Fatal(err)
 			}

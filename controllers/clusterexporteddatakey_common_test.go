@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -20,7 +22,7 @@ func consenting(from string) func(*v1alpha1.ImportedKeySpec) {
 }
 
 // startToSpread starts an operator with a data key, named dek, that may be exported in that namespaces.
-func startToSpread(t *testing.T, from string, options ...option) *operator {
+func startToSpread(t *testing.T, from string, options ...harness.Option) *operator {
 	t.Helper()
 	o := startOperator(t, options...)
 	o.store(t, onSoftware)
@@ -32,14 +34,14 @@ func startToSpread(t *testing.T, from string, options ...option) *operator {
 const labelTeam = "team"
 
 // team is the label that selects the test's namespaces.
-func (o *operator) team() map[string]string { return map[string]string{labelTeam: o.ownNamespace} }
+func (o *operator) team() map[string]string { return map[string]string{labelTeam: o.OwnNamespace} }
 
 // teamNamespaces makes namespaces that are selected.
 func (o *operator) teamNamespaces(t testing.TB, n int) []string {
 	t.Helper()
 	names := make([]string, n)
 	for i := range names {
-		names[i] = o.env.NamespaceWith(t, o.team())
+		names[i] = o.Env.NamespaceWith(t, o.team())
 	}
 	return names
 }
@@ -48,7 +50,7 @@ func (o *operator) teamNamespaces(t testing.TB, n int) []string {
 func (o *operator) relabel(t testing.TB, namespace, team string) {
 	t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: named(namespace)}
-	o.change(t, ns, func() { ns.Labels[labelTeam] = team })
+	o.Change(t, ns, func() { ns.Labels[labelTeam] = team })
 }
 
 type clusterChange = func(*v1alpha1.ClusterExportedDataKeySpec)
@@ -56,10 +58,10 @@ type clusterChange = func(*v1alpha1.ClusterExportedDataKeySpec)
 // newClusterExport exports the data key dek to the team's namespaces, to the RSA recipient, unless it is
 // changed.
 func (o *operator) newClusterExport(change ...clusterChange) *v1alpha1.ClusterExportedDataKey {
-	e := &v1alpha1.ClusterExportedDataKey{ObjectMeta: named(o.ownNamespace)}
-	e.Spec.NamespaceSelector.MatchLabels = map[string]v1alpha1.LabelValue{labelTeam: v1alpha1.LabelValue(o.ownNamespace)}
+	e := &v1alpha1.ClusterExportedDataKey{ObjectMeta: named(o.OwnNamespace)}
+	e.Spec.NamespaceSelector.MatchLabels = map[string]v1alpha1.LabelValue{labelTeam: v1alpha1.LabelValue(o.OwnNamespace)}
 	e.Spec.Template = v1alpha1.ExportTemplate{
-		DataKeyRef:        v1alpha1.NamespacedReference{Namespace: v1alpha1.NamespaceName(o.namespace), Name: "dek"},
+		DataKeyRef:        v1alpha1.NamespacedReference{Namespace: v1alpha1.NamespaceName(o.Namespace), Name: "dek"},
 		PublicKey:         v1alpha1.DistributedPublicKeySource{Type: v1alpha1.SourceBlob, Blob: rsaRecipient().public.Base64()},
 		WrappingKeySpec:   "RSA_2048",
 		WrappingAlgorithm: "RSAES_OAEP_SHA_256",
@@ -73,7 +75,7 @@ func (o *operator) newClusterExport(change ...clusterChange) *v1alpha1.ClusterEx
 func (o *operator) clusterExport(t testing.TB, change ...clusterChange) *v1alpha1.ClusterExportedDataKey {
 	t.Helper()
 	e := o.newClusterExport(change...)
-	o.create(t, e)
+	o.Make(t, e)
 	return e
 }
 
@@ -85,12 +87,12 @@ func toEachConfigMap(s *v1alpha1.ClusterExportedDataKeySpec) {
 // counts waits until the status counts that many namespaces.
 func (o *operator) counts(t testing.TB, e *v1alpha1.ClusterExportedDataKey, all, ready, failed int32) {
 	t.Helper()
-	o.until(t, e, func() string {
+	o.Until(t, e, func() string {
 		s := e.Status
 		if s.ObservedGeneration == e.Generation && s.SelectedNamespaces == all && s.ReadyNamespaces == ready && s.FailedNamespaces == failed {
 			return ""
 		}
-		return fmt.Sprintf("want %d namespaces, %d ready, %d failed: %s", all, ready, failed, statusJSON(e))
+		return fmt.Sprintf("want %d namespaces, %d ready, %d failed: %s", all, ready, failed, harness.StatusJSON(e))
 	})
 }
 
@@ -98,7 +100,7 @@ func (o *operator) counts(t testing.TB, e *v1alpha1.ClusterExportedDataKey, all,
 func (o *operator) exportIn(t testing.TB, namespace string) *v1alpha1.ExportedDataKey {
 	t.Helper()
 	e := &v1alpha1.ExportedDataKey{}
-	if err := o.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: o.ownNamespace}, e); err != nil {
+	if err := o.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: o.OwnNamespace}, e); err != nil {
 		t.Fatal(err)
 	}
 	return e
@@ -121,7 +123,7 @@ func (o *operator) secretIn(t testing.TB, namespace, name string) *corev1.Secret
 // opensIn opens what a namespace got.
 func (o *operator) opensIn(t testing.TB, namespace string, to recipient) []byte {
 	t.Helper()
-	s := o.secretIn(t, namespace, o.ownNamespace)
+	s := o.secretIn(t, namespace, o.OwnNamespace)
 	if s == nil {
 		t.Fatalf("%s has no Secret", namespace)
 	}
@@ -129,6 +131,6 @@ func (o *operator) opensIn(t testing.TB, namespace string, to recipient) []byte 
 	if err != nil {
 		t.Fatalf("the recipient in %s cannot open its export: %v", namespace, err)
 	}
-	o.hide("data key", plain)
+	o.Hide("data key", plain)
 	return plain
 }

@@ -14,19 +14,19 @@ import (
 func TestClusterExport_selectingTheOperatorsNamespace_writesNothingThere(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
-	ns := &corev1.Namespace{ObjectMeta: named(o.ownNamespace)}
-	o.change(t, ns, func() {
-		ns.Labels = merged(ns.Labels, map[string]string{labelTeam: o.ownNamespace})
+	ns := &corev1.Namespace{ObjectMeta: named(o.OwnNamespace)}
+	o.Change(t, ns, func() {
+		ns.Labels = merged(ns.Labels, map[string]string{labelTeam: o.OwnNamespace})
 	})
 	other := o.teamNamespaces(t, 1)[0]
 	e := o.clusterExport(t, func(s *v1alpha1.ClusterExportedDataKeySpec) {
 		s.Template.Target = &v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{Name: "keyconvoy-pin-record"}}
 	})
-	o.ready(t, e)
+	o.Ready(t, e)
 	if e.Status.SelectedNamespaces != 1 {
 		t.Errorf("%d namespaces are selected, want %s only", e.Status.SelectedNamespaces, other)
 	}
-	err := o.Get(t.Context(), types.NamespacedName{Namespace: o.ownNamespace, Name: "keyconvoy-pin-record"}, &corev1.Secret{})
+	err := o.Get(t.Context(), types.NamespacedName{Namespace: o.OwnNamespace, Name: "keyconvoy-pin-record"}, &corev1.Secret{})
 	if err == nil {
 		t.Error("the export took the name of the operator's record of PINs")
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -27,11 +29,11 @@ func TestClusterExport_selectorThatIsNone_isRefused_andLeavesWhatIsThere(t *test
 	o := startToSpread(t, "All")
 	ns := o.teamNamespaces(t, 1)[0]
 	e := o.clusterExport(t)
-	o.ready(t, e)
-	o.change(t, e, func() {
+	o.Ready(t, e)
+	o.Change(t, e, func() {
 		e.Spec.NamespaceSelector.MatchLabels["the name of no label"] = "x"
 	})
-	o.stalls(t, e, "InvalidParameter", "namespaceSelector", "In, NotIn, Exists and DoesNotExist")
+	o.Stalls(t, e, "InvalidParameter", "namespaceSelector", "In, NotIn, Exists and DoesNotExist")
 	if export := o.exportIn(t, ns); !export.DeletionTimestamp.IsZero() {
 		t.Error("the export goes")
 	}
@@ -41,7 +43,7 @@ func TestClusterExport_toNoNamespace_saysSo(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	e := o.clusterExport(t)
-	o.ready(t, e)
+	o.Ready(t, e)
 	o.counts(t, e, 0, 0, 0)
 	if message := meta.FindStatusCondition(e.Status.Conditions, v1alpha1.ConditionReady).Message; !strings.Contains(message, "No namespace matches spec.namespaceSelector") {
 		t.Errorf("the message is %q", message)
@@ -49,7 +51,7 @@ func TestClusterExport_toNoNamespace_saysSo(t *testing.T) {
 	// kubectl prints the counts, which must not be missing.
 	raw := &unstructured.Unstructured{}
 	raw.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("ClusterExportedDataKey"))
-	if err := o.env.Client.Get(t.Context(), client.ObjectKeyFromObject(e), raw); err != nil {
+	if err := o.Env.Client.Get(t.Context(), client.ObjectKeyFromObject(e), raw); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"selectedNamespaces", "readyNamespaces", "failedNamespaces"} {
@@ -60,7 +62,7 @@ func TestClusterExport_toNoNamespace_saysSo(t *testing.T) {
 
 	o.teamNamespaces(t, 1)
 	o.counts(t, e, 1, 1, 0)
-	o.ready(t, e)
+	o.Ready(t, e)
 	if message := meta.FindStatusCondition(e.Status.Conditions, v1alpha1.ConditionReady).Message; !strings.Contains(message, "exported to every selected namespace") {
 		t.Errorf("the message is %q", message)
 	}
@@ -72,7 +74,7 @@ func TestClusterExport_ownerWhoDoesNotConsent_isNotAskedTwice_andMayConsentLater
 	namespaces := o.teamNamespaces(t, 12)
 	e := o.clusterExport(t)
 	o.counts(t, e, 12, 0, 12)
-	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed, "failed in all of the selected namespaces (ForbiddenNoPermission)", "status.failures")
+	o.Stalls(t, e, v1alpha1.ReasonNamespacesFailed, "failed in all of the selected namespaces (ForbiddenNoPermission)", "status.failures")
 	// The first few by name, and no more: a status is bounded.
 	slices.Sort(namespaces)
 	var want []v1alpha1.NamespaceFailure
@@ -82,15 +84,15 @@ func TestClusterExport_ownerWhoDoesNotConsent_isNotAskedTwice_andMayConsentLater
 	if !slices.Equal(e.Status.Failures, want) {
 		t.Errorf("the failures are %v", e.Status.Failures)
 	}
-	if n := o.calls()["ExportDataKey"]; n != 0 {
+	if n := o.Calls()["ExportDataKey"]; n != 0 {
 		t.Errorf("the module was asked %d times", n)
 	}
-	o.event(t, e, v1alpha1.ReasonNamespacesFailed)
+	o.Event(t, e, v1alpha1.ReasonNamespacesFailed)
 
 	key := importedKey("key")
-	key.Namespace = o.namespace
-	o.change(t, key, func() { consenting("All")(&key.Spec) })
-	o.ready(t, e)
+	key.Namespace = o.Namespace
+	o.Change(t, key, func() { consenting("All")(&key.Spec) })
+	o.Ready(t, e)
 	o.counts(t, e, 12, 12, 0)
 	if len(e.Status.Failures) != 0 {
 		t.Errorf("there are still failures: %v", e.Status.Failures)
@@ -103,22 +105,22 @@ func TestClusterExport_oneNamespaceThatFails_doesNotHoldUpTheOthers(t *testing.T
 	namespaces := o.teamNamespaces(t, 3)
 	for i, text := range []string{"no key at all", string(rsaRecipient().pem())} { // the third has none
 		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespaces[i], Name: "recipient"}, Data: map[string]string{"key": text}}
-		o.create(t, m)
+		o.Make(t, m)
 	}
 	e := o.clusterExport(t, toEachConfigMap)
 	o.counts(t, e, 3, 1, 1)
-	o.stalls(t, e, v1alpha1.ReasonNamespacesFailed, "failed in some of the selected namespaces (InvalidParameter)")
+	o.Stalls(t, e, v1alpha1.ReasonNamespacesFailed, "failed in some of the selected namespaces (InvalidParameter)")
 	if want := (v1alpha1.NamespaceFailure{Namespace: v1alpha1.NamespaceName(namespaces[0]), Reason: "InvalidParameter"}); e.Status.Failures[0] != want {
 		t.Errorf("the failure is %v", e.Status.Failures)
 	}
 	o.opensIn(t, namespaces[1], rsaRecipient())
 
 	broken := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespaces[0], Name: "recipient"}}
-	o.change(t, broken, func() { broken.Data["key"] = string(otherRSARecipient().pem()) })
+	o.Change(t, broken, func() { broken.Data["key"] = string(otherRSARecipient().pem()) })
 	o.counts(t, e, 3, 2, 0)
-	o.waits(t, e, v1alpha1.ReasonNamespacesPending)
-	o.create(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespaces[2], Name: "recipient"}, Data: map[string]string{"key": string(rsaRecipient().pem())}})
-	o.ready(t, e)
+	o.Waits(t, e, v1alpha1.ReasonNamespacesPending)
+	o.Make(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespaces[2], Name: "recipient"}, Data: map[string]string{"key": string(rsaRecipient().pem())}})
+	o.Ready(t, e)
 	// One data key, under the key that each namespace has.
 	first := o.opensIn(t, namespaces[0], otherRSARecipient())
 	for _, ns := range namespaces[1:] {
@@ -133,14 +135,14 @@ func TestClusterExport_takesEachNamespacesSecret(t *testing.T) {
 	o := startToSpread(t, "All")
 	namespaces := o.teamNamespaces(t, 2)
 	for i, r := range []recipient{rsaRecipient(), otherRSARecipient()} {
-		o.create(t, &corev1.Secret{
+		o.Make(t, &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespaces[i], Name: "tls"}, Data: map[string][]byte{"tls.crt": r.certificate(t, 1)},
 		})
 	}
 	e := o.clusterExport(t, func(s *v1alpha1.ClusterExportedDataKeySpec) {
 		s.Template.PublicKey = v1alpha1.DistributedPublicKeySource{Type: v1alpha1.SourceSecret, SecretKeyRef: &v1alpha1.EntryReference{Name: "tls", Key: "tls.crt"}}
 	})
-	o.ready(t, e)
+	o.Ready(t, e)
 	if !bytes.Equal(o.opensIn(t, namespaces[0], rsaRecipient()), o.opensIn(t, namespaces[1], otherRSARecipient())) {
 		t.Error("the namespaces got different data keys")
 	}
@@ -149,25 +151,25 @@ func TestClusterExport_takesEachNamespacesSecret(t *testing.T) {
 func TestClusterExport_followsNamespaces(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
-	staying, leaving, coming := o.teamNamespaces(t, 1)[0], o.teamNamespaces(t, 1)[0], o.env.Namespace(t)
+	staying, leaving, coming := o.teamNamespaces(t, 1)[0], o.teamNamespaces(t, 1)[0], o.Env.Namespace(t)
 	e := o.clusterExport(t)
-	o.ready(t, e)
+	o.Ready(t, e)
 	o.counts(t, e, 2, 2, 0)
 
-	o.relabel(t, coming, o.ownNamespace)
+	o.relabel(t, coming, o.OwnNamespace)
 	o.counts(t, e, 3, 3, 0)
 	left := o.exportIn(t, leaving)
 	o.relabel(t, leaving, "other")
 	o.counts(t, e, 2, 2, 0)
-	o.gone(t, left)
+	o.Gone(t, left)
 	// The test's API server has no namespace controller: one that is deleted stays, marked for deletion.
 	ended := o.exportIn(t, coming)
-	o.remove(t, &corev1.Namespace{ObjectMeta: named(coming)})
+	o.Remove(t, &corev1.Namespace{ObjectMeta: named(coming)})
 	o.counts(t, e, 1, 1, 0)
-	o.gone(t, ended)
+	o.Gone(t, ended)
 	newest := o.teamNamespaces(t, 1)[0]
 	o.counts(t, e, 2, 2, 0)
-	o.ready(t, e)
+	o.Ready(t, e)
 	for _, ns := range []string{staying, newest} {
 		export := o.exportIn(t, ns)
 		if !metav1.IsControlledBy(export, e) {
@@ -175,20 +177,20 @@ func TestClusterExport_followsNamespaces(t *testing.T) {
 		}
 	}
 
-	o.change(t, e, func() { e.Spec.NamespaceSelector.MatchLabels[labelTeam] = "nobody" })
+	o.Change(t, e, func() { e.Spec.NamespaceSelector.MatchLabels[labelTeam] = "nobody" })
 	o.counts(t, e, 0, 0, 0)
-	o.ready(t, e)
+	o.Ready(t, e)
 }
 
 func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 	t.Parallel()
 	for sentence, make := range map[string]func(*operator, testing.TB, *v1alpha1.ExportedDataKey){
-		"of nobody": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) { o.create(t, e) },
+		"of nobody": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) { o.Make(t, e) },
 		"of another one of that name": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
 			former := o.newClusterExport()
 			former.UID = "00000000-0000-4000-8000-000000000000"
 			e.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(former, v1alpha1.GroupVersion.WithKind("ClusterExportedDataKey"))}
-			o.create(t, e)
+			o.Make(t, e)
 		},
 		// Without the operator's mark its cache does not show it, as when it came just now.
 		"that the operator does not know of": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
@@ -201,11 +203,11 @@ func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 			t.Parallel()
 			o := startToSpread(t, "All")
 			namespaces := o.teamNamespaces(t, 2)
-			foreign := newExport(o.ownNamespace, func(s *v1alpha1.ExportedDataKeySpec) { s.DryRun = true })
+			foreign := newExport(o.OwnNamespace, func(s *v1alpha1.ExportedDataKeySpec) { s.DryRun = true })
 			foreign.Namespace = namespaces[0]
 			make(o, t, foreign)
 			e := o.clusterExport(t)
-			o.stalls(t, e, v1alpha1.ReasonNamespacesFailed)
+			o.Stalls(t, e, v1alpha1.ReasonNamespacesFailed)
 			o.counts(t, e, 2, 1, 1)
 			if want := (v1alpha1.NamespaceFailure{Namespace: v1alpha1.NamespaceName(namespaces[0]), Reason: v1alpha1.ReasonTargetNotOwned}); e.Status.Failures[0] != want {
 				t.Errorf("the failure is %v", e.Status.Failures)
@@ -214,13 +216,13 @@ func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 			if there.Generation != 1 || metav1.IsControlledBy(there, e) || there.UID != foreign.UID {
 				t.Errorf("it was changed: %+v", there)
 			}
-			o.remove(t, there)
-			if there.Labels[labelOperator] == "" { // whose going it does not hear of either
+			o.Remove(t, there)
+			if there.Labels[harness.LabelOperator] == "" { // whose going it does not hear of either
 				o.relabel(t, namespaces[0], "other")
 				o.counts(t, e, 1, 1, 0)
-				o.relabel(t, namespaces[0], o.ownNamespace)
+				o.relabel(t, namespaces[0], o.OwnNamespace)
 			}
-			o.ready(t, e)
+			o.Ready(t, e)
 			o.counts(t, e, 2, 2, 0)
 		})
 	}
@@ -233,7 +235,7 @@ func TestClusterExport_changesByHand_areRepaired(t *testing.T) {
 	e := o.clusterExport(t, func(s *v1alpha1.ClusterExportedDataKeySpec) {
 		s.Template.Target = &v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"a": "b"}}}
 	})
-	o.ready(t, e)
+	o.Ready(t, e)
 	want := o.exportIn(t, ns).Spec
 	for sentence, change := range map[string]func(*v1alpha1.ExportedDataKeySpec){
 		"another recipient":            toBlob(otherRSARecipient().public.Base64()),
@@ -245,21 +247,21 @@ func TestClusterExport_changesByHand_areRepaired(t *testing.T) {
 		"no label on the Secret":       func(s *v1alpha1.ExportedDataKeySpec) { s.Target = nil },
 	} {
 		export := o.exportIn(t, ns)
-		o.change(t, export, func() { change(&export.Spec) })
+		o.Change(t, export, func() { change(&export.Spec) })
 		changed := export.Generation
-		o.until(t, export, func() string {
+		o.Until(t, export, func() string {
 			if export.Generation > changed && equality.Semantic.DeepEqual(export.Spec, want) {
 				return ""
 			}
 			return sentence + " stays"
 		})
-		o.ready(t, export)
+		o.Ready(t, export)
 		o.opensIn(t, ns, rsaRecipient())
 	}
 
 	export := o.exportIn(t, ns)
-	o.remove(t, export)
-	eventually(t, func() string {
+	o.Remove(t, export)
+	harness.Eventually(t, func() string {
 		there := &v1alpha1.ExportedDataKey{}
 		if err := o.Get(t.Context(), client.ObjectKeyFromObject(export), there); err != nil || there.UID == export.UID {
 			return fmt.Sprintf("it is not made again: %v", err)
@@ -267,8 +269,8 @@ func TestClusterExport_changesByHand_areRepaired(t *testing.T) {
 		return ""
 	})
 	// The Secret of the former one goes with it, but nothing collects garbage here.
-	o.remove(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: export.Name}})
-	o.ready(t, e)
+	o.Remove(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: export.Name}})
+	o.Ready(t, e)
 }
 
 // Editors of exports can change owner references. The status still says what made the export.
@@ -277,16 +279,16 @@ func TestClusterExport_whoseOwnerWasTakenOff_isGivenItBack(t *testing.T) {
 	o := startToSpread(t, "All")
 	ns := o.teamNamespaces(t, 1)[0]
 	e := o.clusterExport(t)
-	o.ready(t, e)
+	o.Ready(t, e)
 	export := o.exportIn(t, ns)
-	o.change(t, export, func() { export.OwnerReferences = nil })
-	o.until(t, export, func() string {
+	o.Change(t, export, func() { export.OwnerReferences = nil })
+	o.Until(t, export, func() string {
 		if !metav1.IsControlledBy(export, e) {
 			return "it has no owner"
 		}
 		return ""
 	})
-	o.ready(t, e)
+	o.Ready(t, e)
 	o.counts(t, e, 1, 1, 0)
 }
 
@@ -309,23 +311,23 @@ func TestClusterExport_whoseOwnerWasTakenOff_goesWithItsNamespaceAllTheSame(t *t
 			o := startToSpread(t, "All")
 			ns := o.teamNamespaces(t, 1)[0]
 			e := o.clusterExport(t)
-			o.ready(t, e)
+			o.Ready(t, e)
 			export := o.exportIn(t, ns)
-			o.stop(t)
-			o.change(t, export, func() { hold(export) })
+			o.Stop(t)
+			o.Change(t, export, func() { hold(export) })
 			o.relabel(t, ns, "other")
-			o.start(t)
-			o.until(t, e, func() string {
+			o.Start(t)
+			o.Until(t, e, func() string {
 				if e.Status.SelectedNamespaces != 0 {
 					return "the namespace is still counted"
 				}
 				return ""
 			})
 			if len(export.Finalizers) > 0 {
-				o.gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: export.Name}})
-				o.change(t, export, func() { export.Finalizers = nil })
+				o.Gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: export.Name}})
+				o.Change(t, export, func() { export.Finalizers = nil })
 			}
-			o.gone(t, export)
+			o.Gone(t, export)
 			o.counts(t, e, 0, 0, 0)
 		})
 	}
@@ -337,9 +339,9 @@ func TestClusterExport_anotherTemplate_isFollowedEverywhere(t *testing.T) {
 	o := startToSpread(t, "All")
 	namespaces := o.teamNamespaces(t, 3)
 	e := o.clusterExport(t)
-	o.ready(t, e)
-	o.change(t, e, func() { e.Spec.Template.PublicKey.Blob = otherRSARecipient().public.Base64() })
-	o.ready(t, e)
+	o.Ready(t, e)
+	o.Change(t, e, func() { e.Spec.Template.PublicKey.Blob = otherRSARecipient().public.Base64() })
+	o.Ready(t, e)
 	for _, ns := range namespaces {
 		o.opensIn(t, ns, otherRSARecipient())
 	}
@@ -349,31 +351,31 @@ func TestClusterExport_unchanged_costsNothing(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	namespaces := o.teamNamespaces(t, 3)
-	foreign := newExport(o.ownNamespace)
+	foreign := newExport(o.OwnNamespace)
 	foreign.Namespace = namespaces[2]
-	o.create(t, foreign)
+	o.Make(t, foreign)
 	e := o.clusterExport(t)
 	o.counts(t, e, 3, 2, 1)
-	o.event(t, e, v1alpha1.ReasonNamespacesFailed)
-	o.waits(t, foreign, v1alpha1.ReasonKeyNotReady)
-	o.settled(t, e)
+	o.Event(t, e, v1alpha1.ReasonNamespacesFailed)
+	o.Waits(t, foreign, v1alpha1.ReasonKeyNotReady)
+	o.Settled(t, e)
 	version := e.ResourceVersion
 
 	o.uncounted(t)
-	o.again(t, e, func() { o.relabel(t, o.env.Namespace(t), "other") })
-	if w := o.writes(); len(w) != 0 {
+	o.Again(t, e, func() { o.relabel(t, o.Env.Namespace(t), "other") })
+	if w := o.Writes(); len(w) != 0 {
 		t.Errorf("it wrote: %v", w)
 	}
-	o.restart(t)
-	o.settled(t, e)
-	o.again(t, e, func() { o.relabel(t, o.env.Namespace(t), "other") })
-	if w := o.writes(); len(w) != 0 {
+	o.Restart(t)
+	o.Settled(t, e)
+	o.Again(t, e, func() { o.relabel(t, o.Env.Namespace(t), "other") })
+	if w := o.Writes(); len(w) != 0 {
 		t.Errorf("the restart wrote: %v", w)
 	}
-	if calls := o.calls(); len(calls) != 0 {
+	if calls := o.Calls(); len(calls) != 0 {
 		t.Errorf("the restart called the module: %v", calls)
 	}
-	if o.read(t, e); e.ResourceVersion != version {
+	if o.Read(t, e); e.ResourceVersion != version {
 		t.Error("it changed")
 	}
 }
@@ -384,8 +386,8 @@ type refusal struct {
 	status    atomic.Int32
 }
 
-func (r *refusal) option() option {
-	return withConfig(func(cfg *rest.Config) {
+func (r *refusal) option() harness.Option {
+	return harness.WithConfig(func(cfg *rest.Config) {
 		cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				status := int(r.status.Load())
@@ -393,7 +395,7 @@ func (r *refusal) option() option {
 					!strings.Contains(req.URL.Path, "/"+r.namespace+"/") {
 					return next.RoundTrip(req)
 				}
-				body := toJSON(metav1.Status{
+				body := harness.JSON(metav1.Status{
 					TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: int32(status),
 					Reason: map[int]metav1.StatusReason{403: metav1.StatusReasonForbidden, 422: metav1.StatusReasonInvalid, 500: metav1.StatusReasonInternalError}[status],
 				})
@@ -433,15 +435,15 @@ func TestClusterExport_refusedByTheServerInOneNamespace_isMadeInTheOthers(t *tes
 			o.relabel(t, namespaces[2], "other")
 			o.counts(t, e, 2, 1, 1)
 			if !tc.heals {
-				o.waits(t, e, v1alpha1.ReasonNamespacesFailed)
+				o.Waits(t, e, v1alpha1.ReasonNamespacesFailed)
 				return
 			}
-			o.waits(t, e, v1alpha1.ReasonAPIServer)
-			o.restart(t) // it has failed so often that it would wait for a minute before it tries again
-			o.settled(t, e)
-			o.reconciledSince(t, e, 1) // more than once: what it finds at its start may wake it, too
+			o.Waits(t, e, v1alpha1.ReasonAPIServer)
+			o.Restart(t) // it has failed so often that it would wait for a minute before it tries again
+			o.Settled(t, e)
+			o.ReconciledSince(t, e, 1) // more than once: what it finds at its start may wake it, too
 			r.status.Store(0)
-			o.ready(t, e)
+			o.Ready(t, e)
 		})
 	}
 }
@@ -460,7 +462,7 @@ func TestClusterExport_toManyNamespaces_isCountedAFewTimes(t *testing.T) {
 	})
 	o.readyInTheEnd(t, e)
 	o.counts(t, e, n, n, 0)
-	w, seconds := o.writes(), int(time.Since(begun)/time.Second)
+	w, seconds := o.Writes(), int(time.Since(begun)/time.Second)
 	if w["create exporteddatakeys"] != n || w["patch exporteddatakeys"] != 0 {
 		t.Errorf("to make %d exports it wrote: %v", n, w)
 	}

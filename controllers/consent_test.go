@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -43,15 +45,15 @@ func (o *operator) inTeam(t testing.TB, name string, change ...exportChange) *v1
 func (o *operator) fromHere(name string) exportChange {
 	return func(s *v1alpha1.ExportedDataKeySpec) {
 		ofDataKey(name)(s)
-		s.DataKeyRef.Namespace = v1alpha1.NamespaceName(o.namespace)
+		s.DataKeyRef.Namespace = v1alpha1.NamespaceName(o.Namespace)
 	}
 }
 
 func (o *operator) key(t testing.TB) *v1alpha1.ImportedKey {
 	t.Helper()
 	key := importedKey("key")
-	key.Namespace = o.namespace
-	o.read(t, key)
+	key.Namespace = o.Namespace
+	o.Read(t, key)
 	return key
 }
 
@@ -59,14 +61,14 @@ func (o *operator) key(t testing.TB) *v1alpha1.ImportedKey {
 func (o *operator) setPolicy(t testing.TB, p *policy) {
 	t.Helper()
 	key := o.key(t)
-	o.change(t, key, func() { key.Spec.ExportPolicy = p })
+	o.Change(t, key, func() { key.Spec.ExportPolicy = p })
 }
 
 func TestConsent_isAskedForNamespaceRecipientAndAlgorithm(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "Same")
 	blob := dataKeyBlob(o, t, "dek")
-	here, team, elsewhere := o.namespace, o.teamNamespaces(t, 1)[0], o.env.Namespace(t)
+	here, team, elsewhere := o.Namespace, o.teamNamespaces(t, 1)[0], o.Env.Namespace(t)
 	const (
 		namespaces = "exportPolicy.namespaces"
 		recipients = "exportPolicy.recipients"
@@ -88,9 +90,9 @@ func TestConsent_isAskedForNamespaceRecipientAndAlgorithm(t *testing.T) {
 		"Same, a blob with white space elsewhere": {&policy{Namespaces: toNamespaces("Same", "")}, elsewhere, ofBlobUnder(here, "key", lines(blob), nil), namespaces},
 		"All, elsewhere":                          {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, o.fromHere("dek"), ""},
 		"All, a blob elsewhere":                   {&policy{Namespaces: toNamespaces("All", "")}, elsewhere, ofBlobUnder(here, "key", blob, nil), ""},
-		"Selector, elsewhere":                     {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, elsewhere, o.fromHere("dek"), namespaces},
-		"Selector, the team":                      {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, team, o.fromHere("dek"), ""},
-		"Selector, here":                          {&policy{Namespaces: toNamespaces("Selector", o.ownNamespace)}, here, ofDataKey("dek"), ""},
+		"Selector, elsewhere":                     {&policy{Namespaces: toNamespaces("Selector", o.OwnNamespace)}, elsewhere, o.fromHere("dek"), namespaces},
+		"Selector, the team":                      {&policy{Namespaces: toNamespaces("Selector", o.OwnNamespace)}, team, o.fromHere("dek"), ""},
+		"Selector, here":                          {&policy{Namespaces: toNamespaces("Selector", o.OwnNamespace)}, here, ofDataKey("dek"), ""},
 		"another recipient":                       {&policy{Recipients: toRecipients(otherRSARecipient())}, here, ofDataKey("dek"), recipients},
 		"another recipient of a blob":             {&policy{Recipients: toRecipients(otherRSARecipient())}, here, ofBlob(blob, nil), recipients},
 		"a recipient of the list":                 {&policy{Recipients: toRecipients(otherRSARecipient(), rsaRecipient())}, here, ofDataKey("dek"), ""},
@@ -105,24 +107,24 @@ func TestConsent_isAskedForNamespaceRecipientAndAlgorithm(t *testing.T) {
 	} {
 		n++
 		o.setPolicy(t, tc.policy)
-		o.ready(t, o.key(t))
+		o.Ready(t, o.key(t))
 		e := newExport(fmt.Sprintf("export-%d", n), tc.change)
 		e.Namespace = tc.in
-		before := o.calls()["ExportDataKey"]
-		o.create(t, e)
+		before := o.Calls()["ExportDataKey"]
+		o.Make(t, e)
 		if tc.says == "" {
-			o.ready(t, e)
+			o.Ready(t, e)
 		} else {
-			o.stalls(t, e, "ForbiddenNoPermission", "Forbidden.NoPermission: This operation is forbidden", "owner does not consent", tc.says)
+			o.Stalls(t, e, "ForbiddenNoPermission", "Forbidden.NoPermission: This operation is forbidden", "owner does not consent", tc.says)
 			if o.secretIn(t, e.Namespace, e.Name) != nil {
 				t.Errorf("%s: there is a Secret", sentence)
 			}
-			if n := o.calls()["ExportDataKey"] - before; n != 0 {
+			if n := o.Calls()["ExportDataKey"] - before; n != 0 {
 				t.Errorf("%s: the module was asked %d times", sentence, n)
 			}
 		}
-		o.remove(t, e)
-		o.gone(t, e)
+		o.Remove(t, e)
+		o.Gone(t, e)
 	}
 }
 
@@ -131,14 +133,14 @@ func TestConsent_ofTheBlobsKey_notOfTheKeyThatOneNames(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "Same")
 	blob := dataKeyBlob(o, t, "dek")
-	elsewhere := o.env.Namespace(t)
+	elsewhere := o.Env.Namespace(t)
 	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: "store"}, Spec: storeSpec(onSoftware)}
-	o.create(t, store)
-	o.ready(t, store)
+	o.Make(t, store)
+	o.Ready(t, store)
 	own := importedKey("key", consenting("All"))
 	own.Namespace = elsewhere
-	o.create(t, own)
-	o.waits(t, own, v1alpha1.ReasonPendingImport)
+	o.Make(t, own)
+	o.Waits(t, own, v1alpha1.ReasonPendingImport)
 	p := own.Status.ImportParameters
 	o.give(t, own, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
 	o.enabled(t, own)
@@ -146,19 +148,19 @@ func TestConsent_ofTheBlobsKey_notOfTheKeyThatOneNames(t *testing.T) {
 	theirs.Namespace = elsewhere
 	e := newExport("export")
 	e.Namespace = elsewhere
-	o.create(t, theirs, e)
-	o.stalls(t, theirs, "InvalidParameter")
-	o.waits(t, e, v1alpha1.ReasonKeyNotReady)
+	o.Make(t, theirs, e)
+	o.Stalls(t, theirs, "InvalidParameter")
+	o.Waits(t, e, v1alpha1.ReasonKeyNotReady)
 }
 
 // withdrawn waits until an export's Secret is gone for want of consent, and one event says so.
 func (o *operator) withdrawn(t testing.TB, e *v1alpha1.ExportedDataKey) {
 	t.Helper()
 	o.withoutSecret(t, e)
-	wantWords(t, o.event(t, e, "ForbiddenNoPermission"), []string{"Forbidden.NoPermission: "})
-	o.until(t, e, func() string {
+	harness.WantWords(t, o.Event(t, e, "ForbiddenNoPermission"), []string{"Forbidden.NoPermission: "})
+	o.Until(t, e, func() string {
 		if s := e.Status; s.SecretRef != nil || s.ExportTime != nil || s.InputsDigest != "" || s.RequestID != "" || s.Custody != "" {
-			return "the status still speaks of an export: " + statusJSON(e)
+			return "the status still speaks of an export: " + harness.StatusJSON(e)
 		}
 		return ""
 	})
@@ -173,13 +175,13 @@ func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
 	change := func(f func(*policy)) func(*operator, testing.TB, *v1alpha1.ExportedDataKey) {
 		return func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
 			key := o.key(t)
-			o.change(t, key, func() { f(key.Spec.ExportPolicy) })
+			o.Change(t, key, func() { f(key.Spec.ExportPolicy) })
 		}
 	}
 	allowed := func(team func(*operator) string) func(*operator, testing.TB, *v1alpha1.ExportedDataKey) {
 		return func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
-			store := &v1alpha1.ClusterKeyStore{ObjectMeta: named(o.ownNamespace)}
-			o.change(t, store, func() { store.Spec.AllowedNamespaces = selector(labelTeam, team(o)) })
+			store := &v1alpha1.ClusterKeyStore{ObjectMeta: named(o.OwnNamespace)}
+			o.Change(t, store, func() { store.Spec.AllowedNamespaces = selector(labelTeam, team(o)) })
 		}
 	}
 	type step = func(*operator, testing.TB, *v1alpha1.ExportedDataKey)
@@ -205,19 +207,19 @@ func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
 		"the namespace leaves the team": {
 			func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) { o.relabel(t, e.Namespace, "other") },
 			func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
-				o.relabel(t, e.Namespace, o.ownNamespace)
+				o.relabel(t, e.Namespace, o.OwnNamespace)
 			},
 			"exportPolicy.namespaces",
 		},
 		"the key store serves other namespaces": {
 			allowed(func(*operator) string { return "other" }),
-			allowed(func(o *operator) string { return o.ownNamespace }),
+			allowed(func(o *operator) string { return o.OwnNamespace }),
 			"spec.allowedNamespaces",
 		},
 		"the key's namespace leaves those that the key store serves": {
-			func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) { o.relabel(t, o.namespace, "other") },
+			func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) { o.relabel(t, o.Namespace, "other") },
 			func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
-				o.relabel(t, o.namespace, o.ownNamespace)
+				o.relabel(t, o.Namespace, o.OwnNamespace)
 			},
 			"spec.allowedNamespaces",
 		},
@@ -225,36 +227,36 @@ func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			o := startOperator(t)
-			o.relabel(t, o.namespace, o.ownNamespace)
+			o.relabel(t, o.Namespace, o.OwnNamespace)
 			store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
-				s.AllowedNamespaces = selector(labelTeam, o.ownNamespace)
+				s.AllowedNamespaces = selector(labelTeam, o.OwnNamespace)
 			})
 			o.enabledKey(t, "key", nil, inClusterStore(store.Name), func(s *v1alpha1.ImportedKeySpec) {
 				s.ExportPolicy = consent.DeepCopy()
-				s.ExportPolicy.Namespaces.Selector = selector(labelTeam, o.ownNamespace)
+				s.ExportPolicy.Namespaces.Selector = selector(labelTeam, o.OwnNamespace)
 			})
 			dataKey := o.dataKey(t, "dek")
 			byName := o.inTeam(t, "by-name")
-			byBlob := newExport("by-blob", ofBlobUnder(o.namespace, "key", dataKey.Status.CiphertextBlob, nil))
+			byBlob := newExport("by-blob", ofBlobUnder(o.Namespace, "key", dataKey.Status.CiphertextBlob, nil))
 			byBlob.Namespace = byName.Namespace
-			o.create(t, byBlob)
-			o.ready(t, byBlob) // so the operator knows the namespace, and does not refuse the other one at first
-			o.create(t, byName)
-			o.ready(t, byName)
+			o.Make(t, byBlob)
+			o.Ready(t, byBlob) // so the operator knows the namespace, and does not refuse the other one at first
+			o.Make(t, byName)
+			o.Ready(t, byName)
 			before := o.secretIn(t, byName.Namespace, byName.Name)
 
 			tc.withdraw(o, t, byName)
 			for _, e := range []*v1alpha1.ExportedDataKey{byName, byBlob} {
-				o.stalls(t, e, "ForbiddenNoPermission", tc.says)
+				o.Stalls(t, e, "ForbiddenNoPermission", tc.says)
 				o.withdrawn(t, e)
 			}
 			tc.giveBack(o, t, byName)
-			o.ready(t, byName, byBlob)
+			o.Ready(t, byName, byBlob)
 			if s := o.secretIn(t, byName.Namespace, byName.Name); s == nil || s.UID == before.UID {
 				t.Error("there is no new Secret")
 			}
 			n := 0
-			for _, e := range o.events(t, byName) {
+			for _, e := range o.Events(t, byName) {
 				if strings.HasPrefix(e, "ForbiddenNoPermission: ") {
 					n++
 				}
@@ -271,52 +273,52 @@ func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 	t.Parallel()
 	for sentence, before := range map[string]func(*operator, testing.TB, *v1alpha1.ExportedDataKey){
 		"the recipient's key is gone": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
-			o.again(t, e, func() {
-				o.remove(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}})
+			o.Again(t, e, func() {
+				o.Remove(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}})
 			})
-			o.waits(t, e, v1alpha1.ReasonSourceNotFound)
+			o.Waits(t, e, v1alpha1.ReasonSourceNotFound)
 		},
 		"the data key is gone": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
 			dataKey := newDataKey("dek")
-			dataKey.Namespace = o.namespace
-			o.remove(t, dataKey)
-			o.waits(t, e, v1alpha1.ReasonKeyNotReady)
+			dataKey.Namespace = o.Namespace
+			o.Remove(t, dataKey)
+			o.Waits(t, e, v1alpha1.ReasonKeyNotReady)
 		},
 		"the export is spoiled": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
-			o.change(t, e, func() {
+			o.Change(t, e, func() {
 				withExportTarget(v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{
 					Labels: map[string]v1alpha1.MetadataValue{"no label": "at all"},
 				}})(&e.Spec)
 			})
-			o.stalls(t, e, "InvalidParameter")
+			o.Stalls(t, e, "InvalidParameter")
 		},
 		"the export is only tried now": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
-			o.change(t, e, func() { dryRun(&e.Spec) })
-			o.stalls(t, e, "DryRunOperationError")
+			o.Change(t, e, func() { dryRun(&e.Spec) })
+			o.Stalls(t, e, "DryRunOperationError")
 		},
 		"the module is down": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
-			o.module(t).FailAll("ExportDataKey", hsm.Errorf(hsm.Unavailable, "The module is restarting."))
+			o.Module(t).FailAll("ExportDataKey", hsm.Errorf(hsm.Unavailable, "The module is restarting."))
 		},
 		"the key is Disabled": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
 			key := o.key(t)
-			o.change(t, key, func() { key.Spec.DesiredState = v1alpha1.DesiredDisabled })
-			o.ready(t, key)
+			o.Change(t, key, func() { key.Spec.DesiredState = v1alpha1.DesiredDisabled })
+			o.Ready(t, key)
 		},
 		"the key store is gone": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
-			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "store"}}
-			o.remove(t, store)
-			o.editor(t, o.namespace).release(t, store)
-			o.gone(t, store)
+			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "store"}}
+			o.Remove(t, store)
+			o.editor(t, o.Namespace).release(t, store)
+			o.Gone(t, store)
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			o := startToSpread(t, "All")
 			e := o.inTeam(t, "export", toConfigMap("recipient", "key"))
-			o.create(t, &corev1.ConfigMap{
+			o.Make(t, &corev1.ConfigMap{
 				ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}, Data: map[string]string{"key": string(rsaRecipient().pem())},
 			}, e)
-			o.ready(t, e)
+			o.Ready(t, e)
 			before(o, t, e)
 			if o.secretIn(t, e.Namespace, e.Name) == nil {
 				t.Fatal("the Secret went before")
@@ -332,12 +334,12 @@ func TestConsent_withdrawnWhileTheOperatorIsAway_isNoticed(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	e := o.inTeam(t, "export")
-	o.create(t, e)
-	o.ready(t, e)
-	o.stop(t)
+	o.Make(t, e)
+	o.Ready(t, e)
+	o.Stop(t)
 	o.setPolicy(t, nil)
-	o.start(t)
-	o.stalls(t, e, "ForbiddenNoPermission")
+	o.Start(t)
+	o.Stalls(t, e, "ForbiddenNoPermission")
 	o.withdrawn(t, e)
 }
 
@@ -346,15 +348,15 @@ func TestConsent_withdrawn_leavesForeignSecretsAlone(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	e := o.inTeam(t, "export")
-	o.create(t, e)
-	o.ready(t, e)
-	o.stop(t)
-	o.remove(t, o.secretIn(t, e.Namespace, e.Name))
+	o.Make(t, e)
+	o.Ready(t, e)
+	o.Stop(t)
+	o.Remove(t, o.secretIn(t, e.Namespace, e.Name))
 	foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name}}
-	o.create(t, foreign)
+	o.Make(t, foreign)
 	o.setPolicy(t, nil)
-	o.start(t)
-	o.stalls(t, e, "ForbiddenNoPermission")
+	o.Start(t)
+	o.Stalls(t, e, "ForbiddenNoPermission")
 	if s := o.secretIn(t, e.Namespace, e.Name); s == nil || s.UID != foreign.UID {
 		t.Error("it is gone")
 	}
@@ -365,20 +367,20 @@ func TestConsent_ofSomebodyWhoOnlyAsksForTheKey_isNotAsked(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	e := o.inTeam(t, "export")
-	o.create(t, e)
-	o.ready(t, e)
+	o.Make(t, e)
+	o.Ready(t, e)
 	key := o.key(t)
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 
 	impostor := adopting(key)
-	impostor.Namespace = o.env.Namespace(t)
-	o.create(t, impostor)
-	o.waits(t, impostor, v1alpha1.ReasonKeyStoreNotFound)
-	o.change(t, impostor, func() { impostor.Spec.ExportPolicy = nil })
-	o.waits(t, impostor, v1alpha1.ReasonKeyStoreNotFound)
+	impostor.Namespace = o.Env.Namespace(t)
+	o.Make(t, impostor)
+	o.Waits(t, impostor, v1alpha1.ReasonKeyStoreNotFound)
+	o.Change(t, impostor, func() { impostor.Spec.ExportPolicy = nil })
+	o.Waits(t, impostor, v1alpha1.ReasonKeyStoreNotFound)
 	// Something has the export reconciled.
-	o.again(t, e, func() { o.relabel(t, e.Namespace, "other") })
+	o.Again(t, e, func() { o.relabel(t, e.Namespace, "other") })
 	if o.secretIn(t, e.Namespace, e.Name) == nil {
 		t.Error("the Secret was deleted at the word of somebody else")
 	}
@@ -389,18 +391,18 @@ func TestConsent_askedAgain_costsNothing(t *testing.T) {
 	o := startToSpread(t, "All")
 	given, refused := o.inTeam(t, "given"), o.inTeam(t, "refused", toBlob(otherRSARecipient().public.Base64()))
 	o.setPolicy(t, &policy{Namespaces: toNamespaces("All", ""), Recipients: toRecipients(rsaRecipient())})
-	o.create(t, given, refused)
-	o.ready(t, given)
-	o.stalls(t, refused, "ForbiddenNoPermission")
-	o.event(t, refused, "ForbiddenNoPermission")
-	o.settled(t, given, refused, o.key(t))
+	o.Make(t, given, refused)
+	o.Ready(t, given)
+	o.Stalls(t, refused, "ForbiddenNoPermission")
+	o.Event(t, refused, "ForbiddenNoPermission")
+	o.Settled(t, given, refused, o.key(t))
 	o.uncounted(t)
 
 	wake := map[string]func(){
 		"another label of the namespace": func() {
 			for _, e := range []client.Object{given, refused} {
 				ns := &corev1.Namespace{ObjectMeta: named(e.GetNamespace())}
-				o.change(t, ns, func() { ns.Labels["another"] = "label" })
+				o.Change(t, ns, func() { ns.Labels["another"] = "label" })
 			}
 		},
 		"another policy that says the same": func() {
@@ -408,14 +410,14 @@ func TestConsent_askedAgain_costsNothing(t *testing.T) {
 		},
 	}
 	for sentence, cause := range wake {
-		o.again(t, given, func() { o.again(t, refused, cause) })
-		o.ready(t, o.key(t)) // whose own status is the one write
-		w := o.writes()
+		o.Again(t, given, func() { o.Again(t, refused, cause) })
+		o.Ready(t, o.key(t)) // whose own status is the one write
+		w := o.Writes()
 		delete(w, "patch importedkeys/status")
 		if len(w) != 0 {
 			t.Errorf("%s: it wrote %v", sentence, w)
 		}
-		if calls := o.calls(); calls["ExportDataKey"] != 0 {
+		if calls := o.Calls(); calls["ExportDataKey"] != 0 {
 			t.Errorf("%s: it called %v", sentence, calls)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -14,7 +16,7 @@ import (
 )
 
 // startWithKey starts an operator on the software store with one Enabled key, named key.
-func startWithKey(t *testing.T, options ...option) *operator {
+func startWithKey(t *testing.T, options ...harness.Option) *operator {
 	t.Helper()
 	o := startOperator(t, options...)
 	o.store(t, onSoftware)
@@ -44,8 +46,8 @@ func newDataKey(name string, change ...func(*v1alpha1.DataKeySpec)) *v1alpha1.Da
 func (o *operator) dataKey(t testing.TB, name string, change ...func(*v1alpha1.DataKeySpec)) *v1alpha1.DataKey {
 	t.Helper()
 	k := newDataKey(name, change...)
-	o.create(t, k)
-	o.ready(t, k)
+	o.Make(t, k)
+	o.Ready(t, k)
 	return k
 }
 
@@ -72,15 +74,15 @@ func withTarget(target v1alpha1.SecretTarget) func(*v1alpha1.DataKeySpec) {
 // secretOf reads a Secret of the test's namespace.
 func (o *operator) secretOf(t testing.TB, name string) *corev1.Secret {
 	t.Helper()
-	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: name}}
-	o.read(t, s)
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: name}}
+	o.Read(t, s)
 	return s
 }
 
 // makeSecret makes a Secret as somebody else does.
 func (o *operator) makeSecret(t testing.TB, s *corev1.Secret) *corev1.Secret {
 	t.Helper()
-	s.Namespace = o.namespace
+	s.Namespace = o.Namespace
 	if err := o.Create(t.Context(), s, client.FieldOwner("somebody")); err != nil {
 		t.Fatal(err)
 	}
@@ -91,15 +93,15 @@ func (o *operator) makeSecret(t testing.TB, s *corev1.Secret) *corev1.Secret {
 func (o *operator) wakeBySecret(t testing.TB, name string) {
 	t.Helper()
 	s := o.secretOf(t, name)
-	o.change(t, s, func() { metav1.SetMetaDataAnnotation(&s.ObjectMeta, "test.keyconvoy.io/touched", s.ResourceVersion) })
+	o.Change(t, s, func() { metav1.SetMetaDataAnnotation(&s.ObjectMeta, "test.keyconvoy.io/touched", s.ResourceVersion) })
 }
 
 // secretWith waits until a Secret of that name is as wanted.
 func (o *operator) secretWith(t testing.TB, name string, problem func(*corev1.Secret) string) *corev1.Secret {
 	t.Helper()
 	s := &corev1.Secret{}
-	eventually(t, func() string {
-		err := o.Get(t.Context(), types.NamespacedName{Namespace: o.namespace, Name: name}, s)
+	harness.Eventually(t, func() string {
+		err := o.Get(t.Context(), types.NamespacedName{Namespace: o.Namespace, Name: name}, s)
 		if client.IgnoreNotFound(err) != nil {
 			t.Fatal(err)
 		}
@@ -122,7 +124,7 @@ func (o *operator) loseStatus(t testing.TB, object client.Object) {
 // checkSecretOf checks that a data key's Secret says what the status says.
 func (o *operator) checkSecretOf(t testing.TB, k *v1alpha1.DataKey, name string) *corev1.Secret {
 	t.Helper()
-	o.read(t, k)
+	o.Read(t, k)
 	s := o.secretOf(t, name)
 	if got := string(s.Data["ciphertextBlob"]); got != k.Status.CiphertextBlob || got == "" || len(s.Data) != 1 {
 		t.Errorf("the Secret holds %q, the status %q", s.Data, k.Status.CiphertextBlob)
@@ -158,8 +160,8 @@ func (o *operator) dataKeyBytes(t testing.TB, k *v1alpha1.DataKey) []byte {
 	e := o.export(t, k.Name+"-opened", ofDataKey(k.Name), toBlob(sm2Recipient().public.Base64()), withSM2)
 	plain := o.openExport(t, e, sm2Recipient())
 	if len(plain) >= 16 { // shorter ones turn up everywhere
-		o.hide("data key "+k.Name, plain)
+		o.Hide("data key "+k.Name, plain)
 	}
-	o.remove(t, e)
+	o.Remove(t, e)
 	return bytes.Clone(plain)
 }

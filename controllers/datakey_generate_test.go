@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -17,18 +19,18 @@ func TestDataKey_waitsForItsKeyAndWakes(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	k := newDataKey("dek")
-	o.create(t, k)
-	o.waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
+	o.Make(t, k)
+	o.Waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
 
 	key := o.pendingKey(t, "key")
-	o.waits(t, k, "RejectedPendingImport", "Rejected.PendingImport: ")
-	if n := o.calls()["GenerateDataKey"]; n != 0 {
+	o.Waits(t, k, "RejectedPendingImport", "Rejected.PendingImport: ")
+	if n := o.Calls()["GenerateDataKey"]; n != 0 {
 		t.Errorf("the module was asked %d times for a data key that could not be made", n)
 	}
 	o.absent(t, "dek")
 
 	o.give(t, key, inline(wrapUnder(t, key.Status.ImportParameters, o.material(32)), key.Status.ImportParameters.ImportToken))
-	o.ready(t, k)
+	o.Ready(t, k)
 	o.checkSecretOf(t, k, "dek")
 }
 
@@ -36,15 +38,15 @@ func TestDataKey_waitsForTheModuleAndWakes(t *testing.T) {
 	t.Parallel()
 	gone := hsm.Errorf(hsm.Unavailable, "The module does not answer.")
 	o := startWithKey(t)
-	o.module(t).FailAll("GenerateDataKey", gone)
+	o.Module(t).FailAll("GenerateDataKey", gone)
 	k := newDataKey("dek")
-	o.create(t, k)
-	o.waits(t, k, "ServiceUnavailableTemporary", "ServiceUnavailableTemporary: ", "The module does not answer.")
-	if all := o.events(t, k); len(all) != 0 {
+	o.Make(t, k)
+	o.Waits(t, k, "ServiceUnavailableTemporary", "ServiceUnavailableTemporary: ", "The module does not answer.")
+	if all := o.Events(t, k); len(all) != 0 {
 		t.Errorf("what passes by itself is no event: %q", all)
 	}
-	o.module(t).FailAll("GenerateDataKey", nil)
-	o.ready(t, k)
+	o.Module(t).FailAll("GenerateDataKey", nil)
+	o.Ready(t, k)
 }
 
 func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
@@ -54,30 +56,30 @@ func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
 		return &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{"keys": v1alpha1.LabelValue(value)}}
 	}
 	label := func(value string) {
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace}}
-		o.change(t, ns, func() { ns.Labels = map[string]string{"keys": value} })
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.Namespace}}
+		o.Change(t, ns, func() { ns.Labels = map[string]string{"keys": value} })
 	}
 	label("yes")
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) { s.AllowedNamespaces = allow("yes") })
 	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))
-	o.settled(t, key)
+	o.Settled(t, key)
 	// The same event wakes the key: so the operator knows the label before it sees a data key.
-	relabel := func(value string) { o.again(t, key, func() { label(value) }) }
+	relabel := func(value string) { o.Again(t, key, func() { label(value) }) }
 
 	relabel("no")
 	first := newDataKey("first")
-	o.create(t, first)
-	o.stalls(t, first, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not allow this namespace", "Ask its administrator")
+	o.Make(t, first)
+	o.Stalls(t, first, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not allow this namespace", "Ask its administrator")
 	o.absent(t, "first")
 	relabel("yes")
-	o.ready(t, first)
+	o.Ready(t, first)
 
 	relabel("no")
 	second := newDataKey("second")
-	o.create(t, second)
-	o.stalls(t, second, "ForbiddenNoPermission")
-	o.change(t, store, func() { store.Spec.AllowedNamespaces = allow("no") })
-	o.ready(t, second)
+	o.Make(t, second)
+	o.Stalls(t, second, "ForbiddenNoPermission")
+	o.Change(t, store, func() { store.Spec.AllowedNamespaces = allow("no") })
+	o.Ready(t, second)
 }
 
 // Between the module's answer and the Secret the operator may end: that data key was never told to
@@ -87,27 +89,27 @@ func TestDataKey_isGeneratedOnce(t *testing.T) {
 	o := startWithKey(t)
 	k := o.dataKey(t, "dek")
 	blob := k.Status.CiphertextBlob
-	o.change(t, k, func() { k.Spec.Target = &v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"app": "a"}} })
-	o.ready(t, k)
+	o.Change(t, k, func() { k.Spec.Target = &v1alpha1.SecretTarget{Labels: map[string]v1alpha1.MetadataValue{"app": "a"}} })
+	o.Ready(t, k)
 	o.wakeBySecret(t, "dek")
-	o.read(t, k)
+	o.Read(t, k)
 	o.secretCaughtUp(t, k)
-	if n := o.calls()["GenerateDataKey"]; n != 1 {
+	if n := o.Calls()["GenerateDataKey"]; n != 1 {
 		t.Errorf("the module was asked for %d data keys", n)
 	}
-	o.restart(t)
+	o.Restart(t)
 	o.dataKey(t, "another") // so the operator has looked at all
-	o.ready(t, k)
+	o.Ready(t, k)
 	o.checkSecretOf(t, k, "dek")
-	if k.Status.CiphertextBlob != blob || o.calls()["GenerateDataKey"] != 1 {
-		t.Errorf("after a restart the data key is another, or was made anew: %v", o.calls())
+	if k.Status.CiphertextBlob != blob || o.Calls()["GenerateDataKey"] != 1 {
+		t.Errorf("after a restart the data key is another, or was made anew: %v", o.Calls())
 	}
 }
 
 // secretCaughtUp waits until the status knows the Secret as it is.
 func (o *operator) secretCaughtUp(t testing.TB, k *v1alpha1.DataKey) {
 	t.Helper()
-	o.until(t, k, func() string {
+	o.Until(t, k, func() string {
 		s := o.secretOf(t, k.Status.SecretRef.Name)
 		if ref := k.Status.SecretRef; ref.UID == string(s.UID) && ref.ResourceVersion == s.ResourceVersion {
 			return ""
@@ -178,10 +180,10 @@ func TestDataKey_custodyThatThePolicyForbidsIsRefused(t *testing.T) {
 	o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.Custody = v1alpha1.CustodyModuleOnly })
 	o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	k := newDataKey("dek", withBytes(20))
-	o.create(t, k)
-	o.stalls(t, k, "UnsupportedOperation", "UnsupportedOperation: This action is not supported.")
+	o.Make(t, k)
+	o.Stalls(t, k, "UnsupportedOperation", "UnsupportedOperation: This action is not supported.")
 	o.absent(t, "dek")
-	o.event(t, k, "UnsupportedOperation")
+	o.Event(t, k, "UnsupportedOperation")
 	if inside := o.dataKey(t, "inside"); inside.Status.Custody != v1alpha1.Custody(hsm.CustodyModule) {
 		t.Errorf("custody is %s", inside.Status.Custody)
 	}
@@ -204,35 +206,35 @@ func TestDataKey_refusesTargetMetadataThatIsNotTheUsers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k := newDataKey(name, withTarget(c.target))
-			o.create(t, k)
-			o.stalls(t, k, "InvalidParameter", "InvalidParameter: ", "target: ", c.says)
+			o.Make(t, k)
+			o.Stalls(t, k, "InvalidParameter", "InvalidParameter: ", "target: ", c.says)
 			o.absent(t, name)
-			o.change(t, k, func() { k.Spec.Target = nil })
-			o.ready(t, k)
+			o.Change(t, k, func() { k.Spec.Target = nil })
+			o.Ready(t, k)
 		})
 	}
 }
 
 func TestDataKey_secondReconcileAndRestartCostNothing(t *testing.T) {
 	t.Parallel()
-	o := startWithKey(t, withHealth(time.Hour)) // a check reads, too
+	o := startWithKey(t, harness.WithHealth(time.Hour)) // a check reads, too
 	o.uncounted(t)
 	k := o.dataKey(t, "dek")
-	o.reconciledSince(t, k, 1) // the event of its own Secret is the second
-	wantCounts(t, "the first data key", o.writes(), map[string]int{"apply secrets": 1, "patch datakeys": 1, "patch datakeys/status": 1})
-	wantCounts(t, "the first data key", o.calls(), map[string]int{"GenerateDataKey": 1, "Authenticate": 1})
-	wantCounts(t, "the first data key", o.requests.All().Reads, map[string]int{"get secrets": 1})
+	o.ReconciledSince(t, k, 1) // the event of its own Secret is the second
+	wantCounts(t, "the first data key", o.Writes(), map[string]int{"apply secrets": 1, "patch datakeys": 1, "patch datakeys/status": 1})
+	wantCounts(t, "the first data key", o.Calls(), map[string]int{"GenerateDataKey": 1, "Authenticate": 1})
+	wantCounts(t, "the first data key", o.Requests.All().Reads, map[string]int{"get secrets": 1})
 
-	o.restart(t)
-	o.settled(t, k)
-	wantCounts(t, "a restart", o.calls(), map[string]int{})
-	wantCounts(t, "a restart", o.requests.In(o.namespace).Writes, map[string]int{})
-	wantCounts(t, "a restart", o.requests.In(o.namespace).Reads, map[string]int{})
+	o.Restart(t)
+	o.Settled(t, k)
+	wantCounts(t, "a restart", o.Calls(), map[string]int{})
+	wantCounts(t, "a restart", o.Requests.In(o.Namespace).Writes, map[string]int{})
+	wantCounts(t, "a restart", o.Requests.In(o.Namespace).Reads, map[string]int{})
 }
 
 func wantCounts(t testing.TB, what string, got, want map[string]int) {
 	t.Helper()
-	if toJSON(got) != toJSON(want) {
-		t.Errorf("%s made %s, want %s", what, toJSON(got), toJSON(want))
+	if harness.JSON(got) != harness.JSON(want) {
+		t.Errorf("%s made %s, want %s", what, harness.JSON(got), harness.JSON(want))
 	}
 }

@@ -3,6 +3,8 @@ package controllers_test
 import (
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -28,9 +30,9 @@ func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {
 			k := o.dataKey(t, name)
 			blob := k.Status.CiphertextBlob
 			s := o.secretOf(t, name)
-			o.change(t, s, func() { s.Data["ciphertextBlob"] = []byte(c.blob) })
-			o.stalls(t, k, "InvalidParameter", "CiphertextBlob: ", c.says, "Secret "+o.namespace+"/"+name)
-			o.event(t, k, "InvalidParameter")
+			o.Change(t, s, func() { s.Data["ciphertextBlob"] = []byte(c.blob) })
+			o.Stalls(t, k, "InvalidParameter", "CiphertextBlob: ", c.says, "Secret "+o.Namespace+"/"+name)
+			o.Event(t, k, "InvalidParameter")
 			if got := string(o.secretOf(t, name).Data["ciphertextBlob"]); got != c.blob {
 				t.Errorf("it was replaced by %q", got)
 			}
@@ -38,8 +40,8 @@ func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {
 				t.Error("the status has another blob")
 			}
 
-			o.remove(t, s)
-			o.ready(t, k)
+			o.Remove(t, s)
+			o.Ready(t, k)
 			if o.checkSecretOf(t, k, name); k.Status.CiphertextBlob != blob {
 				t.Error("it came back with another blob")
 			}
@@ -61,16 +63,16 @@ func TestDataKey_withNothingButABlobThatCannotBeRead_stalls(t *testing.T) {
 			t.Parallel()
 			s := o.makeSecret(t, o.tagged(t, keptBlob(name, name, blob)))
 			k := newDataKey(name)
-			o.create(t, k)
-			o.stalls(t, k, "InvalidParameter", "CiphertextBlob: ", "which is not replaced", "move the Secret away")
+			o.Make(t, k)
+			o.Stalls(t, k, "InvalidParameter", "CiphertextBlob: ", "which is not replaced", "move the Secret away")
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
 				t.Error("the Secret was touched")
 			}
 			if k.Status.CiphertextBlob != "" || k.Status.SecretRef != nil {
 				t.Errorf("the status has a data key: %+v", k.Status)
 			}
-			o.remove(t, s)
-			o.ready(t, k)
+			o.Remove(t, s)
+			o.Ready(t, k)
 			o.checkSecretOf(t, k, name)
 		})
 	}
@@ -83,8 +85,8 @@ func (o *operator) tagged(t testing.TB, s *corev1.Secret) *corev1.Secret {
 	if err != nil {
 		return s // the operator gives no tag to what is no blob
 	}
-	ops := kms.Operations{Module: o.module(t)}
-	tag, err := ops.TagBlob(t.Context(), o.namespace, s.Annotations["keyconvoy.io/data-key"], blob)
+	ops := kms.Operations{Module: o.Module(t)}
+	tag, err := ops.TagBlob(t.Context(), o.Namespace, s.Annotations["keyconvoy.io/data-key"], blob)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,14 +118,14 @@ func TestDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
 			s.Name = name
 			o.makeSecret(t, s)
 			k := newDataKey(name)
-			o.create(t, k)
-			o.stalls(t, k, v1alpha1.ReasonTargetNotOwned, "Secret "+o.namespace+"/"+name, "already exists", "Choose another target.name, or delete the Secret")
-			o.event(t, k, v1alpha1.ReasonTargetNotOwned)
+			o.Make(t, k)
+			o.Stalls(t, k, v1alpha1.ReasonTargetNotOwned, "Secret "+o.Namespace+"/"+name, "already exists", "Choose another target.name, or delete the Secret")
+			o.Event(t, k, v1alpha1.ReasonTargetNotOwned)
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
 				t.Error("the Secret was touched")
 			}
-			o.remove(t, s)
-			o.ready(t, k)
+			o.Remove(t, s)
+			o.Ready(t, k)
 			o.checkSecretOf(t, k, name)
 		})
 	}
@@ -146,23 +148,23 @@ func TestDataKey_aSecretThatComesJustBeforeTheWriteIsNotReplaced(t *testing.T) {
 			o := startWithKey(t)
 			old := o.dataKey(t, "old")
 			kept := c.secret(o.tagged(t, keptBlob("dek", "dek", old.Status.CiphertextBlob)))
-			o.module(t).After("GenerateDataKey", func() {
-				kept.Namespace = o.namespace
+			o.Module(t).After("GenerateDataKey", func() {
+				kept.Namespace = o.Namespace
 				if err := o.Create(t.Context(), kept); err != nil {
 					t.Error(err)
 				}
 			})
 			k := newDataKey("dek")
-			o.create(t, k)
+			o.Make(t, k)
 			if c.ours {
-				o.ready(t, k)
+				o.Ready(t, k)
 				o.checkSecretOf(t, k, "dek")
 				if k.Status.CiphertextBlob != old.Status.CiphertextBlob {
 					t.Error("the blob from the backup was replaced")
 				}
 				return
 			}
-			o.stalls(t, k, v1alpha1.ReasonTargetNotOwned)
+			o.Stalls(t, k, v1alpha1.ReasonTargetNotOwned)
 			if got := o.secretOf(t, "dek"); got.ResourceVersion != kept.ResourceVersion {
 				t.Error("the Secret was touched")
 			}
@@ -175,8 +177,8 @@ func TestDataKey_twoForOneSecret_theSecondStalls(t *testing.T) {
 	o := startWithKey(t)
 	first := o.dataKey(t, "first", withTarget(v1alpha1.SecretTarget{Name: "shared"}))
 	second := newDataKey("second", withTarget(v1alpha1.SecretTarget{Name: "shared"}))
-	o.create(t, second)
-	o.stalls(t, second, v1alpha1.ReasonTargetNotOwned)
+	o.Make(t, second)
+	o.Stalls(t, second, v1alpha1.ReasonTargetNotOwned)
 	o.checkSecretOf(t, first, "shared")
 }
 
@@ -185,8 +187,8 @@ func TestDataKey_aSecretThatIsDeletedIsWrittenAgain(t *testing.T) {
 	o := startWithKey(t)
 	k := o.dataKey(t, "dek", withTarget(v1alpha1.SecretTarget{Name: "kept"}))
 	first := o.checkSecretOf(t, k, "kept")
-	o.forgetCounts()
-	o.remove(t, first)
+	o.ForgetCounts()
+	o.Remove(t, first)
 	again := o.secretWith(t, "kept", func(s *corev1.Secret) string {
 		if s.UID == first.UID {
 			return "it is still the former Secret"
@@ -198,7 +200,7 @@ func TestDataKey_aSecretThatIsDeletedIsWrittenAgain(t *testing.T) {
 	if string(again.Data["ciphertextBlob"]) != string(first.Data["ciphertextBlob"]) {
 		t.Error("it holds another blob")
 	}
-	wantCounts(t, "writing the Secret again", o.calls(), map[string]int{})
+	wantCounts(t, "writing the Secret again", o.Calls(), map[string]int{})
 }
 
 func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
@@ -246,10 +248,10 @@ func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
 			first := o.checkSecretOf(t, k, name)
 			blob := k.Status.CiphertextBlob
 			mine, theirs := k.DeepCopy(), first.DeepCopy()
-			if c.change(mine, theirs); toJSON(mine) != toJSON(k) {
-				o.change(t, k, func() { k.Spec = mine.Spec })
+			if c.change(mine, theirs); harness.JSON(mine) != harness.JSON(k) {
+				o.Change(t, k, func() { k.Spec = mine.Spec })
 			} else {
-				o.change(t, first, func() { first.Labels, first.Annotations = theirs.Labels, theirs.Annotations })
+				o.Change(t, first, func() { first.Labels, first.Annotations = theirs.Labels, theirs.Annotations })
 			}
 			o.secretWith(t, name, func(s *corev1.Secret) string {
 				labels, notes := s.DeepCopy().Labels, map[string]string{}
@@ -257,12 +259,12 @@ func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
 				if s.Annotations["note"] != "" {
 					notes["note"] = s.Annotations["note"]
 				}
-				if toJSON(labels) != toJSON(c.labels) || toJSON(notes) != toJSON(c.notes) {
-					return "labels and annotations are " + toJSON(s.Labels) + toJSON(s.Annotations)
+				if harness.JSON(labels) != harness.JSON(c.labels) || harness.JSON(notes) != harness.JSON(c.notes) {
+					return "labels and annotations are " + harness.JSON(s.Labels) + harness.JSON(s.Annotations)
 				}
 				return ""
 			})
-			o.ready(t, k)
+			o.Ready(t, k)
 			o.secretCaughtUp(t, k)
 			o.checkSecretOf(t, k, name)
 			if k.Status.CiphertextBlob != blob {

@@ -34,15 +34,15 @@ func TestDataKey_aBlobThatDoesNotOpenIsNotTakenOver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k := newDataKey(name, withBlob(c.blob), withContext(c.context))
-			o.create(t, k)
-			message := o.stalls(t, k, "InvalidParameter", "InvalidParameter: ", "CiphertextBlob: "+c.says)
+			o.Make(t, k)
+			message := o.Stalls(t, k, "InvalidParameter", "InvalidParameter: ", "CiphertextBlob: "+c.says)
 			if strings.Contains(message, "move the Secret away") {
 				t.Errorf("it speaks of a Secret, and there is none: %s", message)
 			}
 			o.absent(t, name)
 		})
 	}
-	if n := o.calls()["GenerateDataKey"]; n != 2 {
+	if n := o.Calls()["GenerateDataKey"]; n != 2 {
 		t.Errorf("another data key was made instead: %d", n)
 	}
 }
@@ -53,7 +53,7 @@ func TestDataKey_takesABlobOver(t *testing.T) {
 	ledger := map[string]v1alpha1.ContextValue{"app": "ledger"}
 	old := o.dataKey(t, "old", withContext(ledger))
 	want := o.dataKeyBytes(t, old)
-	o.forgetCounts()
+	o.ForgetCounts()
 	k := o.dataKey(t, "new", withContext(ledger), withBlob(inLines(old.Status.CiphertextBlob)))
 	if k.Status.CiphertextBlob != old.Status.CiphertextBlob {
 		t.Errorf("the status has %q", k.Status.CiphertextBlob)
@@ -62,7 +62,7 @@ func TestDataKey_takesABlobOver(t *testing.T) {
 		t.Errorf("custody is %s; nobody knows where it was", k.Status.Custody)
 	}
 	o.checkSecretOf(t, k, "new")
-	wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
+	wantCounts(t, "taking over", o.Calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
 	if got := o.dataKeyBytes(t, k); string(got) != string(want) {
 		t.Error("it is another data key")
 	}
@@ -83,16 +83,16 @@ func TestDataKey_aBlobOfAnotherLengthIsNotTakenOver(t *testing.T) {
 				says := []string{fmt.Sprintf("has %d bytes", n), "requires 24", "Create another DataKey"}
 
 				given := newDataKey(name+"-given", withBytes(24), withBlob(blob))
-				o.create(t, given)
-				if message := o.stalls(t, given, "InvalidParameter", says...); strings.Contains(message, "Secret") {
+				o.Make(t, given)
+				if message := o.Stalls(t, given, "InvalidParameter", says...); strings.Contains(message, "Secret") {
 					t.Errorf("it speaks of a Secret, and there is none: %s", message)
 				}
 				o.absent(t, given.Name)
 
 				found := newDataKey(name+"-found", withBytes(24))
 				o.makeSecret(t, o.tagged(t, keptBlob(found.Name, found.Name, blob)))
-				o.create(t, found)
-				o.stalls(t, found, "InvalidParameter", append(says, "is not replaced")...)
+				o.Make(t, found)
+				o.Stalls(t, found, "InvalidParameter", append(says, "is not replaced")...)
 				if found.Status.CiphertextBlob != "" || string(o.secretOf(t, found.Name).Data["ciphertextBlob"]) != blob {
 					t.Error("it was taken over, or replaced")
 				}
@@ -100,7 +100,7 @@ func TestDataKey_aBlobOfAnotherLengthIsNotTakenOver(t *testing.T) {
 				o.dataKey(t, name+"-right", withBytes(n), withBlob(blob))
 				o.dataKey(t, name+"-any", withBlob(blob))
 			}
-			if n := o.calls()["GenerateDataKey"]; n != len(lengths) {
+			if n := o.Calls()["GenerateDataKey"]; n != len(lengths) {
 				t.Errorf("another data key was made instead: %d", n)
 			}
 		})
@@ -122,12 +122,12 @@ func TestDataKey_blobThatIsAddedLaterMustBeItsOwn(t *testing.T) {
 	other := o.dataKey(t, "other").Status.CiphertextBlob
 	k := o.dataKey(t, "dek")
 	blob := k.Status.CiphertextBlob
-	o.change(t, k, func() { k.Spec.CiphertextBlob = blob })
-	o.ready(t, k)
+	o.Change(t, k, func() { k.Spec.CiphertextBlob = blob })
+	o.Ready(t, k)
 
 	second := o.dataKey(t, "second")
-	o.change(t, second, func() { second.Spec.CiphertextBlob = other })
-	o.stalls(t, second, "InvalidParameter", "contain different data keys")
+	o.Change(t, second, func() { second.Spec.CiphertextBlob = other })
+	o.Stalls(t, second, "InvalidParameter", "contain different data keys")
 	if got := string(o.secretOf(t, "second").Data["ciphertextBlob"]); got != second.Status.CiphertextBlob {
 		t.Error("the Secret was changed")
 	}
@@ -143,17 +143,17 @@ func TestDataKey_lostStatusIsTakenFromTheSecret(t *testing.T) {
 	}
 	for _, wake := range []func(){
 		func() { o.wakeBySecret(t, "dek") },
-		func() { o.restart(t) },
+		func() { o.Restart(t) },
 	} {
-		o.forgetCounts()
+		o.ForgetCounts()
 		o.loseStatus(t, k)
 		wake()
-		o.ready(t, k)
+		o.Ready(t, k)
 		o.checkSecretOf(t, k, "dek")
 		if k.Status.CiphertextBlob != before.CiphertextBlob || k.Status.Custody != v1alpha1.CustodyUnknown || k.Status.KeyVersionID != before.KeyVersionID {
 			t.Errorf("the status is %+v, was %+v", k.Status, before)
 		}
-		wantCounts(t, "taking over", o.calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
+		wantCounts(t, "taking over", o.Calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
 	}
 }
 
@@ -199,17 +199,17 @@ func TestDataKey_blobInASecretThatIsNotItsOwn_isNotTakenOver(t *testing.T) {
 			t.Parallel()
 			s := o.makeSecret(t, stolen(name, change))
 			k := newDataKey(name)
-			o.create(t, k)
-			o.stalls(t, k, "InvalidParameter", "It has no valid tag for DataKey "+name, "put it into spec.ciphertextBlob, which requires the verb export on the ImportedKey key")
+			o.Make(t, k)
+			o.Stalls(t, k, "InvalidParameter", "It has no valid tag for DataKey "+name, "put it into spec.ciphertextBlob, which requires the verb export on the ImportedKey key")
 			e := newExport(name+"-export", ofDataKey(name))
-			o.create(t, e)
-			o.waits(t, e, v1alpha1.ReasonKeyNotReady)
+			o.Make(t, e)
+			o.Waits(t, e, v1alpha1.ReasonKeyNotReady)
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion || k.Status.CiphertextBlob != "" {
 				t.Error("it was taken over, or touched")
 			}
 			// With the blob in the spec, which takes the verb export, it is.
-			o.change(t, k, func() { k.Spec.CiphertextBlob = string(payroll.Data["ciphertextBlob"]) })
-			o.ready(t, k, e)
+			o.Change(t, k, func() { k.Spec.CiphertextBlob = string(payroll.Data["ciphertextBlob"]) })
+			o.Ready(t, k, e)
 			o.checkSecretOf(t, k, name)
 		})
 	}
@@ -221,8 +221,8 @@ func TestDataKey_outlivesItsObject(t *testing.T) {
 	k := o.dataKey(t, "dek")
 	blob := k.Status.CiphertextBlob
 	uid := o.secretOf(t, "dek").UID
-	o.remove(t, k)
-	o.gone(t, k)
+	o.Remove(t, k)
+	o.Gone(t, k)
 	again := o.dataKey(t, "dek")
 	if s := o.checkSecretOf(t, again, "dek"); s.UID != uid {
 		t.Error("the Secret went with the object")
@@ -230,7 +230,7 @@ func TestDataKey_outlivesItsObject(t *testing.T) {
 	if again.Status.CiphertextBlob != blob || again.Status.Custody != v1alpha1.CustodyUnknown {
 		t.Errorf("another data key took its place: %+v", again.Status)
 	}
-	if n := o.calls()["GenerateDataKey"]; n != 1 {
+	if n := o.Calls()["GenerateDataKey"]; n != 1 {
 		t.Errorf("%d data keys were made", n)
 	}
 }
@@ -241,13 +241,13 @@ func TestDataKey_keyOfTheSameNameThatIsAnotherKey_isRefused(t *testing.T) {
 	k := o.dataKey(t, "dek")
 	blob := k.Status.CiphertextBlob
 	key := importedKey("key")
-	key.Namespace = o.namespace
-	o.remove(t, key)
-	o.gone(t, key)
-	o.waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
+	key.Namespace = o.Namespace
+	o.Remove(t, key)
+	o.Gone(t, key)
+	o.Waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
 
 	o.enabledKey(t, "key", nil)
-	o.stalls(t, k, "InvalidParameter", "keyRef: ", "is now a different key", "adopt.keyVersionID: "+k.Status.KeyVersionID, "create a new DataKey")
+	o.Stalls(t, k, "InvalidParameter", "keyRef: ", "is now a different key", "adopt.keyVersionID: "+k.Status.KeyVersionID, "create a new DataKey")
 	if k.Status.CiphertextBlob != blob || string(o.secretOf(t, "dek").Data["ciphertextBlob"]) != blob {
 		t.Error("the blob was changed")
 	}
@@ -259,25 +259,25 @@ func TestDataKey_restoredBeforeItsSecret_isNotMadeAnew(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	k := o.dataKey(t, "dek")
-	o.until(t, k, func() string {
+	o.Until(t, k, func() string {
 		if k.Annotations[v1alpha1.AnnotationDataKeyMade] != k.Status.KeyVersionID {
 			return "the object does not say that it has a data key"
 		}
 		return ""
 	})
 	blob, secret := k.Status.CiphertextBlob, o.secretOf(t, "dek")
-	o.removeUnseen(t, k, secret)
+	o.RemoveUnseen(t, k, secret)
 
 	restored := newDataKey("dek")
 	restored.Annotations = map[string]string{v1alpha1.AnnotationDataKeyMade: k.Annotations[v1alpha1.AnnotationDataKeyMade]}
-	o.create(t, restored)
-	o.stalls(t, restored, "InvalidParameter", "The data key created under key version", "which is missing. Restore the Secret", v1alpha1.AnnotationDataKeyMade)
+	o.Make(t, restored)
+	o.Stalls(t, restored, "InvalidParameter", "The data key created under key version", "which is missing. Restore the Secret", v1alpha1.AnnotationDataKeyMade)
 	o.makeSecret(t, o.tagged(t, keptBlob("dek", "dek", blob)))
-	o.ready(t, restored)
+	o.Ready(t, restored)
 	if restored.Status.CiphertextBlob != blob {
 		t.Error("it is another data key")
 	}
-	if n := o.calls()["GenerateDataKey"]; n != 1 {
+	if n := o.Calls()["GenerateDataKey"]; n != 1 {
 		t.Errorf("%d data keys were made", n)
 	}
 }

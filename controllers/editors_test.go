@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -32,7 +34,7 @@ func (o *operator) editor(t testing.TB, namespaces ...string) editor {
 	t.Helper()
 	name := fmt.Sprintf("editor-%d", editors.Add(1))
 	for _, namespace := range namespaces {
-		for _, role := range shippedEditorRoles(t, o.env) {
+		for _, role := range shippedEditorRoles(t, o.Env) {
 			binding := &rbacv1.RoleBinding{
 				Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: name, APIGroup: rbacv1.GroupName}},
 				RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.name},
@@ -44,13 +46,13 @@ func (o *operator) editor(t testing.TB, namespaces ...string) editor {
 			o.untilAllowed(t, name, namespace, role.resource)
 		}
 	}
-	return editor{o.env.As(t, name), o}
+	return editor{o.Env.As(t, name), o}
 }
 
 // untilAllowed waits until the API server knows of a binding.
 func (o *operator) untilAllowed(t testing.TB, user, namespace, resource string) {
 	t.Helper()
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 			User: user, ResourceAttributes: &authorizationv1.ResourceAttributes{
 				Namespace: namespace, Verb: "create", Group: "keyconvoy.io", Resource: resource,
@@ -71,9 +73,9 @@ func (e editor) makes(t testing.TB, objects ...client.Object) {
 	t.Helper()
 	for _, object := range objects {
 		if object.GetNamespace() == "" {
-			object.SetNamespace(e.operator.namespace)
+			object.SetNamespace(e.operator.Namespace)
 		}
-		all := e.operator.mark()
+		all := e.operator.Mark()
 		maps.Copy(all, object.GetLabels())
 		object.SetLabels(all)
 		if err := e.Create(t.Context(), object); err != nil {

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -29,8 +31,8 @@ func (b *beforeRead) arm(do func()) {
 	b.do = do
 }
 
-func (b *beforeRead) option() option {
-	return withConfig(func(cfg *rest.Config) {
+func (b *beforeRead) option() harness.Option {
+	return harness.WithConfig(func(cfg *rest.Config) {
 		cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(r *http.Request) (*http.Response, error) {
 				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, b.path) {
@@ -72,17 +74,17 @@ func TestApproval_recipientThatIsSwappedAfterTheLook_isNotExportedTo(t *testing.
 			read := &beforeRead{path: path}
 			o := startToSpread(t, "Same", read.option())
 			o.setPolicy(t, &policy{Recipients: toRecipients(rsaRecipient())})
-			o.ready(t, o.key(t))
-			tc.source.SetNamespace(o.namespace)
-			o.create(t, tc.source)
+			o.Ready(t, o.key(t))
+			tc.source.SetNamespace(o.Namespace)
+			o.Make(t, tc.source)
 			e := o.export(t, "e", tc.change)
-			before := o.calls()["ExportDataKey"]
+			before := o.Calls()["ExportDataKey"]
 
-			read.arm(func() { o.change(t, tc.source, func() { tc.swap(tc.source) }) })
-			o.remove(t, o.secretOf(t, "e")) // so that it is exported again
-			o.stalls(t, e, "ForbiddenNoPermission", "exportPolicy.recipients", otherRSARecipient().public.Fingerprint())
-			o.settled(t, e)
-			if n := o.calls()["ExportDataKey"] - before; n != 0 {
+			read.arm(func() { o.Change(t, tc.source, func() { tc.swap(tc.source) }) })
+			o.Remove(t, o.secretOf(t, "e")) // so that it is exported again
+			o.Stalls(t, e, "ForbiddenNoPermission", "exportPolicy.recipients", otherRSARecipient().public.Fingerprint())
+			o.Settled(t, e)
+			if n := o.Calls()["ExportDataKey"] - before; n != 0 {
 				t.Errorf("it was exported %d times to a recipient that nobody consented to", n)
 			}
 			o.absent(t, "e")
@@ -93,7 +95,7 @@ func TestApproval_recipientThatIsSwappedAfterTheLook_isNotExportedTo(t *testing.
 // slowly has something happen while the module exports.
 func (o *operator) slowly(t testing.TB, meanwhile func()) {
 	t.Helper()
-	module := o.module(t)
+	module := o.Module(t)
 	module.Before("ExportDataKey", func() {
 		module.Before("ExportDataKey", nil)
 		meanwhile()
@@ -106,19 +108,19 @@ func TestApproval_consentThatIsWithdrawnDuringTheExport_keepsTheSecretFromBeingW
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			clock := testClock()
-			o := startToSpread(t, "All", withClock(clock))
+			o := startToSpread(t, "All", harness.WithClock(clock))
 			e := o.inTeam(t, "e")
 			o.slowly(t, func() {
 				o.setPolicy(t, nil)
 				if seen {
-					o.ready(t, o.key(t))
+					o.Ready(t, o.key(t))
 				} else {
 					clock.SetTime(clock.Now().Add(10 * time.Second))
 				}
 			})
-			o.create(t, e)
-			o.stalls(t, e, "ForbiddenNoPermission", "exportPolicy.namespaces")
-			if n := o.requests.In(e.Namespace).Writes["apply secrets"]; n != 0 {
+			o.Make(t, e)
+			o.Stalls(t, e, "ForbiddenNoPermission", "exportPolicy.namespaces")
+			if n := o.Requests.In(e.Namespace).Writes["apply secrets"]; n != 0 {
 				t.Errorf("the Secret was written %d times", n)
 			}
 		})
@@ -136,12 +138,12 @@ func TestApproval_thatHasBecomeOldAndStillHolds_isActedOn(t *testing.T) {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
 			clock := testClock()
-			o := startToSpread(t, "Same", withClock(clock))
+			o := startToSpread(t, "Same", harness.WithClock(clock))
 			o.pendingKey(t, "other", under("RSA_2048", "RSAES_OAEP_SHA_256"))
 			o.configMap(t, "recipient", "key", string(rsaRecipient().pem()))
 			o.slowly(t, func() { clock.SetTime(clock.Now().Add(time.Minute)) })
 			e := o.export(t, "e", change)
-			if n := o.calls()["ExportDataKey"]; n != 1 {
+			if n := o.Calls()["ExportDataKey"]; n != 1 {
 				t.Errorf("it was exported %d times", n)
 			}
 			if e.Status.SecretRef == nil {
@@ -155,20 +157,20 @@ func TestApproval_thatHasBecomeOldAndStillHolds_isActedOn(t *testing.T) {
 func TestApproval_recipientThatChangesDuringASlowExport_isExportedToAnew(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startToSpread(t, "Same", withClock(clock))
+	o := startToSpread(t, "Same", harness.WithClock(clock))
 	m := o.configMap(t, "recipient", "key", string(rsaRecipient().pem()))
 	o.slowly(t, func() {
-		o.change(t, m, func() { m.Data["key"] = string(otherRSARecipient().pem()) })
+		o.Change(t, m, func() { m.Data["key"] = string(otherRSARecipient().pem()) })
 		clock.SetTime(clock.Now().Add(time.Minute))
 	})
 	e := newExport("e", toConfigMap("recipient", "key"))
-	o.create(t, e)
-	o.ready(t, e)
+	o.Make(t, e)
+	o.Ready(t, e)
 	o.checkExport(t, e, otherRSARecipient())
-	if n := o.writes()["apply secrets"]; n == 0 {
+	if n := o.Writes()["apply secrets"]; n == 0 {
 		t.Error("nothing was written")
 	}
-	if all := o.events(t, e); len(all) != 0 {
+	if all := o.Events(t, e); len(all) != 0 {
 		t.Errorf("the first recipient had an export: %q", all)
 	}
 }
@@ -180,12 +182,12 @@ func TestExportedDataKey_keptByAFinalizer_losesItsSecret(t *testing.T) {
 	o.dataKey(t, "dek")
 	e := newExport("e")
 	e.Finalizers = []string{"example.com/held"}
-	o.create(t, e)
-	o.ready(t, e)
-	o.remove(t, e)
-	o.gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "e"}})
-	o.change(t, e, func() { e.Finalizers = nil })
-	o.gone(t, e)
+	o.Make(t, e)
+	o.Ready(t, e)
+	o.Remove(t, e)
+	o.Gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "e"}})
+	o.Change(t, e, func() { e.Finalizers = nil })
+	o.Gone(t, e)
 }
 
 func TestExportedDataKey_sameSecretAsItsDataKey_saysWhatToDo(t *testing.T) {
@@ -198,14 +200,14 @@ func TestExportedDataKey_sameSecretAsItsDataKey_saysWhatToDo(t *testing.T) {
 		"other":  withExportTarget(v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{Name: "ledger"}}),
 	} {
 		e := newExport(name, ofDataKey("ledger"), change)
-		o.create(t, e)
-		o.stalls(t, e, v1alpha1.ReasonTargetNotOwned, "The DataKey ledger keeps its ciphertextBlob in the Secret "+o.namespace+"/ledger", "create it with another spec.target.name")
-		o.remove(t, e)
+		o.Make(t, e)
+		o.Stalls(t, e, v1alpha1.ReasonTargetNotOwned, "The DataKey ledger keeps its ciphertextBlob in the Secret "+o.Namespace+"/ledger", "create it with another spec.target.name")
+		o.Remove(t, e)
 	}
 	if got := o.secretOf(t, "ledger"); got.ResourceVersion != before.ResourceVersion {
 		t.Error("the data key's Secret was touched")
 	}
 	// Where it is not the same Secret, the same name is no problem.
 	o.export(t, "ledger", ofDataKey("ledger"), withExportTarget(v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{Name: "ledger-wrapped"}}))
-	o.ready(t, k)
+	o.Ready(t, k)
 }

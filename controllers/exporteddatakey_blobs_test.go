@@ -31,8 +31,8 @@ func TestExportedDataKey_blobThatDoesNotOpen_isRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := newExport(name, ofBlob(c.blob, c.context))
-			o.create(t, e)
-			o.stalls(t, e, "InvalidParameter", "InvalidParameter: ", c.says)
+			o.Make(t, e)
+			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: ", c.says)
 			o.absent(t, name)
 		})
 	}
@@ -59,11 +59,11 @@ func TestExportedDataKey_blobOfAnotherNamespace_isNotExported(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	blob := o.dataKey(t, "dek").Status.CiphertextBlob
-	e := newExport("thief", ofBlobUnder(o.namespace, "key", blob, nil))
-	e.Namespace = o.env.Namespace(t)
-	o.create(t, e)
-	o.stalls(t, e, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not consent to exports in this namespace")
-	if n := o.calls()["ExportDataKey"]; n != 0 {
+	e := newExport("thief", ofBlobUnder(o.Namespace, "key", blob, nil))
+	e.Namespace = o.Env.Namespace(t)
+	o.Make(t, e)
+	o.Stalls(t, e, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "does not consent to exports in this namespace")
+	if n := o.Calls()["ExportDataKey"]; n != 0 {
 		t.Errorf("the module was asked %d times", n)
 	}
 }
@@ -77,7 +77,7 @@ func TestExportedDataKey_blobOfNoKey_isRefused(t *testing.T) {
 	}
 	blob.KeyVersionID = uuid.New()
 	e := newExport("e", ofBlob(blob.String(), nil))
-	o.create(t, e)
-	o.stalls(t, e, "InvalidParameter", "keyRef: ImportedKey "+o.namespace+"/key does not exist, or is not the key that ciphertextBlob was made under")
+	o.Make(t, e)
+	o.Stalls(t, e, "InvalidParameter", "keyRef: ImportedKey "+o.Namespace+"/key does not exist, or is not the key that ciphertextBlob was made under")
 	o.absent(t, "e")
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -90,8 +92,8 @@ func newExport(name string, change ...exportChange) *v1alpha1.ExportedDataKey {
 func (o *operator) export(t testing.TB, name string, change ...exportChange) *v1alpha1.ExportedDataKey {
 	t.Helper()
 	e := newExport(name, change...)
-	o.create(t, e)
-	o.ready(t, e)
+	o.Make(t, e)
+	o.Ready(t, e)
 	return e
 }
 
@@ -160,7 +162,7 @@ func withExportTarget(target v1alpha1.ExportTarget) exportChange {
 // exportedBytes is what an export's Secret holds for the recipient.
 func (o *operator) exportedBytes(t testing.TB, e *v1alpha1.ExportedDataKey) []byte {
 	t.Helper()
-	o.read(t, e)
+	o.Read(t, e)
 	if e.Status.SecretRef == nil {
 		t.Fatalf("%s has no Secret", e.Name)
 	}
@@ -180,7 +182,7 @@ func (o *operator) openExport(t testing.TB, e *v1alpha1.ExportedDataKey, to reci
 // checkExport checks that an export's Secret and status agree, and returns the Secret.
 func (o *operator) checkExport(t testing.TB, e *v1alpha1.ExportedDataKey, to recipient) *corev1.Secret {
 	t.Helper()
-	o.read(t, e)
+	o.Read(t, e)
 	name := e.Name
 	if e.Spec.Target != nil && e.Spec.Target.Name != "" {
 		name = string(e.Spec.Target.Name)
@@ -214,7 +216,7 @@ func (o *operator) checkExport(t testing.TB, e *v1alpha1.ExportedDataKey, to rec
 // configMap makes a ConfigMap with one entry.
 func (o *operator) configMap(t testing.TB, name, entry, text string) *corev1.ConfigMap {
 	t.Helper()
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: name}, Data: map[string]string{entry: text}}
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: name}, Data: map[string]string{entry: text}}
 	if err := o.Create(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +226,7 @@ func (o *operator) configMap(t testing.TB, name, entry, text string) *corev1.Con
 // absent checks that there is no Secret of that name.
 func (o *operator) absent(t testing.TB, name string) {
 	t.Helper()
-	err := o.Get(t.Context(), types.NamespacedName{Namespace: o.namespace, Name: name}, &corev1.Secret{})
+	err := o.Get(t.Context(), types.NamespacedName{Namespace: o.Namespace, Name: name}, &corev1.Secret{})
 	if err == nil || client.IgnoreNotFound(err) != nil {
 		t.Errorf("the Secret %s should not exist: %v", name, err)
 	}
@@ -256,7 +258,7 @@ func opensslOpen(t testing.TB, to recipient, algorithm string, ciphertext []byte
 // withoutSecret waits until an export has no Secret.
 func (o *operator) withoutSecret(t testing.TB, e *v1alpha1.ExportedDataKey) {
 	t.Helper()
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		if o.secretIn(t, e.Namespace, e.Name) != nil {
 			return "the Secret still exists"
 		}

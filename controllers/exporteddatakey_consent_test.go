@@ -14,8 +14,8 @@ func TestExportedDataKey_keyStoreThatServesTheKeysNamespaceNoMore_isWithdrawnEls
 	t.Parallel()
 	o := startOperator(t)
 	label := func(value string) {
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace}}
-		o.change(t, ns, func() { ns.Labels = map[string]string{"keys": value} })
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.Namespace}}
+		o.Change(t, ns, func() { ns.Labels = map[string]string{"keys": value} })
 	}
 	label("yes")
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
@@ -25,18 +25,18 @@ func TestExportedDataKey_keyStoreThatServesTheKeysNamespaceNoMore_isWithdrawnEls
 		s.ExportPolicy = &v1alpha1.ExportPolicy{Namespaces: &v1alpha1.ExportNamespaces{From: "All"}}
 	})
 	k := o.dataKey(t, "dek")
-	byName, byBlob := newExport("by-name"), newExport("by-blob", ofBlobUnder(o.namespace, "key", k.Status.CiphertextBlob, nil))
-	byName.Spec.DataKeyRef.Namespace = v1alpha1.NamespaceName(o.namespace)
-	elsewhere := o.env.Namespace(t)
+	byName, byBlob := newExport("by-name"), newExport("by-blob", ofBlobUnder(o.Namespace, "key", k.Status.CiphertextBlob, nil))
+	byName.Spec.DataKeyRef.Namespace = v1alpha1.NamespaceName(o.Namespace)
+	elsewhere := o.Env.Namespace(t)
 	byName.Namespace, byBlob.Namespace = elsewhere, elsewhere
-	o.create(t, byName, byBlob)
-	o.ready(t, byName, byBlob)
+	o.Make(t, byName, byBlob)
+	o.Ready(t, byName, byBlob)
 
 	label("no")
 	for _, e := range []*v1alpha1.ExportedDataKey{byName, byBlob} {
-		o.stalls(t, e, "ForbiddenNoPermission", "does not allow this namespace")
-		o.gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: e.Name}})
+		o.Stalls(t, e, "ForbiddenNoPermission", "does not allow this namespace")
+		o.Gone(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: e.Name}})
 	}
 	label("yes")
-	o.ready(t, byName, byBlob)
+	o.Ready(t, byName, byBlob)
 }

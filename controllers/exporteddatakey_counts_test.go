@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -15,7 +17,7 @@ import (
 
 func TestExportedDataKey_firstExportCostsTwoWrites(t *testing.T) {
 	t.Parallel()
-	o := startWithKey(t, withHealth(time.Hour)) // a check reads, too
+	o := startWithKey(t, harness.WithHealth(time.Hour)) // a check reads, too
 	o.dataKey(t, "dek")
 	o.makeSecret(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "tls"}, Data: map[string][]byte{"tls.crt": rsaRecipient().certificate(t, 1)}})
 	o.configMap(t, "map", "key", string(rsaRecipient().pem()))
@@ -32,14 +34,14 @@ func TestExportedDataKey_firstExportCostsTwoWrites(t *testing.T) {
 	} {
 		o.uncounted(t)
 		e := newExport(c.name, c.change)
-		o.create(t, e)
-		o.ready(t, e)
-		o.settled(t, e)
-		wantCounts(t, c.name, o.writes(), map[string]int{"apply secrets": 1, "patch exporteddatakeys/status": 1})
-		wantCounts(t, c.name, o.requests.All().Reads, c.reads)
-		wantCounts(t, c.name, o.requests.All().Lists, map[string]int{})
-		wantCounts(t, c.name, o.calls(), map[string]int{"ExportDataKey": 1})
-		if all := o.events(t, e); len(all) != 0 {
+		o.Make(t, e)
+		o.Ready(t, e)
+		o.Settled(t, e)
+		wantCounts(t, c.name, o.Writes(), map[string]int{"apply secrets": 1, "patch exporteddatakeys/status": 1})
+		wantCounts(t, c.name, o.Requests.All().Reads, c.reads)
+		wantCounts(t, c.name, o.Requests.All().Lists, map[string]int{})
+		wantCounts(t, c.name, o.Calls(), map[string]int{"ExportDataKey": 1})
+		if all := o.Events(t, e); len(all) != 0 {
 			t.Errorf("%s made events %q", c.name, all)
 		}
 	}
@@ -47,23 +49,23 @@ func TestExportedDataKey_firstExportCostsTwoWrites(t *testing.T) {
 
 func TestExportedDataKey_aReconcileWithoutAReasonCostsNothing(t *testing.T) {
 	t.Parallel()
-	o := startWithKey(t, withHealth(time.Hour)) // a check reads, too
+	o := startWithKey(t, harness.WithHealth(time.Hour)) // a check reads, too
 	k := o.dataKey(t, "dek")
 	m := o.configMap(t, "map", "key", string(rsaRecipient().pem()))
 	e := o.export(t, "e", toConfigMap("map", "key"))
-	o.settled(t, e)
+	o.Settled(t, e)
 
 	o.uncounted(t)
-	o.annotate(t, e, "note", "irrelevant") // wakes nobody
-	o.annotate(t, k, "note", "irrelevant")
-	wantCounts(t, "an annotation", o.writes(), map[string]int{})
+	o.Annotate(t, e, "note", "irrelevant") // wakes nobody
+	o.Annotate(t, k, "note", "irrelevant")
+	wantCounts(t, "an annotation", o.Writes(), map[string]int{})
 
 	// Another version of the source must be read, once, and is noted.
-	o.again(t, e, func() { o.change(t, m, func() { m.Data["other"] = "x" }) })
-	o.ready(t, e)
-	wantCounts(t, "another entry in the source", o.requests.All().Reads, map[string]int{"get configmaps": 1})
-	wantCounts(t, "another entry in the source", o.writes(), map[string]int{"patch exporteddatakeys/status": 1})
-	wantCounts(t, "another entry in the source", o.calls(), map[string]int{})
+	o.Again(t, e, func() { o.Change(t, m, func() { m.Data["other"] = "x" }) })
+	o.Ready(t, e)
+	wantCounts(t, "another entry in the source", o.Requests.All().Reads, map[string]int{"get configmaps": 1})
+	wantCounts(t, "another entry in the source", o.Writes(), map[string]int{"patch exporteddatakeys/status": 1})
+	wantCounts(t, "another entry in the source", o.Calls(), map[string]int{})
 }
 
 func TestExportedDataKey_restartWithManyExportsCostsNothing(t *testing.T) {
@@ -79,21 +81,21 @@ func TestExportedDataKey_restartWithManyExportsCostsNothing(t *testing.T) {
 			change = toConfigMap(m.Name, "key")
 		}
 		e := newExport(fmt.Sprintf("e-%d", i), change)
-		o.create(t, e)
+		o.Make(t, e)
 		objects = append(objects, e)
 	}
-	o.ready(t, objects...)
-	if n := o.calls()["ExportDataKey"]; n != many {
+	o.Ready(t, objects...)
+	if n := o.Calls()["ExportDataKey"]; n != many {
 		t.Errorf("the module made %d exports of %d", n, many)
 	}
-	o.restart(t)
-	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "store"}}
-	o.settled(t, append(objects, store)...)
-	counts := o.requests.In(o.namespace)
+	o.Restart(t)
+	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "store"}}
+	o.Settled(t, append(objects, store)...)
+	counts := o.Requests.In(o.Namespace)
 	wantCounts(t, "a restart", counts.Writes, map[string]int{})
 	wantCounts(t, "a restart", counts.Reads, map[string]int{})
 	wantCounts(t, "a restart", counts.Lists, map[string]int{})
-	wantCounts(t, "a restart", o.calls(), map[string]int{})
+	wantCounts(t, "a restart", o.Calls(), map[string]int{})
 }
 
 func TestExportedDataKey_operatorThatEndsBetweenTheTwoWrites_findsTheExport(t *testing.T) {
@@ -103,23 +105,23 @@ func TestExportedDataKey_operatorThatEndsBetweenTheTwoWrites_findsTheExport(t *t
 	o.dataKey(t, "dek")
 	c.on.Store(true)
 	e := newExport("e")
-	o.create(t, e)
+	o.Make(t, e)
 	first := o.secretWith(t, "e", func(*corev1.Secret) string { return "" })
-	o.stop(t)
-	if o.read(t, e); e.Status.SecretRef != nil {
+	o.Stop(t)
+	if o.Read(t, e); e.Status.SecretRef != nil {
 		t.Fatal("the status was written")
 	}
 	c.on.Store(false)
-	o.forgetCounts()
-	o.start(t)
-	o.ready(t, e)
+	o.ForgetCounts()
+	o.Start(t)
+	o.Ready(t, e)
 	if s := o.checkExport(t, e, rsaRecipient()); s.ResourceVersion != first.ResourceVersion {
 		t.Error("the Secret was written again")
 	}
 	if e.Status.RequestID != first.Annotations["keyconvoy.io/request-id"] || e.Status.Custody != v1alpha1.CustodyUnknown {
 		t.Errorf("the status is %+v", e.Status)
 	}
-	wantCounts(t, "finding the export", o.calls(), map[string]int{})
+	wantCounts(t, "finding the export", o.Calls(), map[string]int{})
 }
 
 func TestExportedDataKey_lostStatusIsTakenFromTheSecret(t *testing.T) {
@@ -129,42 +131,42 @@ func TestExportedDataKey_lostStatusIsTakenFromTheSecret(t *testing.T) {
 	e := o.export(t, "e")
 	first := o.checkExport(t, e, rsaRecipient())
 	before := e.DeepCopy().Status
-	o.forgetCounts()
+	o.ForgetCounts()
 	o.loseStatus(t, e)
 	o.wakeBySecret(t, "e")
-	o.ready(t, e)
+	o.Ready(t, e)
 	s := o.checkExport(t, e, rsaRecipient())
-	if toJSON(s.Data) != toJSON(first.Data) {
+	if harness.JSON(s.Data) != harness.JSON(first.Data) {
 		t.Error("the Secret holds another export")
 	}
 	before.SecretRef.ResourceVersion = s.ResourceVersion
 	before.Custody = v1alpha1.CustodyUnknown // a Secret is no proof of it
 	before.Conditions, e.Status.Conditions = nil, nil
-	if toJSON(e.Status) != toJSON(before) {
-		t.Errorf("the status is %s, was %s", toJSON(e.Status), toJSON(before))
+	if harness.JSON(e.Status) != harness.JSON(before) {
+		t.Errorf("the status is %s, was %s", harness.JSON(e.Status), harness.JSON(before))
 	}
-	wantCounts(t, "taking over", o.calls(), map[string]int{})
+	wantCounts(t, "taking over", o.Calls(), map[string]int{})
 }
 
 func TestExportedDataKey_moduleThatFailsForAWhile_isAskedAgain(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	o.dataKey(t, "dek")
-	o.module(t).FailAll("ExportDataKey", hsm.Errorf(hsm.Unavailable, "The module does not answer."))
+	o.Module(t).FailAll("ExportDataKey", hsm.Errorf(hsm.Unavailable, "The module does not answer."))
 	e := newExport("e")
-	o.create(t, e)
-	o.waits(t, e, "ServiceUnavailableTemporary", "ServiceUnavailableTemporary: Service Unavailable Temporary. The module does not answer.")
+	o.Make(t, e)
+	o.Waits(t, e, "ServiceUnavailableTemporary", "ServiceUnavailableTemporary: Service Unavailable Temporary. The module does not answer.")
 	o.absent(t, "e")
-	eventually(t, func() string {
-		if n := o.calls()["ExportDataKey"]; n < 2 {
+	harness.Eventually(t, func() string {
+		if n := o.Calls()["ExportDataKey"]; n < 2 {
 			return fmt.Sprintf("the module was asked %d times", n)
 		}
 		return ""
 	})
-	o.module(t).FailAll("ExportDataKey", nil)
-	o.ready(t, e)
+	o.Module(t).FailAll("ExportDataKey", nil)
+	o.Ready(t, e)
 	o.checkExport(t, e, rsaRecipient())
-	if all := o.events(t, e); len(all) != 0 {
+	if all := o.Events(t, e); len(all) != 0 {
 		t.Errorf("what passes by itself is no event: %q", all)
 	}
 }
@@ -178,23 +180,23 @@ func TestExportedDataKey_itsOwnSecret_isNoReasonToLookAgain(t *testing.T) {
 	for i := range exports {
 		exports[i] = newExport(fmt.Sprintf("e-%d", i), toBlob(rsaRecipient().public.Base64()))
 	}
-	o.create(t, exports...)
-	o.ready(t, exports...)
-	o.settled(t, exports...)
+	o.Make(t, exports...)
+	o.Ready(t, exports...)
+	o.Settled(t, exports...)
 
 	// Somebody else's deletion is a reason; once it was seen, so were the events of all the Secrets before.
-	o.forgetCounts() // of requests, not of reconciles
-	o.remove(t, o.secretOf(t, "e-0"))
-	eventually(t, func() string {
-		if o.writes()["apply secrets"] == 0 {
+	o.ForgetCounts() // of requests, not of reconciles
+	o.Remove(t, o.secretOf(t, "e-0"))
+	harness.Eventually(t, func() string {
+		if o.Writes()["apply secrets"] == 0 {
 			return "the Secret is not made again"
 		}
 		return ""
 	})
-	o.settled(t, exports...)
+	o.Settled(t, exports...)
 	once := 0
 	for _, e := range exports[1:] {
-		if begun, _ := o.reconciles(t, e); begun == 1 {
+		if begun, _ := o.Reconciles(t, e); begun == 1 {
 			once++
 		}
 	}

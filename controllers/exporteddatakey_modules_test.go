@@ -19,16 +19,16 @@ func TestExportedDataKey_custodyThatThePolicyForbidsIsRefused(t *testing.T) {
 		"sm2":          {toBlob(sm2Recipient().public.Base64()), withSM2},
 	} {
 		e := newExport(name, change...)
-		o.create(t, e)
-		o.stalls(t, e, "UnsupportedOperation", "UnsupportedOperation: This action is not supported. ",
+		o.Make(t, e)
+		o.Stalls(t, e, "UnsupportedOperation", "UnsupportedOperation: This action is not supported. ",
 			"The key store does not support Export "+e.Spec.WrappingAlgorithm+", or its custody policy forbids it. Supported: RSAES_OAEP_SHA_1")
-		o.event(t, e, "UnsupportedOperation")
+		o.Event(t, e, "UnsupportedOperation")
 		o.absent(t, name)
 	}
 	if e := o.export(t, "oaep-sha-1", withRSA("RSAES_OAEP_SHA_1")); e.Status.Custody != v1alpha1.Custody(hsm.CustodyModule) {
 		t.Errorf("custody is %s", e.Status.Custody)
 	}
-	if n := o.calls()["ExportDataKey"]; n != 1 {
+	if n := o.Calls()["ExportDataKey"]; n != 1 {
 		t.Errorf("the module was asked for %d exports", n)
 	}
 }
@@ -56,8 +56,8 @@ func TestExportedDataKey_custodyIsTheModules(t *testing.T) {
 				if algorithm == "SM2PKE" {
 					to = sm2Recipient()
 				}
-				o.create(t, e)
-				o.ready(t, e)
+				o.Make(t, e)
+				o.Ready(t, e)
 				o.checkExport(t, e, to)
 				if got := hsm.Custody(e.Status.Custody); got != custodies[algorithm] {
 					t.Errorf("%s: custody is %s, want %s", algorithm, got, custodies[algorithm])

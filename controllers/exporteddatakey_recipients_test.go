@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -40,15 +42,15 @@ func TestExportedDataKey_recipientThatIsNoPublicKey_isRefusedWithWhatToDo(t *tes
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := newExport(name, toBlob(c.text))
-			o.create(t, e)
-			o.stalls(t, e, "InvalidParameter", "InvalidParameter: ", "PublicKeyBlob: ", c.says)
+			o.Make(t, e)
+			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: ", "PublicKeyBlob: ", c.says)
 			o.absent(t, name)
-			if o.event(t, e, "InvalidParameter") == "" {
+			if o.Event(t, e, "InvalidParameter") == "" {
 				t.Error("nobody hears of it")
 			}
 		})
 	}
-	o.hide("recipient's private key", block.Bytes[40:])
+	o.Hide("recipient's private key", block.Bytes[40:])
 }
 
 // A private key that somebody put where the public one belongs is not repeated anywhere: checkHidden.
@@ -58,13 +60,13 @@ func TestExportedDataKey_privateKeyInASecret_isRefusedAndNotRepeated(t *testing.
 	o.dataKey(t, "dek")
 	private := rsaRecipient().privatePEM(t)
 	block, _ := pem.Decode(private)
-	o.hide("recipient's private key", block.Bytes[40:])
+	o.Hide("recipient's private key", block.Bytes[40:])
 	s := o.makeSecret(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "tls"}, Data: map[string][]byte{"tls.key": private, "tls.crt": rsaRecipient().certificate(t, 1)}})
 	e := newExport("e", toSecret("tls", "tls.key"))
-	o.create(t, e)
-	o.stalls(t, e, "InvalidParameter", "a private key, which must not be put here")
-	o.change(t, s, func() { s.Data["tls.key"] = rsaRecipient().pem() })
-	o.ready(t, e)
+	o.Make(t, e)
+	o.Stalls(t, e, "InvalidParameter", "a private key, which must not be put here")
+	o.Change(t, s, func() { s.Data["tls.key"] = rsaRecipient().pem() })
+	o.Ready(t, e)
 	o.checkExport(t, e, rsaRecipient())
 }
 
@@ -88,8 +90,8 @@ func TestExportedDataKey_keyAndAlgorithmThatDoNotFit_areRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := newExport(name, c.change...)
-			o.create(t, e)
-			o.stalls(t, e, "InvalidParameter", "InvalidParameter: The specified parameter is not valid.", c.says)
+			o.Make(t, e)
+			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: The specified parameter is not valid.", c.says)
 			o.absent(t, name)
 		})
 	}
@@ -157,23 +159,23 @@ func TestExportedDataKey_waitsForItsSourcesAndWakes(t *testing.T) {
 	secret := newExport("secret", toSecret("keys", "tls.crt"))
 	configMap := newExport("config-map", toConfigMap("map", "key"))
 	o.dataKey(t, "dek")
-	o.create(t, ofLater, toLater, secret, configMap)
-	o.waits(t, ofLater, v1alpha1.ReasonKeyNotReady, "DataKey "+o.namespace+"/later does not exist or has no data key yet")
-	o.waits(t, toLater, v1alpha1.ReasonKeyNotReady, "The ImportedKey later does not exist or publishes no import parameters")
-	o.waits(t, secret, v1alpha1.ReasonSourceNotFound, "entry tls.crt of Secret "+o.namespace+"/keys does not exist")
-	o.waits(t, configMap, v1alpha1.ReasonSourceNotFound, "entry key of ConfigMap "+o.namespace+"/map does not exist")
+	o.Make(t, ofLater, toLater, secret, configMap)
+	o.Waits(t, ofLater, v1alpha1.ReasonKeyNotReady, "DataKey "+o.Namespace+"/later does not exist or has no data key yet")
+	o.Waits(t, toLater, v1alpha1.ReasonKeyNotReady, "The ImportedKey later does not exist or publishes no import parameters")
+	o.Waits(t, secret, v1alpha1.ReasonSourceNotFound, "entry tls.crt of Secret "+o.Namespace+"/keys does not exist")
+	o.Waits(t, configMap, v1alpha1.ReasonSourceNotFound, "entry key of ConfigMap "+o.Namespace+"/map does not exist")
 
 	s := o.makeSecret(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "keys"}, Data: map[string][]byte{"other": []byte("x")}})
 	m := o.configMap(t, "map", "other", "x")
-	o.again(t, secret, func() { o.change(t, s, func() { s.Data["another"] = []byte("x") }) })
-	o.waits(t, secret, v1alpha1.ReasonSourceNotFound)
-	o.change(t, s, func() { s.Data["tls.crt"] = rsaRecipient().certificate(t, 1) })
-	o.change(t, m, func() { m.Data["key"] = string(rsaRecipient().pem()) })
+	o.Again(t, secret, func() { o.Change(t, s, func() { s.Data["another"] = []byte("x") }) })
+	o.Waits(t, secret, v1alpha1.ReasonSourceNotFound)
+	o.Change(t, s, func() { s.Data["tls.crt"] = rsaRecipient().certificate(t, 1) })
+	o.Change(t, m, func() { m.Data["key"] = string(rsaRecipient().pem()) })
 	o.pendingKey(t, "later", under("RSA_2048", "RSAES_OAEP_SHA_256"))
 	o.dataKey(t, "later")
-	o.ready(t, ofLater, toLater, secret, configMap)
+	o.Ready(t, ofLater, toLater, secret, configMap)
 	for _, e := range []*v1alpha1.ExportedDataKey{ofLater, toLater, secret, configMap} {
-		if all := o.events(t, e); len(all) != 0 {
+		if all := o.Events(t, e); len(all) != 0 {
 			t.Errorf("waiting is no event: %q", all)
 		}
 	}
@@ -187,21 +189,21 @@ func TestExportedDataKey_anotherRecipientKeyIsExportedToAnew(t *testing.T) {
 	e := o.export(t, "e", toSecret("tls", "tls.crt"))
 	first := o.checkExport(t, e, rsaRecipient())
 
-	o.again(t, e, func() { o.change(t, s, func() { s.Data["tls.crt"] = rsaRecipient().certificate(t, 2) }) })
-	o.again(t, e, func() { o.change(t, s, func() { s.Data["tls.crt"] = rsaRecipient().pem() }) })
-	o.ready(t, e)
+	o.Again(t, e, func() { o.Change(t, s, func() { s.Data["tls.crt"] = rsaRecipient().certificate(t, 2) }) })
+	o.Again(t, e, func() { o.Change(t, s, func() { s.Data["tls.crt"] = rsaRecipient().pem() }) })
+	o.Ready(t, e)
 	if renewed := o.checkExport(t, e, rsaRecipient()); renewed.ResourceVersion != first.ResourceVersion {
 		t.Error("a renewed certificate of the same key changed the Secret")
 	}
 
-	o.change(t, s, func() { s.Data["tls.crt"] = otherRSARecipient().certificate(t, 3) })
+	o.Change(t, s, func() { s.Data["tls.crt"] = otherRSARecipient().certificate(t, 3) })
 	o.secretWith(t, "e", func(s *corev1.Secret) string {
 		if bytes.Equal(s.Data["exportedDataKey"], first.Data["exportedDataKey"]) {
 			return "it is still the former export"
 		}
 		return ""
 	})
-	o.until(t, e, func() string {
+	o.Until(t, e, func() string {
 		if e.Status.RecipientFingerprint != otherRSARecipient().public.Fingerprint() {
 			return "the status names the former recipient"
 		}
@@ -213,8 +215,8 @@ func TestExportedDataKey_anotherRecipientKeyIsExportedToAnew(t *testing.T) {
 	if !bytes.Equal(o.openExport(t, e, otherRSARecipient()), want) {
 		t.Error("it is another data key")
 	}
-	wantWords(t, o.event(t, e, "RecipientChanged"), []string{otherRSARecipient().public.Fingerprint(), rsaRecipient().public.Fingerprint()})
-	if all := o.events(t, e); len(all) != 1 {
+	harness.WantWords(t, o.Event(t, e, "RecipientChanged"), []string{otherRSARecipient().public.Fingerprint(), rsaRecipient().public.Fingerprint()})
+	if all := o.Events(t, e); len(all) != 1 {
 		t.Errorf("there are events %q", all)
 	}
 }
@@ -225,10 +227,10 @@ func TestExportedDataKey_recipientThatPublishesNothing_isNotTakenForTheFormerOne
 	o := startWithKey(t)
 	o.dataKey(t, "dek")
 	e := o.export(t, "e")
-	o.change(t, e, func() { toKey("absent")(&e.Spec) })
-	o.waits(t, e, v1alpha1.ReasonKeyNotReady, "The ImportedKey absent does not exist")
+	o.Change(t, e, func() { toKey("absent")(&e.Spec) })
+	o.Waits(t, e, v1alpha1.ReasonKeyNotReady, "The ImportedKey absent does not exist")
 	o.pendingKey(t, "absent", under("RSA_2048", "RSAES_OAEP_SHA_256"))
-	o.ready(t, e)
+	o.Ready(t, e)
 	if e.Status.RecipientFingerprint == rsaRecipient().public.Fingerprint() {
 		t.Error("it is still for the former recipient")
 	}
@@ -246,8 +248,8 @@ func TestExportedDataKey_formatsOfSM2(t *testing.T) {
 	}
 	former := c1c3c2
 	for _, format := range []string{"C1C2C3", "ASN1", "C1C3C2"} {
-		o.change(t, e, func() { e.Spec.SM2CiphertextFormat = format })
-		o.ready(t, e)
+		o.Change(t, e, func() { e.Spec.SM2CiphertextFormat = format })
+		o.Ready(t, e)
 		o.checkExport(t, e, to)
 		got := o.exportedBytes(t, e)
 		if bytes.Equal(got, former) {

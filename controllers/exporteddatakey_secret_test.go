@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -31,14 +33,14 @@ func TestExportedDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
 			s.Name = name
 			o.makeSecret(t, s)
 			e := newExport(name)
-			o.create(t, e)
-			o.stalls(t, e, v1alpha1.ReasonTargetNotOwned, "Secret "+o.namespace+"/"+name, "already exists", "Choose another target.name, or delete the Secret")
-			o.event(t, e, v1alpha1.ReasonTargetNotOwned)
+			o.Make(t, e)
+			o.Stalls(t, e, v1alpha1.ReasonTargetNotOwned, "Secret "+o.Namespace+"/"+name, "already exists", "Choose another target.name, or delete the Secret")
+			o.Event(t, e, v1alpha1.ReasonTargetNotOwned)
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
 				t.Error("the Secret was touched")
 			}
-			o.remove(t, s)
-			o.ready(t, e)
+			o.Remove(t, s)
+			o.Ready(t, e)
 			o.checkExport(t, e, rsaRecipient())
 		})
 	}
@@ -59,27 +61,27 @@ func TestExportedDataKey_aSecretThatComesJustBeforeTheWriteIsNotAdopted(t *testi
 				theirs := theirs.DeepCopy()
 				theirs.Name, theirs.Data = "e", map[string][]byte{"x": []byte("theirs")}
 				if again {
-					o.create(t, e)
-					o.ready(t, e)
+					o.Make(t, e)
+					o.Ready(t, e)
 				}
-				o.module(t).Before("ExportDataKey", func() {
-					o.module(t).Before("ExportDataKey", nil)
+				o.Module(t).Before("ExportDataKey", func() {
+					o.Module(t).Before("ExportDataKey", nil)
 					if again {
-						o.remove(t, o.secretOf(t, "e"))
+						o.Remove(t, o.secretOf(t, "e"))
 					}
 					o.makeSecret(t, theirs)
 				})
 				if again {
-					o.change(t, e, func() { toBlob(otherRSARecipient().public.Base64())(&e.Spec) })
+					o.Change(t, e, func() { toBlob(otherRSARecipient().public.Base64())(&e.Spec) })
 				} else {
-					o.create(t, e)
+					o.Make(t, e)
 				}
-				o.stalls(t, e, v1alpha1.ReasonTargetNotOwned)
+				o.Stalls(t, e, v1alpha1.ReasonTargetNotOwned)
 				if got := o.secretOf(t, "e"); got.ResourceVersion != theirs.ResourceVersion {
 					t.Errorf("the Secret was touched: %+v", got)
 				}
-				o.remove(t, theirs)
-				o.ready(t, e)
+				o.Remove(t, theirs)
+				o.Ready(t, e)
 			})
 		}
 	}
@@ -117,7 +119,7 @@ func TestExportedDataKey_driftIsRepaired(t *testing.T) {
 			if err := o.Update(t.Context(), drifted); err != nil {
 				t.Fatal(err)
 			}
-			o.until(t, e, func() string {
+			o.Until(t, e, func() string {
 				if got := o.secretOf(t, name).ResourceVersion; e.Status.SecretRef.ResourceVersion != got {
 					return "the status does not know the Secret as it shall be"
 				}
@@ -146,14 +148,14 @@ func TestExportedDataKey_aSecretThatIsDeletedIsMadeAgain(t *testing.T) {
 	want := o.dataKeyBytes(t, o.dataKey(t, "dek"))
 	e := o.export(t, "e")
 	first := o.checkExport(t, e, rsaRecipient())
-	o.remove(t, first)
+	o.Remove(t, first)
 	o.secretWith(t, "e", func(s *corev1.Secret) string {
 		if s.UID == first.UID {
 			return "it is still the former Secret"
 		}
 		return ""
 	})
-	o.until(t, e, func() string {
+	o.Until(t, e, func() string {
 		if e.Status.SecretRef.UID == string(first.UID) {
 			return "the status names the former Secret"
 		}
@@ -163,7 +165,7 @@ func TestExportedDataKey_aSecretThatIsDeletedIsMadeAgain(t *testing.T) {
 	if !bytes.Equal(o.openExport(t, e, rsaRecipient()), want) {
 		t.Error("it is another data key")
 	}
-	if all := o.events(t, e); len(all) != 0 {
+	if all := o.Events(t, e); len(all) != 0 {
 		t.Errorf("a repair is no event: %q", all)
 	}
 }
@@ -175,8 +177,8 @@ func TestExportedDataKey_aSecretWhoseOwnerWasTakenOff_isOursByItsMarkOnly(t *tes
 	want := o.dataKeyBytes(t, o.dataKey(t, "dek"))
 	e := o.export(t, "e")
 	s := o.checkExport(t, e, rsaRecipient())
-	o.change(t, s, func() { s.OwnerReferences = nil })
-	o.until(t, e, func() string {
+	o.Change(t, s, func() { s.OwnerReferences = nil })
+	o.Until(t, e, func() string {
 		if got := o.secretOf(t, "e"); !metav1.IsControlledBy(got, e) || e.Status.SecretRef.ResourceVersion != got.ResourceVersion {
 			return "it has no owner, or the status does not know it"
 		}
@@ -187,16 +189,16 @@ func TestExportedDataKey_aSecretWhoseOwnerWasTakenOff_isOursByItsMarkOnly(t *tes
 	}
 
 	s = o.secretOf(t, "e")
-	o.change(t, s, func() {
+	o.Change(t, s, func() {
 		s.OwnerReferences = nil
 		delete(s.Annotations, "keyconvoy.io/exported-data-key")
 	})
-	o.stalls(t, e, v1alpha1.ReasonTargetNotOwned)
+	o.Stalls(t, e, v1alpha1.ReasonTargetNotOwned)
 	if got := o.secretOf(t, "e"); got.ResourceVersion != s.ResourceVersion {
 		t.Error("the Secret was touched")
 	}
-	o.remove(t, s)
-	o.ready(t, e)
+	o.Remove(t, s)
+	o.Ready(t, e)
 	o.checkExport(t, e, rsaRecipient())
 }
 
@@ -210,19 +212,19 @@ func TestExportedDataKey_otherMetadataIsAskedFor(t *testing.T) {
 	type values = map[string]v1alpha1.MetadataValue
 	e := o.export(t, "e", withExportTarget(*target(values{"app": "a", "old": "x"}, values{"note": "n"})))
 	first := o.checkExport(t, e, rsaRecipient())
-	o.change(t, e, func() { e.Spec.Target = target(values{"app": "b", "new": "y"}, nil) })
-	o.ready(t, e)
+	o.Change(t, e, func() { e.Spec.Target = target(values{"app": "b", "new": "y"}, nil) })
+	o.Ready(t, e)
 	s := o.checkExport(t, e, rsaRecipient())
-	if toJSON(s.Labels) != toJSON(map[string]string{"app": "b", "new": "y", v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}) || s.Annotations["note"] != "" {
+	if harness.JSON(s.Labels) != harness.JSON(map[string]string{"app": "b", "new": "y", v1alpha1.LabelManagedBy: v1alpha1.ManagedBy}) || s.Annotations["note"] != "" {
 		t.Errorf("it is marked %v %v", s.Labels, s.Annotations)
 	}
 	if s.UID != first.UID || !bytes.Equal(s.Data["exportedDataKey"], first.Data["exportedDataKey"]) {
 		t.Error("it was exported again")
 	}
-	o.change(t, e, func() { e.Spec.Target = target(values{"keyconvoy.io/x": "y"}, nil) })
-	o.stalls(t, e, "InvalidParameter", "target: ", "are Keyconvoy's own")
-	o.change(t, e, func() { e.Spec.Target = target(values{"a": "no spaces"}, nil) })
-	o.stalls(t, e, "InvalidParameter", "target: ", "a valid label must")
+	o.Change(t, e, func() { e.Spec.Target = target(values{"keyconvoy.io/x": "y"}, nil) })
+	o.Stalls(t, e, "InvalidParameter", "target: ", "are Keyconvoy's own")
+	o.Change(t, e, func() { e.Spec.Target = target(values{"a": "no spaces"}, nil) })
+	o.Stalls(t, e, "InvalidParameter", "target: ", "a valid label must")
 	if got := o.secretOf(t, "kept"); got.ResourceVersion != s.ResourceVersion {
 		t.Error("the Secret was touched")
 	}
@@ -237,8 +239,8 @@ func TestExportedDataKey_immutableSecretIsMadeAnewForOtherInputs(t *testing.T) {
 	if !ptr.Deref(first.Immutable, false) {
 		t.Error("it is not immutable")
 	}
-	o.change(t, e, func() { toBlob(otherRSARecipient().public.Base64())(&e.Spec) })
-	o.ready(t, e)
+	o.Change(t, e, func() { toBlob(otherRSARecipient().public.Base64())(&e.Spec) })
+	o.Ready(t, e)
 	second := o.checkExport(t, e, otherRSARecipient())
 	if second.UID == first.UID || !ptr.Deref(second.Immutable, false) {
 		t.Error("it was not made anew, or is not immutable")
@@ -246,8 +248,8 @@ func TestExportedDataKey_immutableSecretIsMadeAnewForOtherInputs(t *testing.T) {
 	if !bytes.Equal(o.openExport(t, e, otherRSARecipient()), want) {
 		t.Error("it is another data key")
 	}
-	o.change(t, e, func() { e.Spec.Target.Immutable = false })
-	o.ready(t, e)
+	o.Change(t, e, func() { e.Spec.Target.Immutable = false })
+	o.Ready(t, e)
 	if third := o.checkExport(t, e, otherRSARecipient()); third.Immutable != nil {
 		t.Error("it is still immutable")
 	}
@@ -259,10 +261,10 @@ func TestExportedDataKey_outlivesItsDataKey(t *testing.T) {
 	k := o.dataKey(t, "dek")
 	e := o.export(t, "e")
 	first := o.checkExport(t, e, rsaRecipient())
-	o.remove(t, k)
-	o.waits(t, e, v1alpha1.ReasonKeyNotReady, "DataKey "+o.namespace+"/dek does not exist")
+	o.Remove(t, k)
+	o.Waits(t, e, v1alpha1.ReasonKeyNotReady, "DataKey "+o.Namespace+"/dek does not exist")
 	o.dataKey(t, "dek") // takes its blob from its Secret
-	o.ready(t, e)
+	o.Ready(t, e)
 	if s := o.checkExport(t, e, rsaRecipient()); s.ResourceVersion != first.ResourceVersion {
 		t.Error("it was exported again")
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -22,7 +24,7 @@ func workers(perCore int) int { return perCore * max(2, runtime.NumCPU()) }
 const noTimeout = time.Hour
 
 // another has what the test makes from here on made in another namespace.
-func (o *operator) another(t testing.TB) { o.namespace = o.env.Namespace(t) }
+func (o *operator) another(t testing.TB) { o.Namespace = o.Env.Namespace(t) }
 
 // callHangs has the calls of a method of a module hang, until the test is over at the latest. It returns what ends that.
 func (o *operator) callHangs(t testing.TB, method string) (end func()) {
@@ -30,14 +32,14 @@ func (o *operator) callHangs(t testing.TB, method string) (end func()) {
 	until := make(chan struct{})
 	end = sync.OnceFunc(func() { close(until) })
 	t.Cleanup(end) // before the operator's end, which waits for its workers
-	o.module(t).Hang(method, until)
+	o.Module(t).Hang(method, until)
 	return end
 }
 
 // hangs waits until a call of a method of the module hangs.
 func (o *operator) hangs(t testing.TB, calls func() map[string]int, method string) {
 	t.Helper()
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		if calls()[method] == 0 {
 			return "nothing calls " + method
 		}
@@ -80,18 +82,18 @@ func TestFairness_aTenantWhoseModuleHangs_delaysNobodyElse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := startOperator(t, withTimeout(noTimeout))
+			o := startOperator(t, harness.WithTimeout(noTimeout))
 			o.store(t, onSoftware)
 			o.enabledKey(t, "key", nil)
 			o.dataKey(t, "dek")
 			end := o.callHangs(t, c.method)
-			busy := o.module(t)
+			busy := o.Module(t)
 			busy.Reset()
 			var waiting []client.Object
 			for i := range workers(c.perCore) + 4 {
 				waiting = append(waiting, c.object(fmt.Sprint("one-of-many-", i)))
 			}
-			o.create(t, waiting...)
+			o.Make(t, waiting...)
 			o.hangs(t, busy.Calls, c.method)
 
 			o.another(t)
@@ -113,7 +115,7 @@ func TestFairness_aTenantWhoseModulesDoNotOpen_delaysNobodyElse(t *testing.T) {
 	end := sync.OnceFunc(func() { close(until) })
 	var mu sync.Mutex
 	begun := 0
-	o := startOperator(t, withTimeout(noTimeout), beforeOpen(func(ctx context.Context, cfg hsm.Config) error {
+	o := startOperator(t, harness.WithTimeout(noTimeout), harness.BeforeOpen(func(ctx context.Context, cfg hsm.Config) error {
 		if !cfg.AllowPKCS1v15Import { // which marks the tenant's
 			return nil
 		}
@@ -131,7 +133,7 @@ func TestFairness_aTenantWhoseModulesDoNotOpen_delaysNobodyElse(t *testing.T) {
 	for i := range workers(8) + 4 {
 		store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("one-of-many-", i)}, Spec: storeSpec(onSoftware)}
 		store.Spec.AllowPKCS1V15Import = true
-		o.create(t, store)
+		o.Make(t, store)
 	}
 	o.hangs(t, func() map[string]int {
 		mu.Lock()

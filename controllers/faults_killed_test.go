@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -39,7 +41,7 @@ func (m *mortal) killedAfterEach(t *testing.T, name string, atLeast int, tell fu
 		s := tell(fmt.Sprintf("%s-%d", name, n))
 		m.arm(t, n)
 		s.act()
-		eventually(t, func() string {
+		harness.Eventually(t, func() string {
 			if m.isDead() {
 				return ""
 			}
@@ -51,7 +53,7 @@ func (m *mortal) killedAfterEach(t *testing.T, name string, atLeast int, tell fu
 				s.died()
 			}
 			m.begin(t)
-			eventually(t, s.ended)
+			harness.Eventually(t, s.ended)
 			m.settled(t, s.object)
 		}
 		if s.check(); t.Failed() {
@@ -69,14 +71,14 @@ func (m *mortal) killedAfterEach(t *testing.T, name string, atLeast int, tell fu
 // endsAs asks whether an object is Ready or waits as it should.
 func (o *operator) endsAs(t testing.TB, object client.Object, reason string) func() string {
 	return func() string {
-		o.read(t, object)
-		conditions, observed := statusOf(object)
+		o.Read(t, object)
+		conditions, observed := harness.StatusOf(object)
 		for _, c := range conditions {
 			if c.Type == v1alpha1.ConditionReady && c.Reason == reason && observed == object.GetGeneration() {
 				return ""
 			}
 		}
-		return fmt.Sprintf("%T %s is not %s yet: %s", object, object.GetName(), reason, toJSON(conditions))
+		return fmt.Sprintf("%T %s is not %s yet: %s", object, object.GetName(), reason, harness.JSON(conditions))
 	}
 }
 
@@ -92,10 +94,10 @@ func TestOperator_killedAfterEachEffect_goesOnWhereItWas(t *testing.T) {
 		t.Parallel()
 		token := ownToken(t)
 		m := startMortal(t, token)
-		m.givePIN(t, m.namespace, token.PIN)
+		m.givePIN(t, m.Namespace, token.PIN)
 		store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: tokenSpec(onSoftHSM, token.Label)}
-		m.create(t, store)
-		m.ready(t, store)
+		m.Make(t, store)
+		m.Ready(t, store)
 		m.killedInEachStory(t, under("RSA_2048", "RSAES_OAEP_SHA_1"), 0)
 	})
 	t.Run(onSoftware, func(t *testing.T) {
@@ -144,15 +146,15 @@ func (m *mortal) killedInEachStory(t *testing.T, parameters func(*v1alpha1.Impor
 func (m *mortal) publishes(t *testing.T, key *v1alpha1.ImportedKey) story {
 	return story{
 		object: key,
-		act:    func() { m.create(t, key) },
+		act:    func() { m.Make(t, key) },
 		ended:  m.endsAs(t, key, v1alpha1.ReasonPendingImport),
 		check: func() {
 			pairs := m.pairs(t, key)
 			if len(pairs) != 1 || pairs[0].ID != publishedPair(t, key) {
 				t.Errorf("%s has %d pairs, or publishes another one", key.Name, len(pairs))
 			}
-			m.remove(t, key)
-			m.gone(t, key)
+			m.Remove(t, key)
+			m.Gone(t, key)
 		},
 	}
 }
@@ -169,12 +171,12 @@ func (m *mortal) imports(t *testing.T, key *v1alpha1.ImportedKey) story {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found, err := m.module(t).FindKey(t.Context(), uuid.MustParse(key.Status.KeyVersionID))
+			found, err := m.Module(t).FindKey(t.Context(), uuid.MustParse(key.Status.KeyVersionID))
 			if err != nil || found.Fingerprint != want || key.Status.MaterialFingerprint != want.String() {
 				t.Errorf("%s is %+v in the module (%v) and says it is %s", key.Name, found, err, key.Status.MaterialFingerprint)
 			}
-			m.remove(t, key)
-			m.gone(t, key)
+			m.Remove(t, key)
+			m.Gone(t, key)
 		},
 	}
 }
@@ -182,22 +184,22 @@ func (m *mortal) imports(t *testing.T, key *v1alpha1.ImportedKey) story {
 func (m *mortal) deletesMaterial(t *testing.T, key *v1alpha1.ImportedKey, material []byte) story {
 	return story{
 		object: key,
-		act:    func() { m.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please") },
+		act:    func() { m.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please") },
 		ended:  m.endsAs(t, key, v1alpha1.ReasonPendingImport),
 		check: func() {
 			if there := m.inModule(t, key); there || kms.KeyState(key.Status.KeyState) != kms.StatePendingImport {
 				t.Errorf("%s is in the module: %t, and %s", key.Name, there, key.Status.KeyState)
 			}
 			m.importsAgain(t, key, "1", material, noEnd)
-			m.remove(t, key)
-			m.gone(t, key)
+			m.Remove(t, key)
+			m.Gone(t, key)
 		},
 	}
 }
 
 func (m *mortal) deletes(t *testing.T, key *v1alpha1.ImportedKey) story {
 	return story{
-		act: func() { m.remove(t, key) },
+		act: func() { m.Remove(t, key) },
 		ended: func() string {
 			err := m.Get(t.Context(), client.ObjectKeyFromObject(key), key.DeepCopy())
 			if client.IgnoreNotFound(err) != nil {
@@ -220,7 +222,7 @@ func (m *mortal) generates(t *testing.T, k *v1alpha1.DataKey) story {
 	kept := keptSecret{o: m.operator, t: t, name: k.Name}
 	return story{
 		object: k,
-		act:    func() { m.create(t, k) },
+		act:    func() { m.Make(t, k) },
 		ended:  m.endsAs(t, k, v1alpha1.ReasonSucceeded),
 		died:   kept.remember,
 		check: func() {
@@ -237,7 +239,7 @@ func (m *mortal) exports(t *testing.T, e *v1alpha1.ExportedDataKey, plain []byte
 	kept := keptSecret{o: m.operator, t: t, name: e.Name}
 	return story{
 		object: e,
-		act:    func() { m.create(t, e) },
+		act:    func() { m.Make(t, e) },
 		ended:  m.endsAs(t, e, v1alpha1.ReasonSucceeded),
 		died:   kept.remember,
 		check: func() {
@@ -260,7 +262,7 @@ type keptSecret struct {
 
 func (k *keptSecret) remember() {
 	s := &corev1.Secret{}
-	err := k.o.Get(k.t.Context(), client.ObjectKey{Namespace: k.o.namespace, Name: k.name}, s)
+	err := k.o.Get(k.t.Context(), client.ObjectKey{Namespace: k.o.Namespace, Name: k.name}, s)
 	if client.IgnoreNotFound(err) != nil {
 		k.t.Fatal(err)
 	}
@@ -284,7 +286,7 @@ func (o *operator) noOrphans(t *testing.T, token tokens.Token, keys ...*v1alpha1
 	t.Helper()
 	var want []string
 	for _, key := range keys {
-		o.read(t, key)
+		o.Read(t, key)
 		want = append(want, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.Status.KeyVersionID, key.Spec.KeySpec, key.Namespace))
 		for _, pair := range o.pairs(t, key) {
 			for _, half := range []string{"private", "public"} {

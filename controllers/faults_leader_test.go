@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -19,8 +21,8 @@ import (
 // leaderLease reads the Lease of the test's operators.
 func (o *operator) leaderLease(t testing.TB) coordinationv1.LeaseSpec {
 	t.Helper()
-	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: o.ownNamespace, Name: "manager.keyconvoy.io"}}
-	o.read(t, l)
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: o.OwnNamespace, Name: "manager.keyconvoy.io"}}
+	o.Read(t, l)
 	return l.Spec
 }
 
@@ -50,7 +52,7 @@ func TestLeader_killedAndStartedAgain_isTheHolderStill(t *testing.T) {
 	m.dataKey(t, "dek")
 	after := m.leaderLease(t)
 	if ptr.Deref(after.HolderIdentity, "") != pod || ptr.Deref(after.LeaseTransitions, 0) != ptr.Deref(before.LeaseTransitions, 0) || !after.AcquireTime.Equal(before.AcquireTime) {
-		t.Errorf("the lease changed hands: %s, was %s", toJSON(after), toJSON(before))
+		t.Errorf("the lease changed hands: %s, was %s", harness.JSON(after), harness.JSON(before))
 	}
 }
 
@@ -64,11 +66,11 @@ func TestLeader_frozenWhileAnotherWithdraws_writesNothing(t *testing.T) {
 	m.dataKey(t, "dek")
 	m.freezeAfter(t, 1) // the module has made the export, and nothing is written
 	e := newExport("e")
-	m.create(t, e)
+	m.Make(t, e)
 	m.frozen(t)
 
 	m.setPolicy(t, &policy{Recipients: toRecipients(otherRSARecipient())})
-	startOperatorOn(t, m.env, beside(m.operator), electing(lease.Options{Identity: "second", Timing: timing}))
+	startOperatorOn(t, m.Env, beside(m.operator), electing(lease.Options{Identity: "second", Timing: timing}))
 	eventuallyLater(t, m.endsAs(t, e, "ForbiddenNoPermission"))
 	if holder := ptr.Deref(m.leaderLease(t).HolderIdentity, ""); holder != "second" {
 		t.Fatalf("the holder is %s", holder)
@@ -82,7 +84,7 @@ func TestLeader_frozenWhileAnotherWithdraws_writesNothing(t *testing.T) {
 	m.absent(t, "e")
 	for _, status := range written() { // the new leader may write again, but what it wrote before
 		if reason := readyReason(status); reason != "ForbiddenNoPermission" {
-			t.Errorf("the former leader wrote the status %s: %s", reason, toJSON(status))
+			t.Errorf("the former leader wrote the status %s: %s", reason, harness.JSON(status))
 		}
 	}
 	m.ends = true
@@ -93,7 +95,7 @@ func TestLeader_frozenWhileAnotherWithdraws_writesNothing(t *testing.T) {
 // every status that was written since.
 func (o *operator) statusesFrom(t *testing.T, e *v1alpha1.ExportedDataKey) func() []v1alpha1.ExportedDataKeyStatus {
 	t.Helper()
-	c, err := client.NewWithWatch(o.env.Config, client.Options{Scheme: o.env.Scheme})
+	c, err := client.NewWithWatch(o.Env.Config, client.Options{Scheme: o.Env.Scheme})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +106,7 @@ func (o *operator) statusesFrom(t *testing.T, e *v1alpha1.ExportedDataKey) func(
 	}
 	return func() (statuses []v1alpha1.ExportedDataKeyStatus) {
 		defer w.Stop()
-		o.annotate(t, e, "example.com/last", "true")
+		o.Annotate(t, e, "example.com/last", "true")
 		for {
 			select {
 			case event := <-w.ResultChan():
@@ -116,7 +118,7 @@ func (o *operator) statusesFrom(t *testing.T, e *v1alpha1.ExportedDataKey) func(
 					return statuses
 				}
 				statuses = append(statuses, is.Status)
-			case <-time.After(patience):
+			case <-time.After(harness.Patience):
 				t.Fatal("the watch shows no end")
 			}
 		}
@@ -142,26 +144,26 @@ func TestLeader_whoseLeaseIsOver_writesNothing(t *testing.T) {
 	}))
 	o.slowly(t, func() { clock.SetTime(clock.Now().Add(10 * time.Hour)) })
 	e := newExport("e")
-	o.create(t, e)
-	eventually(t, func() string {
-		if !strings.Contains(o.logged(), lease.ErrNotHeld.Error()) {
+	o.Make(t, e)
+	harness.Eventually(t, func() string {
+		if !strings.Contains(o.Log.String(), lease.ErrNotHeld.Error()) {
 			return "nothing was refused"
 		}
 		return ""
 	})
 	o.absent(t, "e")
-	if o.read(t, e); len(e.Status.Conditions) > 0 {
-		t.Errorf("the status was written: %s", statusJSON(e))
+	if o.Read(t, e); len(e.Status.Conditions) > 0 {
+		t.Errorf("the status was written: %s", harness.StatusJSON(e))
 	}
-	o.restart(t) // which acquires it anew
-	o.ready(t, e)
+	o.Restart(t) // which acquires it anew
+	o.Ready(t, e)
 }
 
 // eventuallyLater waits longer than eventually does: a lease must expire meanwhile.
 func eventuallyLater(t testing.TB, problem func() string) {
 	t.Helper()
-	deadline := time.After(3 * patience)
-	tick := time.NewTicker(interval)
+	deadline := time.After(3 * harness.Patience)
+	tick := time.NewTicker(harness.Interval)
 	defer tick.Stop()
 	for {
 		last := problem()

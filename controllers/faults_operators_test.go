@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -24,20 +26,18 @@ import (
 var patientTiming = lease.Timing{Duration: 2 * time.Minute, RenewDeadline: 90 * time.Second, RetryPeriod: 200 * time.Millisecond}
 
 // electing has operators of one namespace choose who works.
-func electing(elected lease.Options) option {
-	return func(o *operator) {
-		o.onManager = func(options *ctrl.Options) {
-			elected.Namespace = o.ownNamespace
-			if err := lease.Elect(options, o.cfg, elected); err != nil {
-				panic(err)
-			}
+func electing(elected lease.Options) harness.Option {
+	return harness.WithManager(func(o *harness.Operator, options *ctrl.Options) {
+		elected.Namespace = o.OwnNamespace
+		if err := lease.Elect(options, o.Config, elected); err != nil {
+			panic(err)
 		}
-	}
+	})
 }
 
 // beside gives an operator the namespaces and the objects of another one.
-func beside(other *operator) option {
-	return func(o *operator) { o.namespace, o.ownNamespace = other.namespace, other.ownNamespace }
+func beside(other *operator) harness.Option {
+	return harness.WithNamespaces(other.Namespace, other.OwnNamespace)
 }
 
 func TestOperators_twoAtOnce_oneActs(t *testing.T) {
@@ -45,7 +45,7 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	elected := electing(lease.Options{Timing: patientTiming})
 	first := startOperator(t, elected)
 	second := startOperator(t, beside(first), elected)
-	acts := func(o *operator) bool { return len(o.modules()) > 0 }
+	acts := func(o *operator) bool { return len(o.Modules()) > 0 }
 	work := func(name string) []client.Object {
 		key := first.enabledKey(t, name, nil)
 		dataKey := first.dataKey(t, name+"-dek", underKey(name))
@@ -61,24 +61,24 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	if acts(second) {
 		leader, waiting = second, first
 	}
-	wantCounts(t, "the leader", leader.calls(), map[string]int{
+	wantCounts(t, "the leader", leader.Calls(), map[string]int{
 		"Authenticate": 3, "CreateWrappingKey": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
 	})
-	if calls := waiting.calls(); len(calls) > 0 {
+	if calls := waiting.Calls(); len(calls) > 0 {
 		t.Errorf("who waits called %v", calls)
 	}
-	for write := range waiting.writes() {
+	for write := range waiting.Writes() {
 		if !strings.Contains(write, "leases") {
 			t.Errorf("who waits wrote: %s", write)
 		}
 	}
 
-	leader.stop(t)
+	leader.Stop(t)
 	objects = append(objects, work("after")...)
-	wantCounts(t, "the successor", waiting.calls(), map[string]int{
+	wantCounts(t, "the successor", waiting.Calls(), map[string]int{
 		"Authenticate": 3, "CreateWrappingKey": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
 	})
-	waiting.settled(t, objects...)
+	waiting.Settled(t, objects...)
 }
 
 // A key that has work to do and was Ready is looked at while its key store does not serve; the store serves
@@ -90,7 +90,7 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 	var once sync.Once
 	waits, serves := make(chan struct{}), make(chan struct{})
 	o := startOperator(t,
-		withConfig(func(cfg *rest.Config) {
+		harness.WithConfig(func(cfg *rest.Config) {
 			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
 				return roundTripper(func(r *http.Request) (*http.Response, error) {
 					if held.Load() && r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/importedkeys/key/status") {
@@ -101,7 +101,7 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 				})
 			})
 		}),
-		beforeOpen(func(context.Context, hsm.Config) error {
+		harness.BeforeOpen(func(context.Context, hsm.Config) error {
 			if !held.Load() {
 				return nil
 			}
@@ -113,14 +113,14 @@ func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.
 		}))
 	store := o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.stop(t)
-	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
+	o.Stop(t)
+	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
 	held.Store(true)
-	o.start(t)
-	o.module(t)
-	o.settled(t, store)
+	o.Start(t)
+	o.Module(t)
+	o.Settled(t, store)
 	close(serves)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
 func TestAPIServer_restartedUnderLoad_everythingBecomesReady(t *testing.T) {
@@ -136,8 +136,8 @@ func TestAPIServer_restartedUnderLoad_everythingBecomesReady(t *testing.T) {
 		dataKeys = append(dataKeys, newDataKey(name))
 		exports = append(exports, newExport(name+"-export", ofDataKey(name), toBlob(sm2Recipient().public.Base64()), withSM2))
 	}
-	o.create(t, dataKeys...)
-	o.create(t, exports...)
+	o.Make(t, dataKeys...)
+	o.Make(t, exports...)
 	blobs := map[string]string{}
 	env.Restart(t, func() {})
 	for _, object := range append(dataKeys, exports...) {
@@ -152,16 +152,16 @@ func TestAPIServer_restartedUnderLoad_everythingBecomesReady(t *testing.T) {
 		o.checkExport(t, object.(*v1alpha1.ExportedDataKey), sm2Recipient())
 	}
 	// Once more, with nothing under way: nothing is made anew.
-	env.Restart(t, func() { o.stop(t) })
-	o.forgetCounts()
-	o.start(t)
-	o.settled(t, append(dataKeys, exports...)...)
-	if calls := o.calls(); len(calls) > 0 {
+	env.Restart(t, func() { o.Stop(t) })
+	o.ForgetCounts()
+	o.Start(t)
+	o.Settled(t, append(dataKeys, exports...)...)
+	if calls := o.Calls(); len(calls) > 0 {
 		t.Errorf("the module was called: %v", calls)
 	}
 	for _, object := range dataKeys {
 		k := object.(*v1alpha1.DataKey)
-		o.ready(t, k)
+		o.Ready(t, k)
 		if k.Status.CiphertextBlob != blobs[k.Name] {
 			t.Errorf("%s is another data key", k.Name)
 		}
@@ -173,7 +173,7 @@ func TestAPIServer_restartedUnderLoad_everythingBecomesReady(t *testing.T) {
 func (o *operator) readyInTheEnd(t testing.TB, object client.Object) {
 	t.Helper()
 	deadline := time.After(2 * time.Minute)
-	tick := time.NewTicker(interval)
+	tick := time.NewTicker(harness.Interval)
 	defer tick.Stop()
 	for {
 		problem := o.endsAs(t, object, v1alpha1.ReasonSucceeded)()

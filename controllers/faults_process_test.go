@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/google/uuid"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/client-go/rest"
@@ -48,14 +50,14 @@ var moduleEffects = []string{
 	"Authenticate", "CreateWrappingKey", "DestroyWrappingKey", "ImportKey", "DestroyKey", "GenerateDataKey", "ExportDataKey",
 }
 
-func (f *fuse) options() []option {
-	return []option{
-		withModules(func(r *hsmtest.Recorder) {
+func (f *fuse) options() []harness.Option {
+	return []harness.Option{
+		harness.WithModules(func(r *hsmtest.Recorder) {
 			for _, method := range moduleEffects {
 				r.After(method, func() { f.effect(method) })
 			}
 		}),
-		withConfig(func(cfg *rest.Config) {
+		harness.WithConfig(func(cfg *rest.Config) {
 			cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
 				return roundTripper(func(r *http.Request) (*http.Response, error) {
 					if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "/events") || strings.Contains(r.URL.Path, "/leases") {
@@ -137,24 +139,24 @@ type givenOperator struct {
 func startMortal(t *testing.T, token tokens.Token, change ...func(*givenOperator)) *mortal {
 	t.Helper()
 	env := testenv.Start(t)
-	m := &mortal{operator: newOperator(t, env), token: token}
-	m.opened = []*hsmtest.Recorder{hsmtest.Wrap(elsewhere{m: m})}
+	m := &mortal{operator: &operator{harness.New(t, env, onTokens(commonToken))}, token: token}
+	m.Opened(hsmtest.Wrap(elsewhere{m: m}))
 	given := givenOperator{
-		Kubeconfig: env.Kubeconfig(t, nil, m.namespace), Namespace: m.namespace, OwnNamespace: m.ownNamespace, Library: token.Path,
+		Kubeconfig: env.Kubeconfig(t, nil, m.Namespace), Namespace: m.Namespace, OwnNamespace: m.OwnNamespace, Library: token.Path,
 	}
 	for _, c := range change {
 		c(&given)
 	}
-	m.given = toJSON(given)
+	m.given = harness.JSON(given)
 	m.begin(t)
 	t.Cleanup(func() {
 		m.end(t)
-		m.checkHidden(t)
-		if strings.Contains(m.logged(), "DATA RACE") {
+		m.CheckHidden(t)
+		if strings.Contains(m.Log.String(), "DATA RACE") {
 			t.Error("The operator's process has a data race")
 		}
 		if t.Failed() {
-			t.Logf("The log of the operator's processes:\n%s", m.logged())
+			t.Logf("The log of the operator's processes:\n%s", m.Log.String())
 		}
 	})
 	return m
@@ -169,7 +171,7 @@ func (m *mortal) begin(t *testing.T) {
 	}
 	m.cmd = exec.Command(self, childTest)
 	m.cmd.Env = append(os.Environ(), append(m.token.Env, operatorVariable+"="+m.given)...)
-	m.cmd.Stdout = logOf{m.operator}
+	m.cmd.Stdout = &m.Log
 	m.cmd.Stderr = m.cmd.Stdout
 	commands, err := m.cmd.StdinPipe()
 	if err != nil {
@@ -200,7 +202,7 @@ func (m *mortal) end(t *testing.T) {
 		if !m.ends && !m.cmd.ProcessState.Success() {
 			t.Errorf("The operator's process ended with %s", m.cmd.ProcessState)
 		}
-	case <-time.After(2 * patience):
+	case <-time.After(2 * harness.Patience):
 		_ = m.cmd.Process.Kill()
 		t.Error("The operator's process does not end")
 	}
@@ -212,7 +214,7 @@ func (m *mortal) call(method string, argument, answer any) error {
 	select {
 	case <-call.Done:
 		return call.Error
-	case <-time.After(2 * patience):
+	case <-time.After(2 * harness.Patience):
 		return errors.New("the operator's process does not answer " + method)
 	}
 }
@@ -224,7 +226,7 @@ func (m *mortal) arm(t *testing.T, n int) {
 		select {
 		case <-m.ended: // an effect came before the answer, and disarm finds that it was killed
 			return
-		case <-time.After(patience):
+		case <-time.After(harness.Patience):
 			t.Fatalf("the fuse is not armed: %v", err)
 		}
 	}
@@ -250,7 +252,7 @@ func (m *mortal) freezeAfter(t *testing.T, n int) {
 // frozen waits until the process is stopped.
 func (m *mortal) frozen(t *testing.T) {
 	t.Helper()
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.cmd.Process.Pid))
 		if err != nil {
 			t.Fatal(err)
@@ -272,7 +274,7 @@ func (m *mortal) disarm(t *testing.T) (killed bool, effects []string) {
 	}
 	select {
 	case <-m.ended:
-	case <-time.After(patience):
+	case <-time.After(harness.Patience):
 		t.Fatalf("the process lives and does not disarm its fuse: %v", err)
 	}
 	_ = m.calls.Close()
@@ -288,8 +290,8 @@ func (m *mortal) settled(t *testing.T, object client.Object) {
 	if object == nil {
 		return
 	}
-	of := m.reconcileOf(t, object)
-	eventually(t, func() string {
+	of := m.ReconcileOf(t, object)
+	harness.Eventually(t, func() string {
 		var counts [2]int
 		if err := m.call("Reconciles", of, &counts); err != nil {
 			t.Fatal(err)
@@ -345,15 +347,6 @@ type listedPair struct {
 	NotAfter  time.Time
 }
 
-// logOf takes what a process says into an operator's log.
-type logOf struct{ *operator }
-
-func (l logOf) Write(said []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.log.Write(said)
-}
-
 // duplex is two pipes as one connection.
 type duplex struct {
 	io.ReadCloser
@@ -400,14 +393,15 @@ func beOperator(t *testing.T, variable string) {
 		t.Fatal(err)
 	}
 	var f fuse
-	o := startOperatorOn(t, &testenv.Env{Config: cfg, Client: administrator}, append(f.options(), func(o *operator) {
-		o.namespace, o.ownNamespace = given.Namespace, given.OwnNamespace
-		o.tokenOf = func(string) tokens.Token { return tokens.Token{Path: given.Library} }
-		o.says = os.Stderr
-		if given.Identity != "" {
-			electing(lease.Options{Identity: given.Identity, Timing: given.Timing})(o)
-		}
-	})...)
+	options := append(f.options(),
+		onTokens(func(string) tokens.Token { return tokens.Token{Path: given.Library} }),
+		harness.WithNamespaces(given.Namespace, given.OwnNamespace),
+		harness.WithLogTo(os.Stderr),
+	)
+	if given.Identity != "" {
+		options = append(options, electing(lease.Options{Identity: given.Identity, Timing: given.Timing}))
+	}
+	o := startOperatorOn(t, &testenv.Env{Config: cfg, Client: administrator}, options...)
 	server := rpc.NewServer()
 	if err := server.RegisterName("Operator", &answering{o, &f}); err != nil {
 		t.Fatal(err)
@@ -443,9 +437,7 @@ func (a *answering) Disarm(_ int, effects *[]string) error {
 
 // Reconciles returns how many reconciles of an object began, and how many of them are over.
 func (a *answering) Reconciles(of string, counts *[2]int) error {
-	a.operator.mu.Lock()
-	defer a.operator.mu.Unlock()
-	*counts = [2]int{a.operator.begun[of], a.operator.done[of]}
+	counts[0], counts[1] = a.operator.ReconcilesOf(of)
 	return nil
 }
 
@@ -478,11 +470,11 @@ func (a *answering) ListPairs(_ int, listed *[]listedPair) error {
 
 // module waits until the operator has opened its module.
 func (a *answering) module() (*hsmtest.Recorder, error) {
-	tick := time.NewTicker(interval)
+	tick := time.NewTicker(harness.Interval)
 	defer tick.Stop()
-	deadline := time.After(patience)
+	deadline := time.After(harness.Patience)
 	for {
-		if all := a.operator.modules(); len(all) > 0 {
+		if all := a.operator.Modules(); len(all) > 0 {
 			return all[len(all)-1], nil
 		}
 		select {

@@ -25,10 +25,10 @@ func TestToken_initialisedAnew_nothingIsMadeAnew(t *testing.T) {
 func tokenInitialisedAnew(t *testing.T, restart bool) {
 	token := ownToken(t)
 	o := startOperator(t)
-	o.givePIN(t, o.namespace, token.PIN)
+	o.givePIN(t, o.Namespace, token.PIN)
 	store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: tokenSpec(onSoftHSM, token.Label)}
-	o.create(t, store)
-	o.ready(t, store)
+	o.Make(t, store)
+	o.Ready(t, store)
 	rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
 	material := o.material(32)
 	key := o.enabledKey(t, "key", material, rsa)
@@ -38,46 +38,46 @@ func tokenInitialisedAnew(t *testing.T, restart bool) {
 	blob, exported := dataKey.Status.CiphertextBlob, o.exportedBytes(t, export)
 
 	if restart {
-		o.stop(t)
+		o.Stop(t)
 	}
 	tokens.Reinitialise(t, token)
 	if restart {
-		o.start(t)
+		o.Start(t)
 	}
-	o.ready(t, store)
-	o.settled(t, key, waiting, dataKey, export)
+	o.Ready(t, store)
+	o.Settled(t, key, waiting, dataKey, export)
 
 	late := newDataKey("late")
 	lateExport := newExport("late-export", withRSA("RSAES_OAEP_SHA_1"))
-	o.create(t, late, lateExport)
-	o.waits(t, late, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
-	o.waits(t, lateExport, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
+	o.Make(t, late, lateExport)
+	o.Waits(t, late, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
+	o.Waits(t, lateExport, kms.ForbiddenKeyVersionNotFound.Reason(), "Forbidden.KeyVersionNotFound: ")
 	o.absent(t, "late")
 	o.absent(t, "late-export")
 
 	// Parameters from before are no good: their pair is gone, and so is the key of their token.
 	p := waiting.Status.ImportParameters
 	o.give(t, waiting, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
-	o.stalls(t, waiting, kms.InvalidImportToken.Reason())
+	o.Stalls(t, waiting, kms.InvalidImportToken.Reason())
 	if o.inModule(t, key) || o.inModule(t, waiting) {
 		t.Error("a key came into the new token by itself")
 	}
 
 	// What there was stays as it was, and comes back with the same material.
-	o.ready(t, dataKey)
-	o.ready(t, export)
+	o.Ready(t, dataKey)
+	o.Ready(t, export)
 	if dataKey.Status.CiphertextBlob != blob || string(o.exportedBytes(t, export)) != string(exported) {
 		t.Error("a data key or an export was made anew")
 	}
 	o.importsAgain(t, key, "1", material, noEnd)
 	o.keyIs(t, key, kms.StateEnabled)
-	o.ready(t, late, lateExport)
+	o.Ready(t, late, lateExport)
 
 	// And what is in the token now is readable for whoever logs in to it next.
-	want := fmt.Sprintf("secret keyconvoy:key:%s:AES_256:%s", key.Status.KeyVersionID, o.namespace)
+	want := fmt.Sprintf("secret keyconvoy:key:%s:AES_256:%s", key.Status.KeyVersionID, o.Namespace)
 	if got := listToken(t, token); !slices.Contains(got, want) {
 		t.Errorf("the token holds %q", got)
 	}
-	o.restart(t)
+	o.Restart(t)
 	o.export(t, "next", withRSA("RSAES_OAEP_SHA_1"))
 }

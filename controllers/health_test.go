@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -34,7 +36,7 @@ type recording struct {
 
 func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t, withModules(func(r *hsmtest.Recorder) {
+	o := startOperator(t, harness.WithModules(func(r *hsmtest.Recorder) {
 		r.FailAll("DestroyWrappingKey", hsm.Errorf(hsm.NotSupported, "it cannot do that"))
 	}))
 	var all []recording
@@ -53,80 +55,80 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	take("an export", "Ready", o.export(t, "export", toBlob(sm2Recipient().public.Base64()), withSM2))
 	o.teamNamespaces(t, 2)
 	spread := o.clusterExport(t)
-	o.ready(t, spread)
+	o.Ready(t, spread)
 	take("an export to many namespaces", "Ready", spread)
 
 	pending := o.pendingKey(t, "pending")
 	take("a key that waits for its material", "Progressing", pending)
 	early := newDataKey("early", underKey("pending"))
-	o.create(t, early)
-	o.waits(t, early, "RejectedPendingImport")
+	o.Make(t, early)
+	o.Waits(t, early, "RejectedPendingImport")
 	take("a data key that waits for its key", "Progressing", early)
 	waiting := newExport("waiting", ofDataKey("none"))
-	o.create(t, waiting)
-	o.waits(t, waiting, v1alpha1.ReasonKeyNotReady)
+	o.Make(t, waiting)
+	o.Waits(t, waiting, v1alpha1.ReasonKeyNotReady)
 	take("an export that waits for its data key", "Progressing", waiting)
 	spreading := o.newClusterExport(toEachConfigMap)
 	spreading.Name += "-pending"
-	o.create(t, spreading)
-	o.waits(t, spreading, v1alpha1.ReasonNamespacesPending)
+	o.Make(t, spreading)
+	o.Waits(t, spreading, v1alpha1.ReasonNamespacesPending)
 	take("an export to many namespaces that have no recipients yet", "Progressing", spreading)
 
 	unknown := &v1alpha1.KeyStore{ObjectMeta: named("unknown"), Spec: tokenSpec("unheard-of", "any")}
 	unknownOfAll := &v1alpha1.ClusterKeyStore{
-		ObjectMeta: named(o.ownNamespace + "-unknown"), Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: unknown.Spec},
+		ObjectMeta: named(o.OwnNamespace + "-unknown"), Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: unknown.Spec},
 	}
-	o.create(t, unknown, unknownOfAll)
-	o.waits(t, unknown, v1alpha1.ReasonSourceNotFound)
-	o.waits(t, unknownOfAll, v1alpha1.ReasonSourceNotFound)
+	o.Make(t, unknown, unknownOfAll)
+	o.Waits(t, unknown, v1alpha1.ReasonSourceNotFound)
+	o.Waits(t, unknownOfAll, v1alpha1.ReasonSourceNotFound)
 	take("a key store that waits for its PIN", "Progressing", unknown)
 	take("a key store for the cluster that waits for its PIN", "Progressing", unknownOfAll)
-	o.givePIN(t, o.namespace, "12345678\x00")
-	o.givePIN(t, o.ownNamespace, "12345678\x00")
-	o.stalls(t, unknown, v1alpha1.ReasonPINRefused)
-	o.stalls(t, unknownOfAll, v1alpha1.ReasonPINRefused)
+	o.givePIN(t, o.Namespace, "12345678\x00")
+	o.givePIN(t, o.OwnNamespace, "12345678\x00")
+	o.Stalls(t, unknown, v1alpha1.ReasonPINRefused)
+	o.Stalls(t, unknownOfAll, v1alpha1.ReasonPINRefused)
 	take("a key store with a PIN that no token has", "Stalled", unknown)
 	take("a key store for the cluster with a PIN that no token has", "Stalled", unknownOfAll)
-	o.givePIN(t, o.namespace, "12345678")
-	o.givePIN(t, o.ownNamespace, "12345678")
-	o.waits(t, unknown, v1alpha1.ReasonModuleMisconfigured)
-	o.waits(t, unknownOfAll, v1alpha1.ReasonModuleMisconfigured)
+	o.givePIN(t, o.Namespace, "12345678")
+	o.givePIN(t, o.OwnNamespace, "12345678")
+	o.Waits(t, unknown, v1alpha1.ReasonModuleMisconfigured)
+	o.Waits(t, unknownOfAll, v1alpha1.ReasonModuleMisconfigured)
 	take("a key store whose module is not allowed", "Progressing", unknown)
 	take("a key store for the cluster whose module is not allowed", "Progressing", unknownOfAll)
 	refused := o.pendingKey(t, "refused")
 	o.give(t, refused, inline([]byte("no material"), refused.Status.ImportParameters.ImportToken))
-	o.stalls(t, refused, "InvalidKeyMaterial")
+	o.Stalls(t, refused, "InvalidKeyMaterial")
 	take("a key with the wrong material", "Stalled", refused)
 	broken := newDataKey("broken", underKey("enabled"), func(s *v1alpha1.DataKeySpec) { s.CiphertextBlob = "AA==" })
-	o.create(t, broken)
-	o.stalls(t, broken, "InvalidParameter")
+	o.Make(t, broken)
+	o.Stalls(t, broken, "InvalidParameter")
 	take("a data key from what is no blob", "Stalled", broken)
 	wrong := newExport("wrong", toBlob("no key"))
-	o.create(t, wrong)
-	o.stalls(t, wrong, "InvalidParameter")
+	o.Make(t, wrong)
+	o.Stalls(t, wrong, "InvalidParameter")
 	take("an export to something that is no public key", "Stalled", wrong)
 	spreadWrong := o.newClusterExport(func(s *v1alpha1.ClusterExportedDataKeySpec) { s.Template.PublicKey.Blob = "no key" })
 	spreadWrong.Name += "-wrong"
-	o.create(t, spreadWrong)
+	o.Make(t, spreadWrong)
 	o.counts(t, spreadWrong, 2, 0, 2)
-	o.stalls(t, spreadWrong, v1alpha1.ReasonNamespacesFailed)
+	o.Stalls(t, spreadWrong, v1alpha1.ReasonNamespacesFailed)
 	take("an export to many namespaces, to something that is no public key", "Stalled", spreadWrong)
 
-	o.remove(t, refused)
-	o.waits(t, refused, "UnsupportedOperation", "Deletion is waiting")
+	o.Remove(t, refused)
+	o.Waits(t, refused, "UnsupportedOperation", "Deletion is waiting")
 	take("a key whose deletion has failed", "Progressing", refused)
 
 	// From here on nobody looks at them.
-	o.stop(t)
-	o.change(t, wrong, func() { wrong.Spec.PublicKey.Blob = rsaRecipient().public.Base64() })
+	o.Stop(t)
+	o.Change(t, wrong, func() { wrong.Spec.PublicKey.Blob = rsaRecipient().public.Base64() })
 	take("an export that was repaired a moment ago", "Progressing", wrong)
-	o.remove(t, disabled)
+	o.Remove(t, disabled)
 	take("a key that was deleted a moment ago", "Progressing", disabled)
 	fresh := importedKey("fresh")
-	o.create(t, fresh)
+	o.Make(t, fresh)
 	take("a key that was made a moment ago", "Progressing", fresh)
 	freshExport := newExport("fresh")
-	o.create(t, freshExport)
+	o.Make(t, freshExport)
 	take("an export that was made a moment ago", "Progressing", freshExport)
 
 	text, err := yaml.Marshal(all)
@@ -150,13 +152,13 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 // run.
 func (o *operator) recorded(t testing.TB, object client.Object) map[string]any {
 	t.Helper()
-	o.read(t, object)
+	o.Read(t, object)
 	kind, err := o.GroupVersionKindFor(object)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours := strings.NewReplacer(o.ownNamespace, "keyconvoy-system", o.namespace, "team-a")
-	text := ours.Replace(statusJSON(object))
+	ours := strings.NewReplacer(o.OwnNamespace, "keyconvoy-system", o.Namespace, "team-a")
+	text := ours.Replace(harness.StatusJSON(object))
 	var status map[string]any
 	if err := json.Unmarshal([]byte(text), &status); err != nil {
 		t.Fatal(err)
@@ -190,14 +192,14 @@ func (o *operator) recorded(t testing.TB, object client.Object) map[string]any {
 func TestHealth_argoCDPatch_isTakenByTheServer(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
-	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "argocd-cm", Namespace: o.namespace}, Data: map[string]string{"url": "kept"}}
-	o.create(t, cm)
-	out, err := exec.CommandContext(t.Context(), o.env.Kubectl(), "--kubeconfig", o.env.Kubeconfig(t, nil, ""),
-		"-n", o.namespace, "patch", "configmap", "argocd-cm", "--patch-file", "../config/health/argocd-cm.yaml").CombinedOutput()
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "argocd-cm", Namespace: o.Namespace}, Data: map[string]string{"url": "kept"}}
+	o.Make(t, cm)
+	out, err := exec.CommandContext(t.Context(), o.Env.Kubectl(), "--kubeconfig", o.Env.Kubeconfig(t, nil, ""),
+		"-n", o.Namespace, "patch", "configmap", "argocd-cm", "--patch-file", "../config/health/argocd-cm.yaml").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	o.read(t, cm)
+	o.Read(t, cm)
 	if cm.Data["url"] != "kept" {
 		t.Error("the patch takes away what was there")
 	}

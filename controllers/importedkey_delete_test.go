@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/meta"
 
@@ -16,7 +18,7 @@ import (
 // inModule says whether the module that was opened last holds a key.
 func (o *operator) inModule(t testing.TB, key *v1alpha1.ImportedKey) bool {
 	t.Helper()
-	_, err := o.module(t).FindKey(t.Context(), uuid.MustParse(key.Status.KeyVersionID))
+	_, err := o.Module(t).FindKey(t.Context(), uuid.MustParse(key.Status.KeyVersionID))
 	if err != nil && hsm.KindOf(err) != hsm.NotFound {
 		t.Fatal(err)
 	}
@@ -42,8 +44,8 @@ func TestImportedKey_deletion_doesToTheModuleWhatThePolicySays(t *testing.T) {
 				if !o.inModule(t, key) || len(o.pairs(t, key)) == 0 {
 					t.Fatal("the key or its pair is not in the module")
 				}
-				o.remove(t, key)
-				o.gone(t, key)
+				o.Remove(t, key)
+				o.Gone(t, key)
 				if n := len(o.pairs(t, key)); n != 0 {
 					t.Errorf("%d pairs are left in the module", n)
 				}
@@ -53,7 +55,7 @@ func TestImportedKey_deletion_doesToTheModuleWhatThePolicySays(t *testing.T) {
 				if retained {
 					return
 				}
-				if note := o.event(t, key, "KeyDestroyed"); !strings.Contains(note, key.Status.KeyVersionID) {
+				if note := o.Event(t, key, "KeyDestroyed"); !strings.Contains(note, key.Status.KeyVersionID) {
 					t.Errorf("the event does not name the key: %q", note)
 				}
 			})
@@ -66,20 +68,20 @@ func TestImportedKey_deletion_withoutKeyStore_finishesAndSaysWhatIsLeft(t *testi
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
-	module := o.module(t)
-	o.remove(t, store)
-	o.editor(t, o.namespace).release(t, store) // which takes the key store from its keys
+	module := o.Module(t)
+	o.Remove(t, store)
+	o.editor(t, o.Namespace).release(t, store) // which takes the key store from its keys
 	o.closed(t, module)
-	o.gone(t, store)
+	o.Gone(t, store)
 	bare := importedKey("bare")
-	o.create(t, bare)
-	o.waits(t, bare, v1alpha1.ReasonKeyStoreNotFound)
+	o.Make(t, bare)
+	o.Waits(t, bare, v1alpha1.ReasonKeyStoreNotFound)
 	for _, k := range []*v1alpha1.ImportedKey{bare, key} {
-		o.remove(t, k)
-		o.gone(t, k)
+		o.Remove(t, k)
+		o.Gone(t, k)
 	}
-	wantWords(t, o.event(t, key, "LeftInModule"), []string{`KeyStore "store"`, key.Status.KeyVersionID})
-	if all := o.events(t, bare); len(all) != 0 {
+	harness.WantWords(t, o.Event(t, key, "LeftInModule"), []string{`KeyStore "store"`, key.Status.KeyVersionID})
+	if all := o.Events(t, bare); len(all) != 0 {
 		t.Errorf("of the key that had nothing in a module it is said: %q", all)
 	}
 }
@@ -90,18 +92,18 @@ func TestImportedKey_deletion_finishesWhenItsKeyStoreGoes(t *testing.T) {
 	o := startOperator(t)
 	store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: storeSpec(onSoftHSM)}
 	key := importedKey("key")
-	o.create(t, store, key)
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
-	o.remove(t, key)
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "deletion")
-	o.remove(t, store)
-	o.gone(t, key)
+	o.Make(t, store, key)
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.Remove(t, key)
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "deletion")
+	o.Remove(t, store)
+	o.Gone(t, key)
 }
 
 func TestImportedKey_deletion_waitsForTheKeyStoreAndSaysSo(t *testing.T) {
 	t.Parallel()
 	var away atomic.Bool
-	o := startOperator(t, beforeOpen(func(context.Context, hsm.Config) error {
+	o := startOperator(t, harness.BeforeOpen(func(context.Context, hsm.Config) error {
 		if away.Load() {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}
@@ -110,14 +112,14 @@ func TestImportedKey_deletion_waitsForTheKeyStoreAndSaysSo(t *testing.T) {
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
 	away.Store(true)
-	o.restart(t)
-	o.remove(t, key)
-	message := o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "Deletion", `KeyStore "store"`)
+	o.Restart(t)
+	o.Remove(t, key)
+	message := o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady, "Deletion", `KeyStore "store"`)
 	if meta.IsStatusConditionTrue(key.Status.Conditions, v1alpha1.ConditionReady) {
 		t.Errorf("it is Ready and says %q", message)
 	}
 	away.Store(false)
-	o.gone(t, key)
+	o.Gone(t, key)
 	if o.inModule(t, key) || len(o.pairs(t, key)) != 0 {
 		t.Error("something is left in the module")
 	}
@@ -128,11 +130,11 @@ func TestImportedKey_deletion_isTriedAgainWhenTheModuleFails(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
-	o.module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
-	o.remove(t, key)
-	o.waits(t, key, "ServiceUnavailableTemporary", "deletion", "The device does not answer.")
-	o.module(t).FailAll("DestroyKey", nil)
-	o.gone(t, key)
+	o.Module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.Remove(t, key)
+	o.Waits(t, key, "ServiceUnavailableTemporary", "deletion", "The device does not answer.")
+	o.Module(t).FailAll("DestroyKey", nil)
+	o.Gone(t, key)
 	if o.inModule(t, key) {
 		t.Error("the key is in the module still")
 	}
@@ -144,16 +146,16 @@ func TestImportedKey_deletion_needsNoConsent(t *testing.T) {
 	o := startOperator(t)
 	store := o.clusterStore(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name), withDeletionPolicy(v1alpha1.DeletionDelete))
-	o.change(t, store, func() { store.Spec.AllowedNamespaces = selector("team", "nobody") })
-	o.until(t, store, func() string {
+	o.Change(t, store, func() { store.Spec.AllowedNamespaces = selector("team", "nobody") })
+	o.Until(t, store, func() string {
 		if store.Status.ObservedGeneration != store.Generation {
 			return "the key store has not seen its new spec"
 		}
 		return ""
 	})
-	o.ready(t, store)
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Ready(t, store)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	if o.inModule(t, key) {
 		t.Error("the key is in the module still")
 	}

@@ -31,12 +31,12 @@ func TestImportedKey_impostor_destroysNothingWhenItIsDeleted(t *testing.T) {
 			key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))
 			impostor := adopting(key, withDeletionPolicy(v1alpha1.DeletionDelete))
 			if c.elsewhere {
-				impostor.Namespace = o.env.Namespace(t)
+				impostor.Namespace = o.Env.Namespace(t)
 			}
-			o.create(t, impostor)
-			o.condition(t, impostor, v1alpha1.ConditionReady, "False", c.reason)
-			o.remove(t, impostor)
-			o.gone(t, impostor)
+			o.Make(t, impostor)
+			o.Condition(t, impostor, v1alpha1.ConditionReady, "False", c.reason)
+			o.Remove(t, impostor)
+			o.Gone(t, impostor)
 			if !o.inModule(t, key) {
 				t.Fatal("the key was destroyed by somebody who never held it")
 			}
@@ -49,17 +49,17 @@ func TestImportedKey_impostorOfAnotherNamespace_doesNotKeepTheOwnerFromAdopting(
 	o := startOperator(t)
 	store := o.clusterStore(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 
 	impostor := adopting(key)
-	impostor.Namespace = o.env.Namespace(t)
-	o.create(t, impostor)
-	o.waits(t, impostor, "ForbiddenKeyVersionNotFound")
+	impostor.Namespace = o.Env.Namespace(t)
+	o.Make(t, impostor)
+	o.Waits(t, impostor, "ForbiddenKeyVersionNotFound")
 
 	restored := adopting(key)
 	restored.Name = "restored"
-	o.create(t, restored)
+	o.Make(t, restored)
 	o.enabled(t, restored)
 }
 
@@ -72,18 +72,18 @@ func TestExportedDataKey_impostorBesideIt_doesNotConsentForTheOwner(t *testing.T
 		s.ExportPolicy = &v1alpha1.ExportPolicy{Namespaces: &v1alpha1.ExportNamespaces{From: "All"}}
 	})
 	dataKey := o.dataKey(t, "dek")
-	o.ready(t, dataKey)
-	consumer := o.env.Namespace(t)
-	export := newExport("export", ofBlobUnder(o.namespace, "key", dataKey.Status.CiphertextBlob, dataKey.Spec.EncryptionContext))
+	o.Ready(t, dataKey)
+	consumer := o.Env.Namespace(t)
+	export := newExport("export", ofBlobUnder(o.Namespace, "key", dataKey.Status.CiphertextBlob, dataKey.Spec.EncryptionContext))
 	export.Namespace = consumer
-	o.create(t, export)
-	o.ready(t, export)
+	o.Make(t, export)
+	o.Ready(t, export)
 
 	impostor := adopting(key)
 	impostor.Namespace = consumer
-	o.create(t, impostor)
-	o.waits(t, impostor, "ForbiddenKeyVersionNotFound")
+	o.Make(t, impostor)
+	o.Waits(t, impostor, "ForbiddenKeyVersionNotFound")
 
-	o.change(t, key, func() { key.Spec.ExportPolicy = nil })
-	o.stalls(t, export, "ForbiddenNoPermission")
+	o.Change(t, key, func() { key.Spec.ExportPolicy = nil })
+	o.Stalls(t, export, "ForbiddenNoPermission")
 }

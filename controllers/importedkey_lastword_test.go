@@ -3,6 +3,8 @@ package controllers_test
 import (
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
@@ -13,7 +15,7 @@ func TestImportedKey_ownersLastWord_keepsTheKey(t *testing.T) {
 	t.Run("the deletion is called off when its window is over", func(t *testing.T) {
 		t.Parallel()
 		clock, read := testClock(), &beforeRead{path: "/importedkeys/key"}
-		o := startOperator(t, withClock(clock), read.option())
+		o := startOperator(t, harness.WithClock(clock), read.option())
 		o.store(t, onSoftware)
 		key := o.enabledKey(t, "key", nil)
 		o.desire(t, key, v1alpha1.DesiredPendingDeletion, 7)
@@ -21,9 +23,9 @@ func TestImportedKey_ownersLastWord_keepsTheKey(t *testing.T) {
 		clock.SetTime(key.Status.DeletionTime.Time)
 		inHook := key.DeepCopy() // the hook runs beside the test
 		read.arm(func() { o.desire(t, inHook, v1alpha1.DesiredEnabled, 0) })
-		o.touch(t, key)
+		o.Touch(t, key)
 		o.keyIs(t, key, kms.StateEnabled)
-		if !o.inModule(t, key) || o.calls()["DestroyKey"] != 0 {
+		if !o.inModule(t, key) || o.Calls()["DestroyKey"] != 0 {
 			t.Error("the key was destroyed")
 		}
 	})
@@ -35,11 +37,11 @@ func TestImportedKey_ownersLastWord_keepsTheKey(t *testing.T) {
 		key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
 		inHook := key.DeepCopy()
 		read.arm(func() {
-			o.change(t, inHook, func() { inHook.Spec.DeletionPolicy = v1alpha1.DeletionRetain })
+			o.Change(t, inHook, func() { inHook.Spec.DeletionPolicy = v1alpha1.DeletionRetain })
 		})
-		o.remove(t, key)
-		o.gone(t, key.DeepCopy())
-		if !o.inModule(t, key) || o.calls()["DestroyKey"] != 0 {
+		o.Remove(t, key)
+		o.Gone(t, key.DeepCopy())
+		if !o.inModule(t, key) || o.Calls()["DestroyKey"] != 0 {
 			t.Error("the key was destroyed")
 		}
 	})

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -21,7 +23,7 @@ import (
 // pairs are the wrapping pairs that the module has for a key.
 func (o *operator) pairs(t testing.TB, key *v1alpha1.ImportedKey) []hsm.WrappingKey {
 	t.Helper()
-	pairs, err := hsmtest.PairsOf(t.Context(), o.module(t), uuid.MustParse(string(key.UID)))
+	pairs, err := hsmtest.PairsOf(t.Context(), o.Module(t), uuid.MustParse(string(key.UID)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +53,7 @@ func TestImportedKey_renewal_leavesTheOlderPairUsable(t *testing.T) {
 	if n := len(o.pairs(t, key)); n != 2 {
 		t.Errorf("the module has %d pairs, want 2", n)
 	}
-	o.touch(t, key)
+	o.Touch(t, key)
 	if p := key.Status.ImportParameters; p.ImportToken != fresh.ImportToken {
 		t.Error("one request made two renewals")
 	}
@@ -68,14 +70,14 @@ func TestImportedKey_renewal_ofAnEnabledKey_leavesItEnabled(t *testing.T) {
 	o.renew(t, key, "please, and with more words than the status keeps of them: "+time.Now().String())
 	o.enabled(t, key)
 	if s := key.Status; s.MaterialFingerprint != first.MaterialFingerprint || s.InputsDigest != first.InputsDigest {
-		t.Errorf("the key is another: %s", toJSON(s))
+		t.Errorf("the key is another: %s", harness.JSON(s))
 	}
 }
 
 func TestImportedKey_parameters_areRenewedBeforeTheyEnd_whileTheKeyWaits(t *testing.T) {
 	t.Parallel()
 	clock := clocktesting.NewFakePassiveClock(time.Now())
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.pendingKey(t, "key")
 	first := key.Status.ImportParameters.DeepCopy()
@@ -84,14 +86,14 @@ func TestImportedKey_parameters_areRenewedBeforeTheyEnd_whileTheKeyWaits(t *test
 	}
 
 	clock.SetTime(first.TokenExpireTime.Add(-2*time.Hour - time.Second))
-	o.touch(t, key)
+	o.Touch(t, key)
 	if key.Status.ImportParameters.ImportToken != first.ImportToken {
 		t.Fatal("renewed too early")
 	}
 
 	clock.SetTime(first.TokenExpireTime.Add(-2 * time.Hour))
-	o.touch(t, key)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Touch(t, key)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	second := key.Status.ImportParameters.DeepCopy()
 	if second.ImportToken == first.ImportToken || !second.TokenExpireTime.After(first.TokenExpireTime.Time) {
 		t.Fatal("not renewed")
@@ -102,7 +104,7 @@ func TestImportedKey_parameters_areRenewedBeforeTheyEnd_whileTheKeyWaits(t *test
 
 	// The older pair ends with its own token.
 	clock.SetTime(second.TokenExpireTime.Add(-2 * time.Hour))
-	o.touch(t, key)
+	o.Touch(t, key)
 	if n := len(o.pairs(t, key)); n != 2 {
 		t.Errorf("the module has %d pairs, want the last two", n)
 	}
@@ -117,18 +119,18 @@ func TestImportedKey_parameters_areRenewedBeforeTheyEnd_whileTheKeyWaits(t *test
 func TestImportedKey_parameters_goWithTheirEnd_onceTheKeyIsEnabled(t *testing.T) {
 	t.Parallel()
 	clock := clocktesting.NewFakePassiveClock(time.Now())
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	end := key.Status.ImportParameters.TokenExpireTime.Time
 
 	clock.SetTime(end.Add(-time.Second))
-	o.touch(t, key)
+	o.Touch(t, key)
 	if key.Status.ImportParameters == nil || len(o.pairs(t, key)) != 1 {
 		t.Fatal("the parameters are gone too early")
 	}
 	clock.SetTime(end)
-	o.touch(t, key)
+	o.Touch(t, key)
 	o.enabled(t, key)
 	if key.Status.ImportParameters != nil {
 		t.Error("parameters that have ended are published")
@@ -137,7 +139,7 @@ func TestImportedKey_parameters_goWithTheirEnd_onceTheKeyIsEnabled(t *testing.T)
 		t.Errorf("%d pairs that have ended are in the module", n)
 	}
 	o.quiet(t, key)
-	o.touch(t, key)
+	o.Touch(t, key)
 	o.costsNothing(t)
 	o.renew(t, key, "1")
 	o.enabled(t, key)
@@ -147,7 +149,7 @@ func TestImportedKey_parameters_goWithTheirEnd_onceTheKeyIsEnabled(t *testing.T)
 // those that are not published any more.
 func (o *operator) pairsAre(t testing.TB, key *v1alpha1.ImportedKey, want int) {
 	t.Helper()
-	o.until(t, key, func() string {
+	o.Until(t, key, func() string {
 		pairs := o.pairs(t, key)
 		var former time.Time
 		for _, pair := range pairs {
@@ -156,8 +158,8 @@ func (o *operator) pairsAre(t testing.TB, key *v1alpha1.ImportedKey, want int) {
 			if !published && (former.IsZero() || pair.NotAfter.Before(former)) {
 				former = pair.NotAfter
 			}
-			if !o.clock.Now().Before(pair.NotAfter) {
-				return fmt.Sprintf("the pair of %s is in the module at %s", pair.NotAfter, o.clock.Now())
+			if !o.Clock.Now().Before(pair.NotAfter) {
+				return fmt.Sprintf("the pair of %s is in the module at %s", pair.NotAfter, o.Clock.Now())
 			}
 		}
 		at := key.Status.FormerParametersExpireTime
@@ -182,7 +184,7 @@ func TestImportedKey_formerPairs_goWithTheirOwnEnd(t *testing.T) {
 			t.Run(fmt.Sprintf("%s on %s", state, kind), func(t *testing.T) {
 				t.Parallel()
 				clock := testClock()
-				o := startOperator(t, withClock(clock))
+				o := startOperator(t, harness.WithClock(clock))
 				o.store(t, kind)
 				key := o.pendingKey(t, "key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
 				if p := key.Status.ImportParameters; state != kms.StatePendingImport {
@@ -198,38 +200,38 @@ func TestImportedKey_formerPairs_goWithTheirOwnEnd(t *testing.T) {
 					o.desire(t, key, desired, 0)
 					o.keyIs(t, key, state)
 				}
-				o.settled(t, key)
+				o.Settled(t, key)
 				left := len(ends)
 				o.pairsAre(t, key, left)
 				if state == kms.StatePendingImport { // which has other parameters before those end
 					clock.SetTime(ends[2].Add(-2 * time.Hour))
-					o.touch(t, key)
+					o.Touch(t, key)
 					left++
 					o.pairsAre(t, key, left)
 				}
 
 				for i, end := range ends {
 					clock.SetTime(end.Add(-time.Second))
-					o.touch(t, key)
+					o.Touch(t, key)
 					o.pairsAre(t, key, left)
 					if clock.SetTime(end); i == 1 {
-						o.restart(t)
+						o.Restart(t)
 					} else {
-						o.touch(t, key)
+						o.Touch(t, key)
 					}
 					left--
 					o.pairsAre(t, key, left)
 					if got := kms.KeyState(key.Status.KeyState); got != state {
 						t.Errorf("the key is %s", got)
 					}
-					o.settled(t, key)
-					o.forgetCounts()
-					o.touch(t, key)
+					o.Settled(t, key)
+					o.ForgetCounts()
+					o.Touch(t, key)
 					o.costsNothing(t)
 				}
-				o.restart(t)
-				o.settled(t, key)
-				if w, calls := o.writes(), o.calls(); len(w) != 0 || len(calls) != 0 {
+				o.Restart(t)
+				o.Settled(t, key)
+				if w, calls := o.Writes(), o.Calls(); len(w) != 0 || len(calls) != 0 {
 					t.Errorf("the restart wrote %v and called %v", w, calls)
 				}
 			})
@@ -242,7 +244,7 @@ func TestImportedKey_formerPairs_goWithTheirOwnEnd(t *testing.T) {
 func startWithFormerPair(t *testing.T) (o *operator, clock *clocktesting.FakePassiveClock, key *v1alpha1.ImportedKey, end time.Time) {
 	t.Helper()
 	clock = testClock()
-	o = startOperator(t, withClock(clock))
+	o = startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key = o.enabledKey(t, "key", nil)
 	end = key.Status.ImportParameters.TokenExpireTime.Time
@@ -256,10 +258,10 @@ func TestImportedKey_formerPair_isLookedAtWhenItEnds(t *testing.T) {
 	t.Parallel()
 	o, clock, key, end := startWithFormerPair(t)
 	clock.SetTime(end.Add(-time.Second))
-	o.touch(t, key)
+	o.Touch(t, key)
 	o.pairsAre(t, key, 2)
 	clock.SetTime(end)
-	o.until(t, key, func() string {
+	o.Until(t, key, func() string {
 		if key.Status.FormerParametersExpireTime != nil {
 			return "the former pair is still spoken of"
 		}
@@ -273,7 +275,7 @@ func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.
 	t.Parallel()
 	var c cut
 	clock := testClock()
-	o := startOperator(t, withClock(clock), c.option())
+	o := startOperator(t, harness.WithClock(clock), c.option())
 	o.store(t, onSoftHSM)
 	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	end := key.Status.ImportParameters.TokenExpireTime.Time
@@ -283,13 +285,13 @@ func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.
 	}
 	c.on.Store(true)
 	clock.SetTime(end)
-	o.called(t, "DestroyWrappingKey", func() { o.annotate(t, key, annotationTouched, "yes") })
-	o.stop(t)
+	o.called(t, "DestroyWrappingKey", func() { o.Annotate(t, key, harness.AnnotationTouched, "yes") })
+	o.Stop(t)
 	c.on.Store(false)
-	if o.read(t, key); !key.Status.FormerParametersExpireTime.Time.Equal(end) {
+	if o.Read(t, key); !key.Status.FormerParametersExpireTime.Time.Equal(end) {
 		t.Fatal("the status was written; the test is none")
 	}
-	o.start(t)
+	o.Start(t)
 	o.pairsAre(t, key, 2)
 	o.enabled(t, key)
 }
@@ -298,11 +300,11 @@ func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.
 func TestImportedKey_formerPair_thatCannotBeDestroyed_isTriedAgain(t *testing.T) {
 	t.Parallel()
 	o, clock, key, end := startWithFormerPair(t)
-	o.module(t).FailAll("DestroyWrappingKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.Module(t).FailAll("DestroyWrappingKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	clock.SetTime(end)
-	o.annotate(t, key, annotationTouched, "yes")
-	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason())
-	o.module(t).FailAll("DestroyWrappingKey", nil)
+	o.Annotate(t, key, harness.AnnotationTouched, "yes")
+	o.Waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.Module(t).FailAll("DestroyWrappingKey", nil)
 	o.enabled(t, key)
 	o.pairsAre(t, key, 1)
 }
@@ -311,19 +313,19 @@ func TestImportedKey_formerPair_thatCannotBeDestroyed_isTriedAgain(t *testing.T)
 func TestImportedKey_pairs_goWithTheirEnd_alsoWithoutConsent(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	store := o.clusterStore(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))
 	end := key.Status.ImportParameters.TokenExpireTime.Time
 	clock.SetTime(clock.Now().Add(time.Hour))
 	last := o.renew(t, key, "1").TokenExpireTime.Time
-	o.change(t, store, func() {
+	o.Change(t, store, func() {
 		store.Spec.AllowedNamespaces = &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{corev1.LabelMetadataName: "another"}}
 	})
-	o.ready(t, store)
+	o.Ready(t, store)
 	for i, at := range []time.Time{end, last} {
 		clock.SetTime(at)
-		o.touch(t, key)
+		o.Touch(t, key)
 		o.pairsAre(t, key, 1-i)
 		o.enabled(t, key)
 	}
@@ -333,16 +335,16 @@ func TestImportedKey_pairs_goWithTheirEnd_alsoWithoutConsent(t *testing.T) {
 func TestImportedKey_pairs_goWithTheirEnd_alsoWhenNewOnesAreRefused(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	store := o.clusterStore(t, onSoftware)
 	key := o.pendingKey(t, "key", inClusterStore(store.Name))
-	o.change(t, store, func() {
+	o.Change(t, store, func() {
 		store.Spec.AllowedNamespaces = &v1alpha1.LabelSelector{MatchLabels: map[string]v1alpha1.LabelValue{corev1.LabelMetadataName: "another"}}
 	})
-	o.ready(t, store)
+	o.Ready(t, store)
 	clock.SetTime(key.Status.ImportParameters.TokenExpireTime.Time)
-	o.touch(t, key)
-	o.stalls(t, key, "ForbiddenNoPermission")
+	o.Touch(t, key)
+	o.Stalls(t, key, "ForbiddenNoPermission")
 	o.pairsAre(t, key, 0)
 }
 
@@ -351,24 +353,24 @@ func TestImportedKey_pairs_goWithTheirEnd_alsoWhenNewOnesAreRefused(t *testing.T
 func TestImportedKey_formerPairs_ofAnOlderVersion_goWithThePublishedOne(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	clock.SetTime(clock.Now().Add(time.Hour))
 	last := o.renew(t, key, "1").TokenExpireTime.Time
-	o.stop(t)
+	o.Stop(t)
 	before := key.DeepCopy()
 	key.Status.FormerParametersExpireTime = nil
 	if err := o.Status().Patch(t.Context(), key, client.MergeFrom(before)); err != nil {
 		t.Fatal(err)
 	}
-	o.restart(t)
-	o.settled(t, key)
-	if w, calls := o.writes(), o.calls(); len(w) != 0 || len(calls) != 0 {
+	o.Restart(t)
+	o.Settled(t, key)
+	if w, calls := o.Writes(), o.Calls(); len(w) != 0 || len(calls) != 0 {
 		t.Errorf("the restart wrote %v and called %v", w, calls)
 	}
 	clock.SetTime(last)
-	o.touch(t, key)
+	o.Touch(t, key)
 	o.pairsAre(t, key, 0)
 	o.enabled(t, key)
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
 
@@ -22,8 +24,8 @@ func (o *operator) renew(t testing.TB, key *v1alpha1.ImportedKey, value string) 
 	if p := key.Status.ImportParameters; p != nil {
 		former = p.PublicKeyFingerprint
 	}
-	o.annotate(t, key, v1alpha1.AnnotationRenewImportParameters, value)
-	o.until(t, key, func() string {
+	o.Annotate(t, key, v1alpha1.AnnotationRenewImportParameters, value)
+	o.Until(t, key, func() string {
 		if p := key.Status.ImportParameters; p == nil || p.PublicKeyFingerprint == former {
 			return "there are no new import parameters"
 		}
@@ -159,16 +161,16 @@ func TestImportedKey_materialThatIsNoGood_isRefused(t *testing.T) {
 			p := key.Status.ImportParameters.DeepCopy()
 			material := o.material(32)
 			o.give(t, key, c.give(t, key, p, material))
-			message := o.stalls(t, key, c.code.Reason(), string(c.code)+": ", c.says)
+			message := o.Stalls(t, key, c.code.Reason(), string(c.code)+": ", c.says)
 			if c.unopened {
 				mu.Lock()
 				unopened[message] = name
 				mu.Unlock()
 			}
 			if s := key.Status; s.KeyState != "PendingImport" || s.MaterialFingerprint != "" || s.InputsDigest != "" || s.Custody != "" {
-				t.Errorf("a refused import left something: %s", toJSON(s))
+				t.Errorf("a refused import left something: %s", harness.JSON(s))
 			}
-			o.event(t, key, c.code.Reason())
+			o.Event(t, key, c.code.Reason())
 			o.give(t, key, inline(wrapUnder(t, p, material), p.ImportToken))
 			o.enabled(t, key)
 		})
@@ -183,7 +185,7 @@ func TestImportedKey_materialThatIsNoGood_isRefused(t *testing.T) {
 func TestImportedKey_expiredToken_isRefused(t *testing.T) {
 	t.Parallel()
 	clock := clocktesting.NewFakePassiveClock(time.Now())
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.pendingKey(t, "key")
 	former := key.Status.ImportParameters.DeepCopy()
@@ -191,7 +193,7 @@ func TestImportedKey_expiredToken_isRefused(t *testing.T) {
 
 	clock.SetTime(former.TokenExpireTime.Time)
 	o.give(t, key, inline(wrapUnder(t, former, material), former.ImportToken))
-	o.stalls(t, key, kms.ExpiredImportToken.Reason(), "ExpiredImportToken: ", "under the current public key")
+	o.Stalls(t, key, kms.ExpiredImportToken.Reason(), "ExpiredImportToken: ", "under the current public key")
 	p := key.Status.ImportParameters
 	if p == nil || p.ImportToken == former.ImportToken {
 		t.Fatal("there are no new import parameters to go on with")
@@ -214,15 +216,15 @@ func TestImportedKey_reimport_refusesOtherMaterial(t *testing.T) {
 
 			fresh := o.renew(t, key, "1").DeepCopy()
 			o.give(t, key, inline(wrapUnder(t, fresh, another), fresh.ImportToken))
-			o.stalls(t, key, kms.InvalidKeyMaterial.Reason(), "InvalidKeyMaterial: ")
+			o.Stalls(t, key, kms.InvalidKeyMaterial.Reason(), "InvalidKeyMaterial: ")
 			if s := key.Status; s.KeyState != "Enabled" || s.MaterialFingerprint != first.MaterialFingerprint || s.InputsDigest != first.InputsDigest {
-				t.Errorf("a refused import changed something: %s", toJSON(s))
+				t.Errorf("a refused import changed something: %s", harness.JSON(s))
 			}
 
 			o.give(t, key, inline(wrapUnder(t, fresh, material), fresh.ImportToken))
 			o.enabled(t, key)
 			if s := key.Status; s.MaterialFingerprint != first.MaterialFingerprint || s.KeyVersionID != first.KeyVersionID || s.Custody != first.Custody {
-				t.Errorf("the same material makes another key: %s", toJSON(s))
+				t.Errorf("the same material makes another key: %s", harness.JSON(s))
 			}
 		})
 	}
@@ -236,13 +238,13 @@ func TestImportedKey_ofTheSameName_isAnotherKey(t *testing.T) {
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	former := key.DeepCopy()
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	again := importedKey("key")
 	again.Spec.Material = former.Spec.Material
 	again.ObjectMeta = metav1.ObjectMeta{Name: "key"}
-	o.create(t, again)
-	o.stalls(t, again, kms.InvalidImportToken.Reason())
+	o.Make(t, again)
+	o.Stalls(t, again, kms.InvalidImportToken.Reason())
 	if again.Status.KeyVersionID == former.Status.KeyVersionID {
 		t.Error("both have one key version")
 	}

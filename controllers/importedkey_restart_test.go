@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,33 +30,33 @@ func TestImportedKey_secondReconcileAndRestart_costNothing(t *testing.T) {
 			fromSource := o.pendingKey(t, "source", wrapping)
 			pending := o.pendingKey(t, "pending", wrapping)
 			p := fromSource.Status.ImportParameters
-			o.create(t, &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{"material": wrapUnder(t, p, o.material(32))}})
+			o.Make(t, &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{"material": wrapUnder(t, p, o.material(32))}})
 			o.give(t, fromSource, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
 			o.enabled(t, fromSource)
 			keys := []client.Object{fromInline, fromSource, pending}
-			o.settled(t, pending)
+			o.Settled(t, pending)
 			o.quiet(t, fromInline, fromSource)
 
 			for _, key := range keys {
-				o.touch(t, key)
+				o.Touch(t, key)
 			}
 			o.costsNothing(t)
 
 			var versions []string
 			for _, key := range keys {
-				o.read(t, key)
+				o.Read(t, key)
 				versions = append(versions, key.GetResourceVersion())
 			}
-			o.restart(t)
-			o.settled(t, append(keys, store)...)
-			if w := o.writes(); len(w) != 0 {
+			o.Restart(t)
+			o.Settled(t, append(keys, store)...)
+			if w := o.Writes(); len(w) != 0 {
 				t.Errorf("the restart wrote: %v", w)
 			}
-			if calls := o.calls(); len(calls) != 0 {
+			if calls := o.Calls(); len(calls) != 0 {
 				t.Errorf("the restart called the module: %v", calls)
 			}
 			for i, key := range keys {
-				if o.read(t, key); key.GetResourceVersion() != versions[i] {
+				if o.Read(t, key); key.GetResourceVersion() != versions[i] {
 					t.Errorf("%s changed", key.GetName())
 				}
 			}
@@ -67,20 +69,20 @@ func TestImportedKey_firstImport_costsOneStatusWriteAndOneEvent(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftHSM)
 	key := o.pendingKey(t, "key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
-	o.settled(t, key)
+	o.Settled(t, key)
 	p := key.Status.ImportParameters
 	m := inline(wrapUnder(t, p, o.material(32)), p.ImportToken)
-	o.forgetCounts()
-	o.again(t, key, func() { o.give(t, key, m) })
+	o.ForgetCounts()
+	o.Again(t, key, func() { o.give(t, key, m) })
 	o.enabled(t, key)
-	o.event(t, key, "KeyState")
-	if w := o.writes(); len(w) != 2 || w["patch importedkeys/status"] != 1 || w["create events"] != 1 {
+	o.Event(t, key, "KeyState")
+	if w := o.Writes(); len(w) != 2 || w["patch importedkeys/status"] != 1 || w["create events"] != 1 {
 		t.Errorf("it wrote: %v", w)
 	}
-	if r := o.requests.All().Reads; len(r) != 0 {
+	if r := o.Requests.All().Reads; len(r) != 0 {
 		t.Errorf("it read: %v", r)
 	}
-	if calls := o.calls(); calls["ImportKey"] != 1 || calls["CreateWrappingKey"] != 0 {
+	if calls := o.Calls(); calls["ImportKey"] != 1 || calls["CreateWrappingKey"] != 0 {
 		t.Errorf("it called: %v", calls)
 	}
 }
@@ -90,8 +92,8 @@ type cut struct{ on atomic.Bool }
 
 var errCut = errors.New("no way to the API server")
 
-func (c *cut) option() option {
-	return withConfig(func(cfg *rest.Config) {
+func (c *cut) option() harness.Option {
+	return harness.WithConfig(func(cfg *rest.Config) {
 		cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(r *http.Request) (*http.Response, error) {
 				if c.on.Load() && r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/status") {
@@ -111,7 +113,7 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 func (o *operator) sealed(t testing.TB) map[string]bool {
 	t.Helper()
 	var list corev1.SecretList
-	if err := o.List(t.Context(), &list, client.InNamespace(o.ownNamespace)); err != nil {
+	if err := o.List(t.Context(), &list, client.InNamespace(o.OwnNamespace)); err != nil {
 		t.Fatal(err)
 	}
 	names := map[string]bool{}
@@ -133,12 +135,12 @@ func TestOperator_endsBetweenMakingAPairAndSayingSo_findsThePairAgain(t *testing
 			o.store(t, kind)
 			c.on.Store(true)
 			key := importedKey("key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
-			o.called(t, "CreateWrappingKey", func() { o.create(t, key) })
-			o.stop(t)
+			o.called(t, "CreateWrappingKey", func() { o.Make(t, key) })
+			o.Stop(t)
 			c.on.Store(false)
 
-			o.start(t)
-			o.waits(t, key, v1alpha1.ReasonPendingImport)
+			o.Start(t)
+			o.Waits(t, key, v1alpha1.ReasonPendingImport)
 			pairs := o.pairs(t, key)
 			if len(pairs) != 1 {
 				t.Fatalf("the module has %d pairs, want 1", len(pairs))
@@ -163,15 +165,15 @@ func TestOperator_endsBetweenImportAndSayingSo_findsTheKeyAgain(t *testing.T) {
 			c.on.Store(true)
 			m := inline(wrapUnder(t, p, o.material(32)), p.ImportToken)
 			o.called(t, "ImportKey", func() { o.give(t, key, m) })
-			o.stop(t)
+			o.Stop(t)
 			c.on.Store(false)
 			before := o.sealed(t)
-			o.read(t, key)
+			o.Read(t, key)
 			if key.Status.KeyState != "PendingImport" {
 				t.Fatalf("the status says %s; the test is none", key.Status.KeyState)
 			}
 
-			o.start(t)
+			o.Start(t)
 			o.enabled(t, key)
 			if !o.inModule(t, key) {
 				t.Error("the key is not in the module")
@@ -198,11 +200,11 @@ func TestOperator_endsBetweenImportAndSayingSo_leavesNoOrphan(t *testing.T) {
 	c.on.Store(true)
 	m := inline(wrapUnder(t, p, o.material(32)), p.ImportToken)
 	o.called(t, "ImportKey", func() { o.give(t, key, m) })
-	o.stop(t)
-	o.remove(t, key)
+	o.Stop(t)
+	o.Remove(t, key)
 	c.on.Store(false)
-	o.start(t)
-	o.gone(t, key)
+	o.Start(t)
+	o.Gone(t, key)
 	// The key of the import tokens stays: it is the store's.
 	if left := o.sealed(t); len(left) > len(bare)+1 {
 		t.Errorf("%d records are left, %d before", len(left), len(bare))
@@ -213,11 +215,11 @@ func TestOperator_endsBetweenImportAndSayingSo_leavesNoOrphan(t *testing.T) {
 func (o *operator) called(t testing.TB, method string, cause func()) {
 	t.Helper()
 	over := make(chan struct{})
-	o.module(t).After(method, sync.OnceFunc(func() { close(over) }))
+	o.Module(t).After(method, sync.OnceFunc(func() { close(over) }))
 	cause()
 	select {
 	case <-over:
-	case <-time.After(patience):
+	case <-time.After(harness.Patience):
 		t.Fatalf("%s is not called", method)
 	}
 }

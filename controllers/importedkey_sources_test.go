@@ -87,14 +87,14 @@ func TestImportedKey_material_isTakenFromWhereItIs(t *testing.T) {
 					}
 				}
 				if when == "before" {
-					o.create(t, objects...)
+					o.Make(t, objects...)
 					o.give(t, key, m)
 				} else {
 					o.give(t, key, m)
 					if len(objects) > 0 {
-						o.waits(t, key, v1alpha1.ReasonSourceNotFound, objects[0].GetName(), o.namespace)
+						o.Waits(t, key, v1alpha1.ReasonSourceNotFound, objects[0].GetName(), o.Namespace)
 					}
-					o.create(t, objects...)
+					o.Make(t, objects...)
 				}
 				o.enabled(t, key)
 			})
@@ -109,11 +109,11 @@ func TestImportedKey_missingEntry_waitsAndWakes(t *testing.T) {
 	key := o.pendingKey(t, "key")
 	p := key.Status.ImportParameters
 	secret := &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{"other": []byte("x")}}
-	o.create(t, secret)
+	o.Make(t, secret)
 	o.give(t, key, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
-	o.waits(t, key, v1alpha1.ReasonSourceNotFound, "EncryptedKeyMaterial", "material", o.namespace+"/source")
+	o.Waits(t, key, v1alpha1.ReasonSourceNotFound, "EncryptedKeyMaterial", "material", o.Namespace+"/source")
 	wrapped := wrapUnder(t, p, o.material(32))
-	o.change(t, secret, func() { secret.Data["material"] = wrapped })
+	o.Change(t, secret, func() { secret.Data["material"] = wrapped })
 	o.enabled(t, key)
 }
 
@@ -125,11 +125,11 @@ func TestImportedKey_sourceThatIsNoGood_isRefusedUntilItChanges(t *testing.T) {
 	key := o.pendingKey(t, "key")
 	p := key.Status.ImportParameters
 	secret := &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{"material": []byte("neither *raw* nor Base64")}}
-	o.create(t, secret)
+	o.Make(t, secret)
 	o.give(t, key, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
-	o.stalls(t, key, "InvalidKeyMaterial")
+	o.Stalls(t, key, "InvalidKeyMaterial")
 	wrapped := wrapUnder(t, p, o.material(32))
-	o.change(t, secret, func() { secret.Data["material"] = wrapped })
+	o.Change(t, secret, func() { secret.Data["material"] = wrapped })
 	o.enabled(t, key)
 }
 
@@ -142,12 +142,12 @@ func TestImportedKey_sourceRemovedAfterImport_isNotMissed(t *testing.T) {
 	secret := &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{
 		"material": wrapUnder(t, p, o.material(32)), "token": []byte(p.ImportToken),
 	}}
-	o.create(t, secret)
+	o.Make(t, secret)
 	o.give(t, key, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportTokenFrom: fromSecret("source", "token")})
 	o.enabled(t, key)
 	o.quiet(t, key)
 
-	o.again(t, key, func() { o.remove(t, secret) })
+	o.Again(t, key, func() { o.Remove(t, secret) })
 	o.enabled(t, key)
 	o.costsNothing(t)
 }
@@ -156,35 +156,35 @@ func TestImportedKey_sourceRemovedAfterImport_isNotMissed(t *testing.T) {
 // counted: events are sent when there is time.
 func (o *operator) quiet(t testing.TB, keys ...*v1alpha1.ImportedKey) {
 	t.Helper()
-	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "store"}}
-	if o.read(t, store); store.Spec.PKCS11 == nil {
-		o.event(t, store, "RootKeyCreated")
+	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "store"}}
+	if o.Read(t, store); store.Spec.PKCS11 == nil {
+		o.Event(t, store, "RootKeyCreated")
 	}
 	for _, key := range keys {
-		o.event(t, key, "KeyState")
+		o.Event(t, key, "KeyState")
 		// A source may be read before it is seen; it is then looked at once more.
-		o.until(t, key, func() string {
+		o.Until(t, key, func() string {
 			if key.Status.SourcesVersion == "" {
 				return "the key's sources have not been seen"
 			}
 			return ""
 		})
-		o.settled(t, key)
+		o.Settled(t, key)
 	}
-	o.forgetCounts()
+	o.ForgetCounts()
 }
 
 // costsNothing checks that since the counts were forgotten the operator wrote nothing, asked nothing of a
 // module and read no Secret or ConfigMap but for opening key stores.
 func (o *operator) costsNothing(t testing.TB) {
 	t.Helper()
-	if w := o.writes(); len(w) != 0 {
+	if w := o.Writes(); len(w) != 0 {
 		t.Errorf("it wrote: %v", w)
 	}
-	if calls := o.calls(); len(calls) != 0 {
+	if calls := o.Calls(); len(calls) != 0 {
 		t.Errorf("it called the module: %v", calls)
 	}
-	if r := o.requests.In(o.namespace).Reads; len(r) != 0 {
+	if r := o.Requests.In(o.Namespace).Reads; len(r) != 0 {
 		t.Errorf("it read: %v", r)
 	}
 }
@@ -197,17 +197,17 @@ func TestImportedKey_sourceWithNewLabels_isNotImportedAgain(t *testing.T) {
 	key := o.pendingKey(t, "key")
 	p := key.Status.ImportParameters
 	secret := &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{"material": wrapUnder(t, p, o.material(32))}}
-	o.create(t, secret)
+	o.Make(t, secret)
 	o.give(t, key, &v1alpha1.MaterialSpec{EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportToken: p.ImportToken})
 	o.enabled(t, key)
 	o.quiet(t, key)
 
-	o.again(t, key, func() { o.change(t, secret, func() { secret.Labels["touched"] = "yes" }) })
-	if calls := o.calls(); len(calls) != 0 {
+	o.Again(t, key, func() { o.Change(t, secret, func() { secret.Labels["touched"] = "yes" }) })
+	if calls := o.Calls(); len(calls) != 0 {
 		t.Errorf("it called the module: %v", calls)
 	}
 	o.enabled(t, key)
-	o.forgetCounts()
-	o.touch(t, key)
+	o.ForgetCounts()
+	o.Touch(t, key)
 	o.costsNothing(t)
 }

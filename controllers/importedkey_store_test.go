@@ -33,12 +33,12 @@ func TestImportedKey_whatTheKeyStoreCannotDo_isRefused(t *testing.T) {
 			}
 			o.store(t, c.kind, c.store)
 			key := importedKey("key", c.key)
-			o.create(t, key)
-			o.stalls(t, key, "UnsupportedOperation", "UnsupportedOperation: ", c.says)
+			o.Make(t, key)
+			o.Stalls(t, key, "UnsupportedOperation", "UnsupportedOperation: ", c.says)
 			if key.Status.ImportParameters != nil {
 				t.Error("it publishes import parameters")
 			}
-			if n := o.calls()["CreateWrappingKey"]; n != 0 {
+			if n := o.Calls()["CreateWrappingKey"]; n != 0 {
 				t.Error("it made a pair in vain")
 			}
 		})
@@ -60,10 +60,10 @@ func TestImportedKey_PKCS1v15_wakesWhenItIsAllowed(t *testing.T) {
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
 	key := importedKey("key", under("RSA_2048", "RSAES_PKCS1_V1_5"))
-	o.create(t, key)
-	o.stalls(t, key, "UnsupportedOperation")
-	o.change(t, store, func() { store.Spec.AllowPKCS1V15Import = true })
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Make(t, key)
+	o.Stalls(t, key, "UnsupportedOperation")
+	o.Change(t, store, func() { store.Spec.AllowPKCS1V15Import = true })
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	p := key.Status.ImportParameters
 	o.give(t, key, inline(opensslWrap(t, p, o.material(32)), p.ImportToken))
 	o.enabled(t, key)
@@ -74,15 +74,15 @@ func TestImportedKey_otherParametersAsked_areMade(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftHSM)
 	key := importedKey("key", ofSpec(hsm.AES256), under("EC_SM2", "SM2PKE"))
-	o.create(t, key)
-	o.stalls(t, key, "UnsupportedOperation", "SM2PKE")
-	o.change(t, key, func() {
+	o.Make(t, key)
+	o.Stalls(t, key, "UnsupportedOperation", "SM2PKE")
+	o.Change(t, key, func() {
 		key.Spec.ImportParameters = &v1alpha1.ImportParametersSpec{WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_1"}
 	})
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	wantPublished(t, key)
-	o.change(t, key, func() { key.Spec.ImportParameters.WrappingAlgorithm = "RSAES_OAEP_SHA_256" })
-	o.until(t, key, func() string {
+	o.Change(t, key, func() { key.Spec.ImportParameters.WrappingAlgorithm = "RSAES_OAEP_SHA_256" })
+	o.Until(t, key, func() string {
 		if key.Status.ImportParameters.WrappingAlgorithm != "RSAES_OAEP_SHA_256" {
 			return "the former parameters are published still"
 		}
@@ -94,14 +94,14 @@ func TestImportedKey_otherParametersAsked_areMade(t *testing.T) {
 func TestImportedKey_keyStoreMissing_waitsAndWakes(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
-	near, far := importedKey("near"), importedKey("far", inClusterStore(o.ownNamespace))
-	o.create(t, near, far)
-	o.waits(t, near, v1alpha1.ReasonKeyStoreNotFound, `KeyStore "store"`)
-	o.waits(t, far, v1alpha1.ReasonKeyStoreNotFound, fmt.Sprintf("ClusterKeyStore %q", o.ownNamespace))
+	near, far := importedKey("near"), importedKey("far", inClusterStore(o.OwnNamespace))
+	o.Make(t, near, far)
+	o.Waits(t, near, v1alpha1.ReasonKeyStoreNotFound, `KeyStore "store"`)
+	o.Waits(t, far, v1alpha1.ReasonKeyStoreNotFound, fmt.Sprintf("ClusterKeyStore %q", o.OwnNamespace))
 	o.store(t, onSoftware)
-	o.waits(t, near, v1alpha1.ReasonPendingImport)
+	o.Waits(t, near, v1alpha1.ReasonPendingImport)
 	o.clusterStore(t, onSoftware)
-	o.waits(t, far, v1alpha1.ReasonPendingImport)
+	o.Waits(t, far, v1alpha1.ReasonPendingImport)
 }
 
 func TestImportedKey_keyStoreNotReady_waitsAndWakes(t *testing.T) {
@@ -109,11 +109,11 @@ func TestImportedKey_keyStoreNotReady_waitsAndWakes(t *testing.T) {
 	o := startOperator(t)
 	store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: storeSpec(onSoftHSM)}
 	key := importedKey("key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
-	o.create(t, store, key)
-	o.waits(t, store, v1alpha1.ReasonSourceNotFound)
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady, `KeyStore "store"`)
-	o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Make(t, store, key)
+	o.Waits(t, store, v1alpha1.ReasonSourceNotFound)
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady, `KeyStore "store"`)
+	o.givePIN(t, o.Namespace, commonToken(onSoftHSM).PIN)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
 // A KeyStore of another namespace is none, whatever its name.
@@ -122,9 +122,9 @@ func TestImportedKey_keyStoreOfAnotherNamespace_isNotUsed(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	key := importedKey("key")
-	key.Namespace = o.env.Namespace(t)
-	o.create(t, key)
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotFound)
+	key.Namespace = o.Env.Namespace(t)
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotFound)
 }
 
 func TestImportedKey_namespaceNotAllowed_isRefusedUntilItsLabelsSayOtherwise(t *testing.T) {
@@ -133,16 +133,16 @@ func TestImportedKey_namespaceNotAllowed_isRefusedUntilItsLabelsSayOtherwise(t *
 	o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
 		s.AllowedNamespaces = selector("team", "payments")
 	})
-	key := importedKey("key", inClusterStore(o.ownNamespace))
-	allowed := importedKey("key", inClusterStore(o.ownNamespace))
-	allowed.Namespace = o.env.NamespaceWith(t, map[string]string{"team": "payments"})
-	o.create(t, key, allowed)
-	o.waits(t, allowed, v1alpha1.ReasonPendingImport)
-	o.stalls(t, key, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "spec.allowedNamespaces", o.ownNamespace)
+	key := importedKey("key", inClusterStore(o.OwnNamespace))
+	allowed := importedKey("key", inClusterStore(o.OwnNamespace))
+	allowed.Namespace = o.Env.NamespaceWith(t, map[string]string{"team": "payments"})
+	o.Make(t, key, allowed)
+	o.Waits(t, allowed, v1alpha1.ReasonPendingImport)
+	o.Stalls(t, key, "ForbiddenNoPermission", "Forbidden.NoPermission: ", "spec.allowedNamespaces", o.OwnNamespace)
 
-	ns := &corev1.Namespace{ObjectMeta: named(o.namespace)}
-	o.change(t, ns, func() { ns.Labels["team"] = "payments" })
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	ns := &corev1.Namespace{ObjectMeta: named(o.Namespace)}
+	o.Change(t, ns, func() { ns.Labels["team"] = "payments" })
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
 func TestImportedKey_namespaceNotAllowed_isRefusedUntilTheKeyStoreSaysOtherwise(t *testing.T) {
@@ -151,11 +151,11 @@ func TestImportedKey_namespaceNotAllowed_isRefusedUntilTheKeyStoreSaysOtherwise(
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
 		s.AllowedNamespaces = selector("team", "payments")
 	})
-	key := importedKey("key", inClusterStore(o.ownNamespace))
-	o.create(t, key)
-	o.stalls(t, key, "ForbiddenNoPermission")
-	o.change(t, store, func() { store.Spec.AllowedNamespaces = nil })
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	key := importedKey("key", inClusterStore(o.OwnNamespace))
+	o.Make(t, key)
+	o.Stalls(t, key, "ForbiddenNoPermission")
+	o.Change(t, store, func() { store.Spec.AllowedNamespaces = nil })
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
 func selector(label, value string) *v1alpha1.LabelSelector {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -53,8 +55,8 @@ func inClusterStore(name string) func(*v1alpha1.ImportedKeySpec) {
 func (o *operator) pendingKey(t testing.TB, name string, change ...func(*v1alpha1.ImportedKeySpec)) *v1alpha1.ImportedKey {
 	t.Helper()
 	key := importedKey(name, change...)
-	o.create(t, key)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	return key
 }
 
@@ -72,7 +74,7 @@ func (o *operator) enabledKey(t testing.TB, name string, material []byte, change
 
 func (o *operator) enabled(t testing.TB, key *v1alpha1.ImportedKey) {
 	t.Helper()
-	o.ready(t, key)
+	o.Ready(t, key)
 	if key.Status.KeyState != "Enabled" {
 		t.Errorf("the key is Ready and %s", key.Status.KeyState)
 	}
@@ -81,7 +83,7 @@ func (o *operator) enabled(t testing.TB, key *v1alpha1.ImportedKey) {
 // give sets a key's material.
 func (o *operator) give(t testing.TB, key *v1alpha1.ImportedKey, m *v1alpha1.MaterialSpec) {
 	t.Helper()
-	o.change(t, key, func() { key.Spec.Material = m })
+	o.Change(t, key, func() { key.Spec.Material = m })
 }
 
 func inline(wrapped []byte, token string) *v1alpha1.MaterialSpec {
@@ -92,7 +94,7 @@ func inline(wrapped []byte, token string) *v1alpha1.MaterialSpec {
 func (o *operator) material(n int) []byte {
 	m := make([]byte, n)
 	_, _ = rand.Read(m)
-	o.hide("material", m)
+	o.Hide("material", m)
 	return m
 }
 
@@ -174,8 +176,8 @@ func TestImportedKey_materialFromOpenssl_isImported(t *testing.T) {
 			if err != nil || key.Status.MaterialFingerprint != want.String() {
 				t.Errorf("the fingerprint is %s, want %s (%v)", key.Status.MaterialFingerprint, want, err)
 			}
-			wantWords(t, o.event(t, key, "KeyState"), []string{"was PendingImport", "is Enabled"})
-			if all := o.events(t, key); len(all) != 1 {
+			harness.WantWords(t, o.Event(t, key, "KeyState"), []string{"was PendingImport", "is Enabled"})
+			if all := o.Events(t, key); len(all) != 1 {
 				t.Errorf("a success makes one event: %q", all)
 			}
 		})

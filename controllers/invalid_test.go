@@ -3,7 +3,8 @@ package controllers_test
 import (
 	"testing"
 
-	. "github.com/onsi/gomega"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,7 +20,7 @@ func TestInvalidField_stopsItsOwnObjectOnly_alsoAfterARestart(t *testing.T) {
 	t.Parallel()
 	env := testenv.Another(t)
 	strict := loosen(t, env)
-	o := newOperator(t, env)
+	o := &operator{harness.New(t, env)}
 	var all []client.Object
 	for name, value := range map[string]string{
 		"lower-case": "2090-01-01t00:00:00z", "offset": "2090-01-01T00:00:00+25:00", "fraction": "2090-01-01T00:00:00x5Z",
@@ -29,26 +30,26 @@ func TestInvalidField_stopsItsOwnObjectOnly_alsoAfterARestart(t *testing.T) {
 	restore(t, env, strict)
 
 	t.Cleanup(func() {
-		o.stop(t)
+		o.Stop(t)
 		if t.Failed() {
-			t.Logf("The operator's log:\n%s", o.logged())
+			t.Logf("The operator's log:\n%s", o.Log.String())
 		}
 	})
-	o.start(t)
+	o.Start(t)
 	o.store(t, onSoftware)
 	o.pendingKey(t, "good")
 	for _, bad := range all {
-		o.stalls(t, bad, "InvalidParameter", "spec.material.expireTime", "RFC 3339")
+		o.Stalls(t, bad, "InvalidParameter", "spec.material.expireTime", "RFC 3339")
 	}
-	o.restart(t)
-	o.settled(t, all...)
-	if writes := o.writes(); len(writes) > 0 {
+	o.Restart(t)
+	o.Settled(t, all...)
+	if writes := o.Writes(); len(writes) > 0 {
 		t.Errorf("a restart writes %v", writes)
 	}
 	o.pendingKey(t, "another")
 	for _, bad := range all {
-		o.remove(t, bad)
-		o.gone(t, bad)
+		o.Remove(t, bad)
+		o.Gone(t, bad)
 	}
 }
 
@@ -86,7 +87,7 @@ func restore(t *testing.T, env *testenv.Env, want *apiextensionsv1.CustomResourc
 func (o *operator) invalidKey(t *testing.T, name, expireTime string) *v1alpha1.ImportedKey {
 	t.Helper()
 	key := importedKey(name)
-	key.Namespace, key.Labels = o.namespace, o.mark()
+	key.Namespace, key.Labels = o.Namespace, o.Mark()
 	key.Spec.Material = &v1alpha1.MaterialSpec{EncryptedKeyMaterial: "AA==", ImportToken: "AA=="}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(key)
 	if err != nil {
@@ -94,8 +95,10 @@ func (o *operator) invalidKey(t *testing.T, name, expireTime string) *v1alpha1.I
 	}
 	u := &unstructured.Unstructured{Object: content}
 	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("ImportedKey"))
-	NewWithT(t).Expect(unstructured.SetNestedField(u.Object, expireTime, "spec", "material", "expireTime")).To(Succeed())
-	eventually(t, func() string {
+	if err := unstructured.SetNestedField(u.Object, expireTime, "spec", "material", "expireTime"); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, func() string {
 		if err := o.Create(t.Context(), u.DeepCopy()); err != nil {
 			return err.Error()
 		}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -83,7 +85,7 @@ func (o *operator) nowhere(t testing.TB, secrets map[string][]byte) {
 		if err := meta.EachListItem(list, func(item runtime.Object) error {
 			object := item.(client.Object)
 			where := fmt.Sprintf("%T %s/%s", object, object.GetNamespace(), object.GetName())
-			look(where, []byte(toJSON(object)))
+			look(where, []byte(harness.JSON(object)))
 			if s, ok := object.(*corev1.Secret); ok {
 				for entry, value := range s.Data {
 					look(where+" "+entry, value)
@@ -94,7 +96,7 @@ func (o *operator) nowhere(t testing.TB, secrets map[string][]byte) {
 			t.Fatal(err)
 		}
 	}
-	look("log", []byte(o.logged()))
+	look("log", []byte(o.Log.String()))
 	for _, kind := range []string{"*v1.Secret", "*v1alpha1.ImportedKey", "*v1alpha1.DataKey", "*v1alpha1.ExportedDataKey", "log"} {
 		if looked[kind] == 0 {
 			t.Errorf("there was no %s to look into: %v", kind, looked)

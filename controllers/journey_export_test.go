@@ -38,13 +38,13 @@ func TestJourney_fromOpensslToOpenssl_withoutAKeyInTheClear(t *testing.T) {
 			if bytes.Equal(one, material) {
 				t.Error("the data key is the material")
 			}
-			o.hide("data key", one)
+			o.Hide("data key", one)
 
 			// What goes wrong speaks the most.
 			broken := newExport("broken", ofBlob(cutShort(t, dataKeyBlob(o, t, "dek")), nil))
-			o.create(t, broken)
-			o.stalls(t, broken, "InvalidParameter")
-			o.event(t, broken, "InvalidParameter")
+			o.Make(t, broken)
+			o.Stalls(t, broken, "InvalidParameter")
+			o.Event(t, broken, "InvalidParameter")
 			o.nowhere(t, map[string][]byte{"material": material, "data key": one})
 		})
 	}
@@ -53,7 +53,7 @@ func TestJourney_fromOpensslToOpenssl_withoutAKeyInTheClear(t *testing.T) {
 func dataKeyBlob(o *operator, t testing.TB, name string) string {
 	t.Helper()
 	k := newDataKey(name)
-	k.Namespace = o.namespace
-	o.read(t, k)
+	k.Namespace = o.Namespace
+	o.Read(t, k)
 	return k.Status.CiphertextBlob
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
@@ -26,11 +28,11 @@ func TestJourney_fromModuleToModule_staysInsideTheModules(t *testing.T) {
 			ImportTokenFrom:          &v1alpha1.EntrySource{Type: v1alpha1.SourceConfigMap, ConfigMapKeyRef: &v1alpha1.EntryReference{Name: "token", Key: "token"}},
 		}
 	})
-	o.create(t, e, receiver, k)
-	o.ready(t, k, e)
-	eventually(t, func() string {
-		message := o.waits(t, receiver, v1alpha1.ReasonSourceNotFound)
-		if !strings.Contains(message, "ImportToken: entry token of ConfigMap "+o.namespace+"/token does not exist") {
+	o.Make(t, e, receiver, k)
+	o.Ready(t, k, e)
+	harness.Eventually(t, func() string {
+		message := o.Waits(t, receiver, v1alpha1.ReasonSourceNotFound)
+		if !strings.Contains(message, "ImportToken: entry token of ConfigMap "+o.Namespace+"/token does not exist") {
 			return message
 		}
 		return ""
@@ -47,7 +49,7 @@ func TestJourney_fromModuleToModule_staysInsideTheModules(t *testing.T) {
 
 	// The control comes after: only the test ever sees the bytes.
 	plain := o.openExport(t, o.export(t, "control"), rsaRecipient())
-	o.hide("data key", plain)
+	o.Hide("data key", plain)
 	control := o.enabledKey(t, "control", plain, inClusterStore(to.Name), under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	fingerprint, err := hsm.FingerprintOf(hsm.AES256, plain)
 	if err != nil {
@@ -63,8 +65,8 @@ func TestJourney_fromModuleToModule_staysInsideTheModules(t *testing.T) {
 		t.Error("the key in the other module does not work")
 	}
 	o.nowhere(t, map[string][]byte{"data key": plain})
-	o.restart(t)
-	o.settled(t, source, k, e, receiver, control)
-	wantCounts(t, "a restart", o.calls(), map[string]int{})
-	wantCounts(t, "a restart", o.requests.In(o.namespace).Writes, map[string]int{})
+	o.Restart(t)
+	o.Settled(t, source, k, e, receiver, control)
+	wantCounts(t, "a restart", o.Calls(), map[string]int{})
+	wantCounts(t, "a restart", o.Requests.In(o.Namespace).Writes, map[string]int{})
 }

@@ -3,6 +3,8 @@ package controllers_test
 import (
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -18,8 +20,8 @@ func (o *operator) secondStore(t testing.TB, kind, namespace string) v1alpha1.Ke
 	s := &v1alpha1.KeyStore{Spec: storeSpec(kind)}
 	s.Namespace, s.Name = namespace, "second"
 	o.givePIN(t, namespace, commonToken(kind).PIN)
-	o.create(t, s)
-	o.ready(t, s)
+	o.Make(t, s)
+	o.Ready(t, s)
 	return v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "second"}
 }
 
@@ -37,10 +39,10 @@ func TestKeyHolder_adoptionThroughAnotherKeyStoreOfTheToken_isRefused(t *testing
 		second func(*testing.T, *operator) v1alpha1.KeyStoreReference
 	}{
 		"another KeyStore on SoftHSM": {onSoftHSM, func(t *testing.T, o *operator) v1alpha1.KeyStoreReference {
-			return o.secondStore(t, onSoftHSM, o.namespace)
+			return o.secondStore(t, onSoftHSM, o.Namespace)
 		}},
 		"another KeyStore on NSS": {onNSS, func(t *testing.T, o *operator) v1alpha1.KeyStoreReference {
-			return o.secondStore(t, onNSS, o.namespace)
+			return o.secondStore(t, onNSS, o.Namespace)
 		}},
 		"a ClusterKeyStore on SoftHSM": {onSoftHSM, func(t *testing.T, o *operator) v1alpha1.KeyStoreReference {
 			return v1alpha1.KeyStoreReference{Kind: "ClusterKeyStore", Name: v1alpha1.ObjectName(o.clusterStore(t, onSoftHSM).Name)}
@@ -57,21 +59,21 @@ func TestKeyHolder_adoptionThroughAnotherKeyStoreOfTheToken_isRefused(t *testing
 			dataKey := o.dataKey(t, "dek")
 			second := c.second(t, o)
 
-			attacker := o.editor(t, o.namespace)
+			attacker := o.editor(t, o.Namespace)
 			impostor := adoptingThrough(second, key)
 			stolen := newDataKey("stolen", underKey("impostor"))
 			stolen.Spec.CiphertextBlob = dataKey.Status.CiphertextBlob
 			stolen.Spec.EncryptionContext = dataKey.Spec.EncryptionContext
 			export := newExport("export", ofDataKey("stolen"), withRSA("RSAES_OAEP_SHA_1"))
 			attacker.makes(t, impostor, stolen, export)
-			o.stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
-			o.waits(t, export, v1alpha1.ReasonKeyNotReady)
+			o.Stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
+			o.Waits(t, export, v1alpha1.ReasonKeyNotReady)
 			attacker.removes(t, impostor)
-			o.gone(t, impostor)
+			o.Gone(t, impostor)
 			if !o.inModule(t, key) {
 				t.Error("the owner's key was destroyed")
 			}
-			o.touch(t, key)
+			o.Touch(t, key)
 			o.enabled(t, key)
 		})
 	}
@@ -89,15 +91,15 @@ func TestKeyHolder_adoptionWhileTheHoldersStoreIsClosed_isRefused(t *testing.T) 
 			if key.Status.Token == "" {
 				t.Error("the status does not say which token holds the key")
 			}
-			second := o.secondStore(t, onSoftHSM, o.namespace)
-			o.remove(t, pinSecret(o.ownNamespace, ""))
-			o.waits(t, store, v1alpha1.ReasonSourceNotFound)
+			second := o.secondStore(t, onSoftHSM, o.Namespace)
+			o.Remove(t, pinSecret(o.OwnNamespace, ""))
+			o.Waits(t, store, v1alpha1.ReasonSourceNotFound)
 			if forget {
 				o.forceStatus(t, key, func() { key.Status.Token = "" })
 			}
 			impostor := adoptingThrough(second, key)
-			o.editor(t, o.namespace).makes(t, impostor)
-			o.stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
+			o.editor(t, o.Namespace).makes(t, impostor)
+			o.Stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
 		})
 	}
 }
@@ -105,7 +107,7 @@ func TestKeyHolder_adoptionWhileTheHoldersStoreIsClosed_isRefused(t *testing.T) 
 // forceStatus changes a status as nobody but the operator may.
 func (o *operator) forceStatus(t testing.TB, object client.Object, change func()) {
 	t.Helper()
-	o.read(t, object)
+	o.Read(t, object)
 	before := object.DeepCopyObject().(client.Object)
 	change()
 	if err := o.Status().Patch(t.Context(), object, client.MergeFrom(before)); err != nil {
@@ -120,36 +122,36 @@ func TestKeyHolder_secondHolder_neitherConsentsNorDestroys(t *testing.T) {
 	o.store(t, onSoftHSM)
 	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	dataKey := o.dataKey(t, "dek")
-	second := o.secondStore(t, onSoftHSM, o.namespace)
+	second := o.secondStore(t, onSoftHSM, o.Namespace)
 	impostor := adoptingThrough(second, key)
-	attacker := o.editor(t, o.namespace)
+	attacker := o.editor(t, o.Namespace)
 	attacker.makes(t, impostor)
-	o.stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
+	o.Stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
 	o.forceStatus(t, impostor, func() {
 		impostor.Status.HasMaterial = true
 		impostor.Status.KeyState, impostor.Status.Custody = v1alpha1.KeyState(kms.StateEnabled), v1alpha1.CustodyUnknown
 		impostor.Status.MaterialFingerprint, impostor.Status.Token = key.Status.MaterialFingerprint, key.Status.Token
 	})
-	o.touch(t, impostor)
+	o.Touch(t, impostor)
 
 	stolen := newDataKey("stolen", underKey("impostor"))
 	stolen.Spec.CiphertextBlob, stolen.Spec.EncryptionContext = dataKey.Status.CiphertextBlob, dataKey.Spec.EncryptionContext
 	export := newExport("export", ofDataKey("stolen"), withRSA("RSAES_OAEP_SHA_1"))
 	attacker.makes(t, stolen)
-	o.ready(t, stolen)
+	o.Ready(t, stolen)
 	attacker.makes(t, export)
-	o.stalls(t, export, kms.ForbiddenNoPermission.Reason(), "An ImportedKey other than")
+	o.Stalls(t, export, kms.ForbiddenNoPermission.Reason(), "An ImportedKey other than")
 
-	o.annotate(t, impostor, v1alpha1.AnnotationDeleteKeyMaterial, "now")
-	o.waits(t, impostor, v1alpha1.ReasonPendingImport)
+	o.Annotate(t, impostor, v1alpha1.AnnotationDeleteKeyMaterial, "now")
+	o.Waits(t, impostor, v1alpha1.ReasonPendingImport)
 	attacker.removes(t, impostor)
-	o.gone(t, impostor)
-	if n := o.calls()["DestroyKey"]; n != 0 || !o.inModule(t, key) {
+	o.Gone(t, impostor)
+	if n := o.Calls()["DestroyKey"]; n != 0 || !o.inModule(t, key) {
 		t.Errorf("the second holder destroyed the key: %d calls", n)
 	}
 	own := newExport("own", withRSA("RSAES_OAEP_SHA_1"))
-	o.create(t, own)
-	o.ready(t, own)
+	o.Make(t, own)
+	o.Ready(t, own)
 }
 
 // Two that ask at once for a key that was left behind, through two key stores.
@@ -158,15 +160,15 @@ func TestKeyHolder_twoThatAdoptAtOnce_oneGetsIt(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftHSM)
 	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
-	o.remove(t, key)
-	o.gone(t, key)
-	second := o.secondStore(t, onSoftHSM, o.namespace)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	second := o.secondStore(t, onSoftHSM, o.Namespace)
 	a, b := adopting(key, under("RSA_2048", "RSAES_OAEP_SHA_1")), adoptingThrough(second, key)
 	a.Name, b.Name = "a", "b"
-	o.create(t, a, b)
+	o.Make(t, a, b)
 	holders := map[string]bool{}
 	for _, k := range []*v1alpha1.ImportedKey{a, b} {
-		o.until(t, k, func() string {
+		o.Until(t, k, func() string {
 			if taken := reasonOf(k) == v1alpha1.ReasonKeyVersionTaken; !taken && reasonOf(k) != v1alpha1.ReasonSucceeded {
 				return k.Name + " is undecided: " + reasonOf(k)
 			}
@@ -188,15 +190,15 @@ func TestKeyHolder_softwareStores_shareNothing(t *testing.T) {
 		t.Fatal("two software stores have one identity")
 	}
 	key := o.enabledKey(t, "key", nil)
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	impostor := adoptingThrough(v1alpha1.KeyStoreReference{Kind: "ClusterKeyStore", Name: v1alpha1.ObjectName(cluster.Name)}, key)
-	o.editor(t, o.namespace).makes(t, impostor)
-	o.waits(t, impostor, kms.ForbiddenKeyVersionNotFound.Reason())
+	o.editor(t, o.Namespace).makes(t, impostor)
+	o.Waits(t, impostor, kms.ForbiddenKeyVersionNotFound.Reason())
 }
 
 func reasonOf(object client.Object) string {
-	conditions, _ := statusOf(object)
+	conditions, _ := harness.StatusOf(object)
 	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady); c != nil {
 		return c.Reason
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -32,10 +34,10 @@ func (o *operator) inToken(t testing.TB, witness *hsmtest.Recorder, key *v1alpha
 // no namespace controller in these tests.
 func (o *operator) endNamespace(t testing.TB, objects ...client.Object) {
 	t.Helper()
-	o.remove(t, &corev1.Namespace{ObjectMeta: named(o.namespace)})
-	o.remove(t, pinSecret(o.namespace, ""))
+	o.Remove(t, &corev1.Namespace{ObjectMeta: named(o.Namespace)})
+	o.Remove(t, pinSecret(o.Namespace, ""))
 	for _, object := range objects {
-		o.remove(t, object)
+		o.Remove(t, object)
 	}
 }
 
@@ -51,20 +53,20 @@ func TestKeyStore_deletionOfItsNamespace_destroysWhatIsInTheToken(t *testing.T) 
 			kept := o.enabledKey(t, "kept", nil, rsa)
 			pending := o.pendingKey(t, "pending", rsa)
 			cluster := o.clusterStore(t, kind)
-			witness := o.module(t)
+			witness := o.Module(t)
 			if there, pairs := o.inToken(t, witness, key); !there || pairs == 0 {
 				t.Fatal("the witness sees another token")
 			}
 			o.endNamespace(t, store, pending, key, kept)
 			for _, object := range []client.Object{key, kept, pending, store} {
-				o.gone(t, object)
+				o.Gone(t, object)
 			}
 			for k, want := range map[*v1alpha1.ImportedKey]bool{key: false, kept: true, pending: false} {
 				if there, pairs := o.inToken(t, witness, k); there != want || pairs != 0 {
 					t.Errorf("%s: in the token %t, want %t; %d pairs are left", k.Name, there, want, pairs)
 				}
 			}
-			o.ready(t, cluster)
+			o.Ready(t, cluster)
 		})
 	}
 }
@@ -74,20 +76,20 @@ func TestKeyStore_deletionWhileKeysAreInIt_waitsAndNamesThem(t *testing.T) {
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
-	o.remove(t, store)
-	o.waits(t, store, v1alpha1.ReasonKeyStoreInUse, o.namespace+"/key", "Delete them")
+	o.Remove(t, store)
+	o.Waits(t, store, v1alpha1.ReasonKeyStoreInUse, o.Namespace+"/key", "Delete them")
 	fresh := importedKey("fresh")
-	o.create(t, fresh)
-	o.waits(t, fresh, v1alpha1.ReasonKeyStoreNotReady, "is being deleted")
+	o.Make(t, fresh)
+	o.Waits(t, fresh, v1alpha1.ReasonKeyStoreNotReady, "is being deleted")
 
-	o.restart(t)
-	o.waits(t, store, v1alpha1.ReasonKeyStoreInUse, o.namespace+"/key")
-	module := o.module(t)
+	o.Restart(t)
+	o.Waits(t, store, v1alpha1.ReasonKeyStoreInUse, o.Namespace+"/key")
+	module := o.Module(t)
 	for _, k := range []*v1alpha1.ImportedKey{fresh, key} {
-		o.remove(t, k)
-		o.gone(t, k)
+		o.Remove(t, k)
+		o.Gone(t, k)
 	}
-	o.gone(t, store)
+	o.Gone(t, store)
 	if n := module.Calls()["DestroyKey"]; n != 1 {
 		t.Errorf("the key was destroyed %d times, want once", n)
 	}
@@ -99,10 +101,10 @@ func TestKeyStore_deletion_doesNotWaitForKeysThatItNeverServed(t *testing.T) {
 	o := startOperator(t)
 	store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) { s.AllowedNamespaces = selector("team", "payments") })
 	key := importedKey("key", inClusterStore(store.Name))
-	o.editor(t, o.namespace).makes(t, key)
-	o.stalls(t, key, "ForbiddenNoPermission")
-	o.remove(t, store)
-	o.gone(t, store)
+	o.editor(t, o.Namespace).makes(t, key)
+	o.Stalls(t, key, "ForbiddenNoPermission")
+	o.Remove(t, store)
+	o.Gone(t, store)
 }
 
 // The PIN is gone and the operator has forgotten it: the deletion ends all the same, and says what stays.
@@ -111,13 +113,13 @@ func TestKeyStore_deletionWithoutPIN_afterARestart_finishesAndSaysWhatIsLeft(t *
 	o := startOperator(t)
 	store := o.store(t, onSoftHSM)
 	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"), withDeletionPolicy(v1alpha1.DeletionDelete))
-	o.stop(t)
+	o.Stop(t)
 	o.endNamespace(t, store, key)
-	o.start(t)
+	o.Start(t)
 	version := key.Status.KeyVersionID
-	o.gone(t, key)
-	o.gone(t, store)
-	wantWords(t, o.logged(), []string{"Left a key", version})
+	o.Gone(t, key)
+	o.Gone(t, store)
+	harness.WantWords(t, o.Log.String(), []string{"Left a key", version})
 }
 
 // Five software stores that come and go leave nothing; one that still holds a key keeps its root key.
@@ -126,17 +128,17 @@ func TestKeyStore_softwareStore_takesItsRootKeyAlongWhenItIsEmpty(t *testing.T) 
 	o := startOperator(t)
 	for i := range 5 {
 		s := &v1alpha1.KeyStore{ObjectMeta: named(fmt.Sprintf("store-%d", i)), Spec: storeSpec(onSoftware)}
-		o.create(t, s)
-		o.ready(t, s)
+		o.Make(t, s)
+		o.Ready(t, s)
 		key := importedKey("key", func(s *v1alpha1.ImportedKeySpec) {
 			s.KeyStoreRef.Name = v1alpha1.ObjectName(fmt.Sprintf("store-%d", i))
 		})
-		o.create(t, key)
-		o.waits(t, key, v1alpha1.ReasonPendingImport)
-		o.remove(t, key)
-		o.gone(t, key)
-		o.remove(t, s)
-		o.gone(t, s)
+		o.Make(t, key)
+		o.Waits(t, key, v1alpha1.ReasonPendingImport)
+		o.Remove(t, key)
+		o.Gone(t, key)
+		o.Remove(t, s)
+		o.Gone(t, s)
 	}
 	if n := len(o.ownSecrets(t)); n != 0 {
 		t.Errorf("%d Secrets are left of five software stores", n)
@@ -144,10 +146,10 @@ func TestKeyStore_softwareStore_takesItsRootKeyAlongWhenItIsEmpty(t *testing.T) 
 
 	store := o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.remove(t, key)
-	o.gone(t, key)
-	o.remove(t, store)
-	o.gone(t, store)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	o.Remove(t, store)
+	o.Gone(t, store)
 	roots := 0
 	for _, s := range o.ownSecrets(t) {
 		if s.Type == "keyconvoy.io/root-key" {
@@ -159,14 +161,14 @@ func TestKeyStore_softwareStore_takesItsRootKeyAlongWhenItIsEmpty(t *testing.T) 
 	}
 	o.store(t, onSoftware)
 	again := adoptionOf(key, "again")
-	o.create(t, again)
+	o.Make(t, again)
 	o.enabled(t, again)
 }
 
 func (o *operator) ownSecrets(t testing.TB) []corev1.Secret {
 	t.Helper()
 	var list corev1.SecretList
-	if err := o.List(t.Context(), &list, client.InNamespace(o.ownNamespace)); err != nil {
+	if err := o.List(t.Context(), &list, client.InNamespace(o.OwnNamespace)); err != nil {
 		t.Fatal(err)
 	}
 	return list.Items

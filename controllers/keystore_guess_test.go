@@ -21,7 +21,7 @@ func (o *operator) storeWithPIN(t testing.TB, namespace, name, pin string, token
 	secret.Name = name
 	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: tokenSpec(onSoftHSM, token.Label)}
 	store.Spec.PKCS11.PINSecretRef.Name = v1alpha1.ObjectName(name)
-	o.create(t, secret, store)
+	o.Make(t, secret, store)
 	return store
 }
 
@@ -31,29 +31,29 @@ func TestKeyStore_guessedPINs_costTheirNamespaceOnly(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	token := ownToken(t)
-	thief, neighbour := o.env.Namespace(t), o.env.Namespace(t)
-	serving := o.storeWithPIN(t, o.namespace, "serving", token.PIN, token)
-	o.ready(t, serving)
+	thief, neighbour := o.Env.Namespace(t), o.Env.Namespace(t)
+	serving := o.storeWithPIN(t, o.Namespace, "serving", token.PIN, token)
+	o.Ready(t, serving)
 	var guesses []client.Object
 	for n := range 8 {
 		guess := o.storeWithPIN(t, thief, fmt.Sprint("guess-", n), fmt.Sprintf("%08d", n), token)
-		o.condition(t, guess, v1alpha1.ConditionReady, "False", v1alpha1.ReasonPINRefused)
+		o.Condition(t, guess, v1alpha1.ConditionReady, "False", v1alpha1.ReasonPINRefused)
 		guesses = append(guesses, guess)
 	}
 	found := o.storeWithPIN(t, thief, "found", token.PIN, token)
-	o.waits(t, found, v1alpha1.ReasonPINRefused, "too many wrong PINs")
+	o.Waits(t, found, v1alpha1.ReasonPINRefused, "too many wrong PINs")
 
-	o.change(t, serving, func() { serving.Spec.Custody = v1alpha1.CustodyModuleOnly })
-	o.ready(t, serving)
-	o.ready(t, o.storeWithPIN(t, neighbour, "neighbour", token.PIN, token))
+	o.Change(t, serving, func() { serving.Spec.Custody = v1alpha1.CustodyModuleOnly })
+	o.Ready(t, serving)
+	o.Ready(t, o.storeWithPIN(t, neighbour, "neighbour", token.PIN, token))
 
-	o.restart(t)
-	o.settled(t, append(guesses, found, serving)...)
-	o.ready(t, serving)
-	o.waits(t, found, v1alpha1.ReasonPINRefused, "too many wrong PINs")
+	o.Restart(t)
+	o.Settled(t, append(guesses, found, serving)...)
+	o.Ready(t, serving)
+	o.Waits(t, found, v1alpha1.ReasonPINRefused, "too many wrong PINs")
 
 	var record corev1.Secret
-	if err := o.Get(t.Context(), client.ObjectKey{Namespace: o.ownNamespace, Name: "keyconvoy-pin-record"}, &record); err != nil {
+	if err := o.Get(t.Context(), client.ObjectKey{Namespace: o.OwnNamespace, Name: "keyconvoy-pin-record"}, &record); err != nil {
 		t.Fatal(err)
 	}
 	for name, content := range record.Data {
@@ -87,19 +87,19 @@ func TestKeyStore_PINThatNoTokenHas_isNotTried(t *testing.T) {
 			var openings atomic.Int32
 			o := startOperator(t, countOpenings(&openings))
 			store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: storeSpec(onSoftHSM)}
-			o.givePIN(t, o.namespace, tc.pin)
-			o.create(t, store)
-			says := append(tc.says, "Secret "+o.namespace+"/"+pinName, "entry "+pinEntry)
+			o.givePIN(t, o.Namespace, tc.pin)
+			o.Make(t, store)
+			says := append(tc.says, "Secret "+o.Namespace+"/"+pinName, "entry "+pinEntry)
 			if tc.reason == v1alpha1.ReasonSourceNotFound {
-				o.waits(t, store, tc.reason, says...)
+				o.Waits(t, store, tc.reason, says...)
 			} else {
-				o.stalls(t, store, tc.reason, says...)
+				o.Stalls(t, store, tc.reason, says...)
 			}
 			if n := openings.Load(); n != 0 {
 				t.Errorf("it was tried %d times", n)
 			}
-			o.givePIN(t, o.namespace, commonToken(onSoftHSM).PIN)
-			o.ready(t, store)
+			o.givePIN(t, o.Namespace, commonToken(onSoftHSM).PIN)
+			o.Ready(t, store)
 		})
 	}
 }
@@ -112,10 +112,10 @@ func TestKeyStore_refusedPINWithABlank_saysSo(t *testing.T) {
 		pin  string
 		says bool
 	}{{token.PIN + " ", true}, {token.PIN + "\t\n", true}, {"87654321", false}} {
-		o.givePIN(t, o.namespace, tc.pin)
+		o.givePIN(t, o.Namespace, tc.pin)
 		store := &v1alpha1.KeyStore{ObjectMeta: named(fmt.Sprint("store-", n)), Spec: tokenSpec(onSoftHSM, token.Label)}
-		o.create(t, store)
-		said := o.condition(t, store, v1alpha1.ConditionReady, "False", v1alpha1.ReasonPINRefused)
+		o.Make(t, store)
+		said := o.Condition(t, store, v1alpha1.ConditionReady, "False", v1alpha1.ReasonPINRefused)
 		if strings.Contains(said, "begins or ends with a blank") != tc.says {
 			t.Errorf("of %q it says %q", tc.pin, said)
 		}

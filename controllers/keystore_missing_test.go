@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -13,14 +15,14 @@ import (
 // missing waits until a key store reports that its module lacks these keys; none is that it lacks no key.
 func (o *operator) missing(t *testing.T, store *v1alpha1.KeyStore, keys ...*v1alpha1.ImportedKey) {
 	t.Helper()
-	o.until(t, store, func() string {
+	o.Until(t, store, func() string {
 		c := meta.FindStatusCondition(store.Status.Conditions, v1alpha1.ConditionKeysMissing)
 		if reported := store.Status.MissingKeys; (c != nil) != (len(keys) > 0) || (reported != nil) != (len(keys) > 0) || c != nil && int(reported.Count) != len(keys) {
-			return "the status is " + toJSON(store.Status)
+			return "the status is " + harness.JSON(store.Status)
 		}
 		for _, key := range keys {
-			if id := key.Status.KeyVersionID; !strings.Contains(c.Message, id) || !strings.Contains(toJSON(store.Status.MissingKeys), id) {
-				return id + " is not in " + toJSON(store.Status)
+			if id := key.Status.KeyVersionID; !strings.Contains(c.Message, id) || !strings.Contains(harness.JSON(store.Status.MissingKeys), id) {
+				return id + " is not in " + harness.JSON(store.Status)
 			}
 		}
 		return ""
@@ -31,7 +33,7 @@ func (o *operator) missing(t *testing.T, store *v1alpha1.KeyStore, keys ...*v1al
 func TestKeyStore_ofAnotherToken_warnsOfTheKeysThatItLacks(t *testing.T) {
 	t.Parallel()
 	token, empty := ownToken(t), ownToken(t)
-	o := startOperator(t, withHealth(time.Second))
+	o := startOperator(t, harness.WithHealth(time.Second))
 	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
 	underRSA := under("RSA_2048", "RSAES_OAEP_SHA_1") // SoftHSM has no other
 	a, b := o.enabledKey(t, "a", nil, underRSA), o.enabledKey(t, "b", nil, underRSA)
@@ -39,30 +41,30 @@ func TestKeyStore_ofAnotherToken_warnsOfTheKeysThatItLacks(t *testing.T) {
 	o.missing(t, store)
 	made := o.dataKey(t, "dek", underKey("a"))
 
-	o.change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
 	o.missing(t, store, a, b)
-	o.ready(t, store) // the module works
+	o.Ready(t, store) // the module works
 	warnings := func() (n int) {
-		for _, e := range o.events(t, store) {
+		for _, e := range o.Events(t, store) {
 			if strings.HasPrefix(e, v1alpha1.ConditionKeysMissing+": ") {
 				n++
 			}
 		}
 		return n
 	}
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		if warnings() != 1 {
-			return "the events are " + strings.Join(o.events(t, store), "\n")
+			return "the events are " + strings.Join(o.Events(t, store), "\n")
 		}
 		return ""
 	})
-	if imports := o.module(t).Calls()["ImportKey"]; imports != 0 {
+	if imports := o.Module(t).Calls()["ImportKey"]; imports != 0 {
 		t.Errorf("%d keys were imported into the new token", imports)
 	}
 
-	o.change(t, store, func() { store.Spec.PKCS11.Token.Label = token.Label })
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = token.Label })
 	o.missing(t, store)
-	o.ready(t, a, b, made)
+	o.Ready(t, a, b, made)
 	if n := warnings(); n != 1 {
 		t.Errorf("there were %d warnings", n)
 	}
@@ -74,15 +76,15 @@ func TestKeyStore_keyThatItsOwnerDestroyed_isNotMissing(t *testing.T) {
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "now")
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
-	o.restart(t)
-	eventually(t, func() string {
-		if o.module(t).Calls()["ListKeys"] == 0 {
+	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "now")
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Restart(t)
+	harness.Eventually(t, func() string {
+		if o.Module(t).Calls()["ListKeys"] == 0 {
 			return "the operator has not listed the keys in the module"
 		}
 		return ""
 	})
-	o.settled(t, store)
+	o.Settled(t, store)
 	o.missing(t, store)
 }

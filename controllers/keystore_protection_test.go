@@ -37,21 +37,21 @@ func TestKeyStore_enforcedOnly_importsNothingIntoAnotherModule(t *testing.T) {
 	store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: storeSpec(onNSS)}
 	enforcedOnly(&store.Spec)
 	key := importedKey("key", under("RSA_2048", "RSAES_OAEP_SHA_1"))
-	o.givePIN(t, o.namespace, commonToken(onNSS).PIN)
-	o.create(t, store, key)
-	o.waits(t, store, v1alpha1.ReasonModuleMisconfigured, "EnforcedOnly", "C_WrapKey with CKM_AES_KEY_WRAP", "NotEnforcedAllowed")
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.givePIN(t, o.Namespace, commonToken(onNSS).PIN)
+	o.Make(t, store, key)
+	o.Waits(t, store, v1alpha1.ReasonModuleMisconfigured, "EnforcedOnly", "C_WrapKey with CKM_AES_KEY_WRAP", "NotEnforcedAllowed")
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
 	if p := store.Status.KeyProtection; p == nil || p.State != v1alpha1.KeyProtectionNotEnforced {
 		t.Errorf("status.keyProtection is %+v", p)
 	}
-	if calls := o.calls(); len(calls) != 0 {
+	if calls := o.Calls(); len(calls) != 0 {
 		t.Errorf("the module was asked for %v", calls)
 	}
 
-	o.change(t, store, func() { store.Spec.KeyProtection = "" })
-	o.ready(t, store)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Change(t, store, func() { store.Spec.KeyProtection = "" })
+	o.Ready(t, store)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	// A store that serves is taken out of service again, too.
-	o.change(t, store, func() { enforcedOnly(&store.Spec) })
-	o.waits(t, store, v1alpha1.ReasonModuleMisconfigured, "EnforcedOnly")
+	o.Change(t, store, func() { enforcedOnly(&store.Spec) })
+	o.Waits(t, store, v1alpha1.ReasonModuleMisconfigured, "EnforcedOnly")
 }

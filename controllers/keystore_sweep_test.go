@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/google/uuid"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -19,34 +21,34 @@ func TestSweep_pairsOfKeysThatLostTheirFinalizer_goWhenTheyExpire(t *testing.T) 
 	t.Parallel()
 	for name, again := range map[string]func(*testing.T, *operator, *v1alpha1.KeyStore){
 		"after a day":       func(t *testing.T, o *operator, s *v1alpha1.KeyStore) {},
-		"at the next start": func(t *testing.T, o *operator, s *v1alpha1.KeyStore) { o.restart(t) },
+		"at the next start": func(t *testing.T, o *operator, s *v1alpha1.KeyStore) { o.Restart(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			clock := testClock()
-			o := startOperator(t, withClock(clock), withHealth(time.Second))
+			o := startOperator(t, harness.WithClock(clock), harness.WithHealth(time.Second))
 			store := o.store(t, onSoftware)
 			key, other := o.pendingKey(t, "key"), o.pendingKey(t, "other")
-			attacker := o.editor(t, o.namespace)
-			o.stop(t)
+			attacker := o.editor(t, o.Namespace)
+			o.Stop(t)
 			attacker.removes(t, key)
 			attacker.release(t, key)
-			o.gone(t, key)
-			o.start(t)
-			o.ready(t, store)
+			o.Gone(t, key)
+			o.Start(t)
+			o.Ready(t, store)
 			if n := len(o.pairs(t, key)); n != 1 {
 				t.Fatalf("the key that is gone left %d pairs, want 1", n)
 			}
 			clock.SetTime(clock.Now().Add(kms.TokenLifetime))
 			again(t, o, store)
-			eventually(t, func() string {
+			harness.Eventually(t, func() string {
 				if n := len(o.pairs(t, key)); n != 0 {
 					return fmt.Sprintf("%d pairs of the key that is gone are left", n)
 				}
 				return ""
 			})
-			o.touch(t, other)
-			o.waits(t, other, v1alpha1.ReasonPendingImport)
+			o.Touch(t, other)
+			o.Waits(t, other, v1alpha1.ReasonPendingImport)
 			if len(o.pairs(t, other)) == 0 {
 				t.Error("the key that waits has no pair")
 			}
@@ -57,14 +59,14 @@ func TestSweep_pairsOfKeysThatLostTheirFinalizer_goWhenTheyExpire(t *testing.T) 
 // Keys without an ImportedKey are reported and left alone.
 func TestSweep_keysWithoutHolder_areReportedAndKept(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t, withHealth(time.Second))
+	o := startOperator(t, harness.WithHealth(time.Second))
 	store := o.store(t, onSoftware)
 	key := o.retained(t, "key", nil)
 	held := o.enabledKey(t, "held", nil)
-	o.restart(t)
-	o.until(t, store, func() string {
+	o.Restart(t)
+	o.Until(t, store, func() string {
 		if k := store.Status.KeysWithoutHolder; k == nil || k.Count != 1 || len(k.KeyVersionIDs) != 1 || k.KeyVersionIDs[0] != key.Status.KeyVersionID {
-			return "the status reports " + toJSON(store.Status.KeysWithoutHolder)
+			return "the status reports " + harness.JSON(store.Status.KeysWithoutHolder)
 		}
 		return ""
 	})
@@ -72,11 +74,11 @@ func TestSweep_keysWithoutHolder_areReportedAndKept(t *testing.T) {
 		t.Error("a key was destroyed")
 	}
 	again := adoptionOf(key, "again")
-	o.create(t, again)
+	o.Make(t, again)
 	o.enabled(t, again)
-	o.until(t, store, func() string {
+	o.Until(t, store, func() string {
 		if store.Status.KeysWithoutHolder != nil {
-			return "the status still reports " + toJSON(store.Status.KeysWithoutHolder)
+			return "the status still reports " + harness.JSON(store.Status.KeysWithoutHolder)
 		}
 		return ""
 	})
@@ -89,21 +91,21 @@ func TestImportedKey_pairsOfANamespace_areLimited(t *testing.T) {
 	store := o.clusterStore(t, onSoftware)
 	o.pendingKey(t, "first", inClusterStore(store.Name))
 	for range kms.MaxNamespaceWrappingKeys - 1 { // as of keys that lost their finalizers
-		_, err := o.module(t).CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{
-			ID: uuid.New(), Owner: uuid.New(), Namespace: o.namespace, Spec: wrapping.ECSM2, NotAfter: time.Now().Add(time.Hour),
+		_, err := o.Module(t).CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{
+			ID: uuid.New(), Owner: uuid.New(), Namespace: o.Namespace, Spec: wrapping.ECSM2, NotAfter: time.Now().Add(time.Hour),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	more := importedKey("more", inClusterStore(store.Name))
-	o.editor(t, o.namespace).makes(t, more)
-	o.condition(t, more, v1alpha1.ConditionReady, "False", kms.RejectedThrottling.Reason())
-	if n, err := hsmtest.PairsOf(t.Context(), o.module(t), uuid.MustParse(string(more.UID))); err != nil || len(n) != 0 {
+	o.editor(t, o.Namespace).makes(t, more)
+	o.Condition(t, more, v1alpha1.ConditionReady, "False", kms.RejectedThrottling.Reason())
+	if n, err := hsmtest.PairsOf(t.Context(), o.Module(t), uuid.MustParse(string(more.UID))); err != nil || len(n) != 0 {
 		t.Errorf("it has %d pairs (%v)", len(n), err)
 	}
 	neighbour := importedKey("neighbour", inClusterStore(store.Name))
-	neighbour.Namespace = o.env.Namespace(t)
-	o.create(t, neighbour)
-	o.waits(t, neighbour, v1alpha1.ReasonPendingImport)
+	neighbour.Namespace = o.Env.Namespace(t)
+	o.Make(t, neighbour)
+	o.Waits(t, neighbour, v1alpha1.ReasonPendingImport)
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,11 +30,11 @@ func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := startOperator(t)
-			o.givePIN(t, o.namespace, "12345678")
+			o.givePIN(t, o.Namespace, "12345678")
 			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: c.spec}
-			o.create(t, store)
-			o.waits(t, store, v1alpha1.ReasonModuleMisconfigured, c.says)
-			wantWords(t, o.event(t, store, v1alpha1.ReasonModuleMisconfigured), []string{c.says})
+			o.Make(t, store)
+			o.Waits(t, store, v1alpha1.ReasonModuleMisconfigured, c.says)
+			harness.WantWords(t, o.Event(t, store, v1alpha1.ReasonModuleMisconfigured), []string{c.says})
 		})
 	}
 }
@@ -97,12 +99,12 @@ func TestKeyStore_software_warnsOnceOfItsRootKey(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
-	note := o.event(t, store, "RootKeyCreated")
+	note := o.Event(t, store, "RootKeyCreated")
 	root := o.rootKey(t)
-	wantWords(t, note, []string{root.Namespace + "/" + root.Name, "Back it up"})
-	o.restart(t)
+	harness.WantWords(t, note, []string{root.Namespace + "/" + root.Name, "Back it up"})
+	o.Restart(t)
 	o.serves(t, store)
-	if all := o.events(t, store); len(all) != 1 {
+	if all := o.Events(t, store); len(all) != 1 {
 		t.Errorf("want one event, got %q", all)
 	}
 	if again := o.rootKey(t); again.UID != root.UID || again.ResourceVersion != root.ResourceVersion {
@@ -114,12 +116,12 @@ func TestKeyStore_software_warnsOnceOfItsRootKey(t *testing.T) {
 func (o *operator) rootKey(t testing.TB) *corev1.Secret {
 	t.Helper()
 	var list corev1.SecretList
-	if err := o.List(t.Context(), &list, client.InNamespace(o.ownNamespace)); err != nil {
+	if err := o.List(t.Context(), &list, client.InNamespace(o.OwnNamespace)); err != nil {
 		t.Fatal(err)
 	}
 	for i, s := range list.Items {
 		if s.Type == "keyconvoy.io/root-key" {
-			o.hide("root key", s.Data["rootKey"])
+			o.Hide("root key", s.Data["rootKey"])
 			return &list.Items[i]
 		}
 	}
@@ -130,15 +132,15 @@ func (o *operator) rootKey(t testing.TB) *corev1.Secret {
 // serves waits until an operator that was just started has opened a key store's module.
 func (o *operator) serves(t testing.TB, store client.Object) {
 	t.Helper()
-	eventually(t, func() string {
-		for _, m := range o.modules() {
+	harness.Eventually(t, func() string {
+		for _, m := range o.Modules() {
 			if m.Calls()["Check"] > 0 {
 				return ""
 			}
 		}
 		return store.GetName() + " has not been checked"
 	})
-	o.ready(t, store)
+	o.Ready(t, store)
 }
 
 func TestKeyStore_software_makesNoRootKeyBesideSealedKeys(t *testing.T) {
@@ -146,49 +148,49 @@ func TestKeyStore_software_makesNoRootKeyBesideSealedKeys(t *testing.T) {
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.stop(t)
+	o.Stop(t)
 	root := o.rootKey(t)
-	o.remove(t, root)
+	o.Remove(t, root)
 
-	o.start(t)
-	o.waits(t, store, v1alpha1.ReasonModuleMisconfigured, root.Name, "backup")
+	o.Start(t)
+	o.Waits(t, store, v1alpha1.ReasonModuleMisconfigured, root.Name, "backup")
 	if err := o.Get(t.Context(), client.ObjectKeyFromObject(root), &corev1.Secret{}); client.IgnoreNotFound(err) != nil || err == nil {
 		t.Errorf("a root key was made: %v", err)
 	}
-	o.ready(t, key) // what was imported is not lost: the Secret may come back
+	o.Ready(t, key) // what was imported is not lost: the Secret may come back
 
 	root.ResourceVersion, root.UID = "", ""
 	if err := o.Create(t.Context(), root); err != nil {
 		t.Fatal(err)
 	}
-	o.restart(t)
-	o.ready(t, store)
+	o.Restart(t)
+	o.Ready(t, store)
 }
 
 func TestKeyStore_specChange_opensAnotherModule(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
-	former := o.module(t)
+	former := o.Module(t)
 	if slices.Contains(capabilities(store.Status), "Import RSAES_PKCS1_V1_5 Software") {
 		t.Fatal("PKCS#1 v1.5 is offered without having been allowed")
 	}
-	o.change(t, store, func() { store.Spec.AllowPKCS1V15Import = true })
-	o.until(t, store, func() string {
+	o.Change(t, store, func() { store.Spec.AllowPKCS1V15Import = true })
+	o.Until(t, store, func() string {
 		if !slices.Contains(capabilities(store.Status), "Import RSAES_PKCS1_V1_5 Software") {
 			return "PKCS#1 v1.5 is not offered"
 		}
 		return ""
 	})
 	o.closed(t, former)
-	if n := len(o.modules()); n != 2 {
+	if n := len(o.Modules()); n != 2 {
 		t.Errorf("%d modules were opened, want 2", n)
 	}
 }
 
 func (o *operator) closed(t testing.TB, m *hsmtest.Recorder) {
 	t.Helper()
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		if m.Calls()["Close"] != 1 {
 			return "the module is open"
 		}
@@ -200,9 +202,9 @@ func TestKeyStore_deletion_closesTheModule(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	store, cluster := o.store(t, onSoftware), o.clusterStore(t, onSoftware)
-	o.remove(t, store)
-	o.remove(t, cluster)
-	for _, m := range o.modules() {
+	o.Remove(t, store)
+	o.Remove(t, cluster)
+	for _, m := range o.Modules() {
 		o.closed(t, m)
 	}
 }
@@ -211,8 +213,8 @@ func TestOperator_end_closesTheModules(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	o.store(t, onSoftware)
-	o.stop(t)
-	if n := o.module(t).Calls()["Close"]; n != 1 {
+	o.Stop(t)
+	if n := o.Module(t).Calls()["Close"]; n != 1 {
 		t.Errorf("closed %d times", n)
 	}
 }
@@ -231,19 +233,19 @@ func TestKeyStore_restart_writesNothing(t *testing.T) {
 			store := o.store(t, kind, func(s *v1alpha1.KeyStoreSpec) { *s = spec })
 			cluster := o.clusterStore(t, kind, func(s *v1alpha1.ClusterKeyStoreSpec) { s.KeyStoreSpec = spec })
 			before := []string{store.ResourceVersion, cluster.ResourceVersion}
-			o.restart(t)
-			eventually(t, func() string {
-				if n := len(o.modules()); n != 4 {
+			o.Restart(t)
+			harness.Eventually(t, func() string {
+				if n := len(o.Modules()); n != 4 {
 					return "not all modules are open"
 				}
 				return ""
 			})
-			o.stop(t) // waits for reconciles under way
-			if w := o.writes(); len(w) != 0 {
+			o.Stop(t) // waits for reconciles under way
+			if w := o.Writes(); len(w) != 0 {
 				t.Errorf("it wrote: %v", w)
 			}
-			o.read(t, store)
-			o.read(t, cluster)
+			o.Read(t, store)
+			o.Read(t, cluster)
 			if after := []string{store.ResourceVersion, cluster.ResourceVersion}; !slices.Equal(before, after) {
 				t.Errorf("the objects changed: %v to %v", before, after)
 			}
@@ -255,15 +257,15 @@ func TestKeyStore_restart_writesNothing(t *testing.T) {
 func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 	t.Parallel()
 	away := hsm.Errorf(hsm.Unavailable, "The device does not answer.")
-	o := startOperator(t, withModules(func(m *hsmtest.Recorder) { m.FailAll("Check", away) }))
+	o := startOperator(t, harness.WithModules(func(m *hsmtest.Recorder) { m.FailAll("Check", away) }))
 	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftware)}
 	key := importedKey("key")
-	o.create(t, store, key)
-	o.waits(t, store, "ServiceUnavailableTemporary", "The device does not answer.")
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
-	o.module(t).FailAll("Check", nil)
-	o.ready(t, store)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Make(t, store, key)
+	o.Waits(t, store, "ServiceUnavailableTemporary", "The device does not answer.")
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.Module(t).FailAll("Check", nil)
+	o.Ready(t, store)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	o.outages(t, store, 0, 0) // it had not served before
 }
 
@@ -271,15 +273,15 @@ func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 func TestKeyStore_openFails_isTriedAgain(t *testing.T) {
 	t.Parallel()
 	tries := 0
-	o := startOperator(t, beforeOpen(func(context.Context, hsm.Config) error {
+	o := startOperator(t, harness.BeforeOpen(func(context.Context, hsm.Config) error {
 		if tries++; tries == 1 {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}
 		return nil
 	}))
 	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftware)}
-	o.create(t, store)
-	o.ready(t, store)
+	o.Make(t, store)
+	o.Ready(t, store)
 	if tries != 2 {
 		t.Errorf("opened %d times", tries)
 	}

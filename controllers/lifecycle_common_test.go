@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,7 +25,7 @@ func testClock() *clocktesting.FakePassiveClock {
 // keyIs waits until a key is Ready in that state.
 func (o *operator) keyIs(t testing.TB, key *v1alpha1.ImportedKey, state kms.KeyState) {
 	t.Helper()
-	o.ready(t, key)
+	o.Ready(t, key)
 	if kms.KeyState(key.Status.KeyState) != state {
 		t.Fatalf("the key is Ready and %s, not %s", key.Status.KeyState, state)
 	}
@@ -32,7 +34,7 @@ func (o *operator) keyIs(t testing.TB, key *v1alpha1.ImportedKey, state kms.KeyS
 // desire sets desiredState, and the window where it is not 0.
 func (o *operator) desire(t testing.TB, key *v1alpha1.ImportedKey, state v1alpha1.DesiredKeyState, days int32) {
 	t.Helper()
-	o.change(t, key, func() { key.Spec.DesiredState, key.Spec.PendingWindowInDays = state, days })
+	o.Change(t, key, func() { key.Spec.DesiredState, key.Spec.PendingWindowInDays = state, days })
 }
 
 func desiring(state v1alpha1.DesiredKeyState) func(*v1alpha1.ImportedKeySpec) {
@@ -67,7 +69,7 @@ func (o *operator) importsAgain(t testing.TB, key *v1alpha1.ImportedKey, asked s
 		until(m, end)
 	}
 	o.give(t, key, m)
-	o.ready(t, key)
+	o.Ready(t, key)
 }
 
 // changesOfState waits until the events tell of these changes of state and no others, in any order.
@@ -79,8 +81,8 @@ func (o *operator) changesOfState(t testing.TB, key *v1alpha1.ImportedKey, want 
 		notes = append(notes, fmt.Sprintf("KeyState: The key was %s and is %s.", was, is))
 	}
 	slices.Sort(notes)
-	eventually(t, func() string {
-		got := slices.DeleteFunc(o.events(t, key), func(e string) bool { return !strings.HasPrefix(e, "KeyState: ") })
+	harness.Eventually(t, func() string {
+		got := slices.DeleteFunc(o.Events(t, key), func(e string) bool { return !strings.HasPrefix(e, "KeyState: ") })
 		if slices.Sort(got); !slices.Equal(got, notes) {
 			return fmt.Sprintf("the events are %q, want %q", got, notes)
 		}
@@ -93,14 +95,14 @@ func (o *operator) changesOfState(t testing.TB, key *v1alpha1.ImportedKey, want 
 func (o *operator) refusesUse(t testing.TB, name string, code kms.Code) (waiting []client.Object) {
 	t.Helper()
 	made, exported := newDataKey(name+"-dek"), newExport(name+"-export", toBlob(sm2Recipient().public.Base64()), withSM2)
-	o.create(t, made, exported)
+	o.Make(t, made, exported)
 	for _, object := range []client.Object{made, exported} {
 		condition := v1alpha1.ConditionReconciling
 		if code == kms.ForbiddenKeyNotFound {
 			condition = v1alpha1.ConditionStalled
 		}
-		message := o.condition(t, object, condition, metav1.ConditionTrue, code.Reason())
-		wantWords(t, message, []string{string(code) + ": " + strings.TrimSuffix(code.Message(), ".")})
+		message := o.Condition(t, object, condition, metav1.ConditionTrue, code.Reason())
+		harness.WantWords(t, message, []string{string(code) + ": " + strings.TrimSuffix(code.Message(), ".")})
 	}
 	o.absent(t, made.Name)
 	o.absent(t, exported.Name)

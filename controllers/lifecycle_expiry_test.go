@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -23,7 +25,7 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			clock := testClock()
-			o := startOperator(t, withClock(clock))
+			o := startOperator(t, harness.WithClock(clock))
 			o.store(t, kind)
 			end := clock.Now().Add(time.Hour)
 			rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
@@ -33,20 +35,20 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 
 			clock.SetTime(end.Add(-time.Second))
 			before := exported("before")
-			o.create(t, before)
-			o.ready(t, before)
+			o.Make(t, before)
+			o.Ready(t, before)
 
 			clock.SetTime(end)
-			begun, _ := o.reconciles(t, key)
+			begun, _ := o.Reconciles(t, key)
 			dataKey, export := newDataKey("late"), exported("late-export")
-			o.create(t, dataKey, export)
+			o.Make(t, dataKey, export)
 			for _, object := range []client.Object{dataKey, export} {
-				o.waits(t, object, kms.RejectedPendingImport.Reason(), "Rejected.PendingImport: ")
+				o.Waits(t, object, kms.RejectedPendingImport.Reason(), "Rejected.PendingImport: ")
 			}
 			o.absent(t, "late")
 			o.absent(t, "late-export")
-			if again, _ := o.reconciles(t, key); again == begun {
-				if o.read(t, key); key.Status.KeyState != "Enabled" {
+			if again, _ := o.Reconciles(t, key); again == begun {
+				if o.Read(t, key); key.Status.KeyState != "Enabled" {
 					t.Errorf("the status says %s; the test is none", key.Status.KeyState)
 				}
 			} else {
@@ -55,20 +57,20 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 			if !o.inModule(t, key) {
 				t.Error("the material is gone; the test is none")
 			}
-			if calls := o.calls(); calls["GenerateDataKey"] != 1 || calls["ExportDataKey"] != 1 {
+			if calls := o.Calls(); calls["GenerateDataKey"] != 1 || calls["ExportDataKey"] != 1 {
 				t.Errorf("the module was asked: %v", calls)
 			}
 
-			o.touch(t, key)
-			o.waits(t, key, v1alpha1.ReasonPendingImport, "has expired", "same material")
+			o.Touch(t, key)
+			o.Waits(t, key, v1alpha1.ReasonPendingImport, "has expired", "same material")
 			if o.inModule(t, key) {
 				t.Error("the material is in the module still")
 			}
 			if s := key.Status; s.KeyState != "PendingImport" || s.MaterialFingerprint == "" || s.MaterialExpireTime != nil || s.Custody != "" || s.ImportParameters == nil {
-				t.Errorf("the status of a key whose material has ended: %s", toJSON(s))
+				t.Errorf("the status of a key whose material has ended: %s", harness.JSON(s))
 			}
 			o.changesOfState(t, key, "PendingImport to Enabled", "Enabled to PendingImport")
-			o.ready(t, before) // what was exported stays
+			o.Ready(t, before) // what was exported stays
 		})
 	}
 }
@@ -78,12 +80,12 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 func TestExpiry_wakesTheKeyByItself(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	end := clock.Now().Add(2 * time.Second)
 	key := o.keyUntil(t, "key", o.material(32), end)
 	clock.SetTime(end)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	if o.inModule(t, key) {
 		t.Error("the material is in the module still")
 	}
@@ -92,20 +94,20 @@ func TestExpiry_wakesTheKeyByItself(t *testing.T) {
 func TestExpiry_whileTheModuleIsDown_destroysWhenItIsBack(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	end := clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", o.material(32), end)
-	o.module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.Module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	clock.SetTime(end)
-	o.touch(t, key)
-	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.Touch(t, key)
+	o.Waits(t, key, kms.ServiceUnavailableTemporary.Reason())
 	if key.Status.KeyState != "PendingImport" || !o.inModule(t, key) {
 		t.Errorf("the key is %s, in the module: %t", key.Status.KeyState, o.inModule(t, key))
 	}
 	clock.SetTime(end.Add(time.Hour))
-	o.module(t).FailAll("DestroyKey", nil)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Module(t).FailAll("DestroyKey", nil)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	if o.inModule(t, key) {
 		t.Error("the material is in the module still")
 	}
@@ -115,7 +117,7 @@ func TestExpiry_whileOperatorAndModuleAreDown_destroysWhenBothAreBack(t *testing
 	t.Parallel()
 	clock := testClock()
 	var away atomic.Bool
-	o := startOperator(t, withClock(clock), beforeOpen(func(context.Context, hsm.Config) error {
+	o := startOperator(t, harness.WithClock(clock), harness.BeforeOpen(func(context.Context, hsm.Config) error {
 		if away.Load() {
 			return hsm.Errorf(hsm.Unavailable, "The device does not answer.")
 		}
@@ -125,16 +127,16 @@ func TestExpiry_whileOperatorAndModuleAreDown_destroysWhenBothAreBack(t *testing
 	material, end := o.material(32), clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", material, end, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	o.dataKey(t, "dek")
-	o.stop(t)
+	o.Stop(t)
 	away.Store(true)
 	clock.SetTime(end.Add(48 * time.Hour))
-	o.start(t)
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.Start(t)
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
 	if key.Status.KeyState != "PendingImport" {
 		t.Errorf("the key is %s", key.Status.KeyState)
 	}
 	away.Store(false)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	if o.inModule(t, key) {
 		t.Error("the material is in the module still")
 	}
@@ -146,7 +148,7 @@ func TestExpiry_whileOperatorAndModuleAreDown_destroysWhenBothAreBack(t *testing
 func TestExpiry_whileAnotherStateIsDesired(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material, end := o.material(32), clock.Now().Add(48*time.Hour)
 	disabled := o.keyUntil(t, "disabled", material, end)
@@ -158,9 +160,9 @@ func TestExpiry_whileAnotherStateIsDesired(t *testing.T) {
 	date := deleted.Status.DeletionTime.DeepCopy()
 
 	clock.SetTime(end)
-	o.touch(t, disabled)
-	o.touch(t, deleted)
-	o.waits(t, disabled, v1alpha1.ReasonPendingImport)
+	o.Touch(t, disabled)
+	o.Touch(t, deleted)
+	o.Waits(t, disabled, v1alpha1.ReasonPendingImport)
 	o.keyIs(t, deleted, kms.StatePendingDeletion)
 	if !deleted.Status.DeletionTime.Equal(date) {
 		t.Errorf("the deletion was at %s and is at %s", date, deleted.Status.DeletionTime)
@@ -172,7 +174,7 @@ func TestExpiry_whileAnotherStateIsDesired(t *testing.T) {
 	o.keyIs(t, disabled, kms.StateDisabled)
 	// Without material a deletion that is called off leads to waiting for it.
 	o.desire(t, deleted, "", 0)
-	o.waits(t, deleted, v1alpha1.ReasonPendingImport)
+	o.Waits(t, deleted, v1alpha1.ReasonPendingImport)
 	o.importsAgain(t, deleted, "1", material, time.Time{})
 	o.keyIs(t, deleted, kms.StateEnabled)
 }
@@ -184,53 +186,53 @@ func TestMaterial_gone_comesBackByTheSameMaterialOnly(t *testing.T) {
 		for name, lose := range map[string]func(o *operator, t *testing.T, key *v1alpha1.ImportedKey, expire func()){
 			"expired": func(o *operator, t *testing.T, key *v1alpha1.ImportedKey, expire func()) {
 				expire()
-				o.touch(t, key)
+				o.Touch(t, key)
 			},
 			"deleted": func(o *operator, t *testing.T, key *v1alpha1.ImportedKey, _ func()) {
-				o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
+				o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
 			},
 		} {
 			t.Run(name+" on "+kind, func(t *testing.T) {
 				t.Parallel()
 				clock := testClock()
-				o := startOperator(t, withClock(clock))
+				o := startOperator(t, harness.WithClock(clock))
 				o.store(t, kind)
 				material, other, end := o.material(32), o.material(32), clock.Now().Add(time.Hour)
 				key := o.keyUntil(t, "key", material, end, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 				first := key.Status.DeepCopy()
 				dataKey := o.dataKey(t, "dek")
 				lose(o, t, key, func() { clock.SetTime(end) })
-				o.waits(t, key, v1alpha1.ReasonPendingImport)
+				o.Waits(t, key, v1alpha1.ReasonPendingImport)
 				if key.Status.MaterialFingerprint != first.MaterialFingerprint || o.inModule(t, key) {
-					t.Fatalf("in the module: %t; %s", o.inModule(t, key), toJSON(key.Status))
+					t.Fatalf("in the module: %t; %s", o.inModule(t, key), harness.JSON(key.Status))
 				}
 				o.changesOfState(t, key, "PendingImport to Enabled", "Enabled to PendingImport")
 
 				// The same inputs once more are no import.
-				o.forgetCounts()
-				o.touch(t, key)
-				o.restart(t)
-				o.settled(t, key)
-				o.waits(t, key, v1alpha1.ReasonPendingImport)
-				if calls := o.calls(); calls["ImportKey"] != 0 {
+				o.ForgetCounts()
+				o.Touch(t, key)
+				o.Restart(t)
+				o.Settled(t, key)
+				o.Waits(t, key, v1alpha1.ReasonPendingImport)
+				if calls := o.Calls(); calls["ImportKey"] != 0 {
 					t.Errorf("it is imported again by itself: %v", calls)
 				}
 
 				p := o.renew(t, key, "1").DeepCopy()
 				o.give(t, key, inline(wrapUnder(t, p, other), p.ImportToken))
-				o.stalls(t, key, kms.InvalidKeyMaterial.Reason())
+				o.Stalls(t, key, kms.InvalidKeyMaterial.Reason())
 				if s := key.Status; s.KeyState != "PendingImport" || s.Custody != "" || s.MaterialFingerprint != first.MaterialFingerprint || o.inModule(t, key) {
-					t.Errorf("a refused import changed something: %s", toJSON(s))
+					t.Errorf("a refused import changed something: %s", harness.JSON(s))
 				}
 				refused := o.refusedBytes(t, "refused", dataKey)
 
 				o.give(t, key, until(inline(wrapUnder(t, p, material), p.ImportToken), end.Add(time.Hour)))
 				o.enabled(t, key)
 				if s := key.Status; s.MaterialFingerprint != first.MaterialFingerprint || s.KeyVersionID != first.KeyVersionID || !s.MaterialExpireTime.Time.Equal(end.Add(time.Hour)) {
-					t.Errorf("it came back as another: %s", toJSON(s))
+					t.Errorf("it came back as another: %s", harness.JSON(s))
 				}
-				o.ready(t, refused)
-				if n := o.calls()["GenerateDataKey"]; n != 0 {
+				o.Ready(t, refused)
+				if n := o.Calls()["GenerateDataKey"]; n != 0 {
 					t.Errorf("%d data keys were made anew", n)
 				}
 			})
@@ -242,8 +244,8 @@ func TestMaterial_gone_comesBackByTheSameMaterialOnly(t *testing.T) {
 func (o *operator) refusedBytes(t testing.TB, name string, dataKey *v1alpha1.DataKey) *v1alpha1.ExportedDataKey {
 	t.Helper()
 	e := newExport(name, ofDataKey(dataKey.Name), withRSA("RSAES_OAEP_SHA_1"))
-	o.create(t, e)
-	o.waits(t, e, kms.RejectedPendingImport.Reason())
+	o.Make(t, e)
+	o.Waits(t, e, kms.RejectedPendingImport.Reason())
 	return e
 }
 
@@ -254,25 +256,25 @@ func TestDeleteKeyMaterial_isCarriedOutOnceForEachValue(t *testing.T) {
 	o.store(t, onSoftware)
 	material := o.material(32)
 	key := o.pendingKey(t, "key")
-	o.again(t, key, func() { o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "before there was any") })
+	o.Again(t, key, func() { o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "before there was any") })
 	o.importsAgain(t, key, "1", material, time.Time{})
 	o.keyIs(t, key, kms.StateEnabled)
 
 	long := strings.Repeat("with a reason that is longer than what the status keeps, ", 4)
 	for _, value := range []string{"2026-01-01", long} {
-		o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, value)
-		o.waits(t, key, v1alpha1.ReasonPendingImport)
+		o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, value)
+		o.Waits(t, key, v1alpha1.ReasonPendingImport)
 		o.importsAgain(t, key, "for "+value, material, time.Time{})
 		o.keyIs(t, key, kms.StateEnabled)
-		o.touch(t, key)
-		o.restart(t)
-		o.settled(t, key)
+		o.Touch(t, key)
+		o.Restart(t)
+		o.Settled(t, key)
 		o.keyIs(t, key, kms.StateEnabled)
 		if !o.inModule(t, key) {
 			t.Fatal("the material was deleted again")
 		}
 	}
-	o.again(t, key, func() { o.change(t, key, func() { delete(key.Annotations, v1alpha1.AnnotationDeleteKeyMaterial) }) })
+	o.Again(t, key, func() { o.Change(t, key, func() { delete(key.Annotations, v1alpha1.AnnotationDeleteKeyMaterial) }) })
 	o.keyIs(t, key, kms.StateEnabled)
 }
 
@@ -281,11 +283,11 @@ func TestDeleteKeyMaterial_whileTheModuleIsDown_isTriedUntilItIsDone(t *testing.
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
-	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
-	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason())
-	o.module(t).FailAll("DestroyKey", nil)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Module(t).FailAll("DestroyKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
+	o.Waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.Module(t).FailAll("DestroyKey", nil)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	if o.inModule(t, key) {
 		t.Error("the material is in the module still")
 	}
@@ -295,7 +297,7 @@ func TestDeleteKeyMaterial_whileTheModuleIsDown_isTriedUntilItIsDone(t *testing.
 func TestReimport_setsAnotherEnd(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material, end := o.material(32), clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", material, end)
@@ -307,8 +309,8 @@ func TestReimport_setsAnotherEnd(t *testing.T) {
 		}
 	}
 	clock.SetTime(end)
-	o.touch(t, key)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Touch(t, key)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	o.changesOfState(t, key, "PendingImport to Enabled", "Enabled to PendingImport")
 }
 
@@ -316,21 +318,21 @@ func TestReimport_setsAnotherEnd(t *testing.T) {
 func TestReimport_withAnEndThatHasPassed_isRefusedAndChangesNothing(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material, end := o.material(32), clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", material, end)
 	for _, past := range []time.Time{clock.Now(), clock.Now().Add(-time.Hour)} {
-		o.change(t, key, func() { until(key.Spec.Material, past) })
-		o.stalls(t, key, kms.InvalidParameter.Reason(), "KeyMaterialExpireUnix")
+		o.Change(t, key, func() { until(key.Spec.Material, past) })
+		o.Stalls(t, key, kms.InvalidParameter.Reason(), "KeyMaterialExpireUnix")
 		if s := key.Status; s.KeyState != "Enabled" || !s.MaterialExpireTime.Time.Equal(end) || !o.inModule(t, key) {
-			t.Errorf("a refused import changed something: %s", toJSON(s))
+			t.Errorf("a refused import changed something: %s", harness.JSON(s))
 		}
 	}
 	// The end that stands is kept, whatever the spec says.
 	clock.SetTime(end)
-	o.touch(t, key)
-	o.until(t, key, func() string {
+	o.Touch(t, key)
+	o.Until(t, key, func() string {
 		if key.Status.KeyState != "PendingImport" {
 			return "the key is " + string(key.Status.KeyState)
 		}
@@ -346,7 +348,7 @@ func TestReimport_withAnEndThatHasPassed_isRefusedAndChangesNothing(t *testing.T
 func TestExpiry_overBeforeAnybodyNoticed_wakesWhoWasRefused(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material, end := o.material(32), clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", material, end)
@@ -356,13 +358,13 @@ func TestExpiry_overBeforeAnybodyNoticed_wakesWhoWasRefused(t *testing.T) {
 	waiting := o.refusesUse(t, "meanwhile", kms.RejectedPendingImport)
 	o.give(t, key, until(inline(wrapUnder(t, p, material), p.ImportToken), end.Add(time.Hour)))
 	o.enabled(t, key)
-	o.ready(t, waiting...)
+	o.Ready(t, waiting...)
 }
 
 func TestTokens_mayBeUsedAgainWithinTheirTime(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material := o.material(32)
 	key := o.keyUntil(t, "key", material, clock.Now().Add(time.Hour))
@@ -371,21 +373,21 @@ func TestTokens_mayBeUsedAgainWithinTheirTime(t *testing.T) {
 	for _, now := range []time.Time{clock.Now().Add(time.Hour), clock.Now().Add(5 * time.Hour), last} {
 		clock.SetTime(now)
 		if now.Equal(last) {
-			o.restart(t)
+			o.Restart(t)
 		}
-		o.touch(t, key)
-		o.waits(t, key, v1alpha1.ReasonPendingImport)
+		o.Touch(t, key)
+		o.Waits(t, key, v1alpha1.ReasonPendingImport)
 		o.give(t, key, until(inline(wrapUnder(t, p, material), p.ImportToken), now.Add(time.Hour)))
 		o.enabled(t, key)
 	}
 	clock.SetTime(p.TokenExpireTime.Add(time.Hour))
-	o.touch(t, key)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Touch(t, key)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	o.give(t, key, inline(wrapUnder(t, p, material), p.ImportToken))
-	o.stalls(t, key, kms.ExpiredImportToken.Reason())
+	o.Stalls(t, key, kms.ExpiredImportToken.Reason())
 	// With the next renewal the pairs go that have ended by then.
 	clock.SetTime(key.Status.ImportParameters.TokenExpireTime.Add(-2 * time.Hour))
-	o.touch(t, key)
+	o.Touch(t, key)
 	pairs := o.pairs(t, key)
 	if len(pairs) == 0 {
 		t.Error("the module has no pair for a key that waits")
@@ -401,7 +403,7 @@ func TestTokens_mayBeUsedAgainWithinTheirTime(t *testing.T) {
 func TestTokens_ofEveryPairThatWasAskedFor_work(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material := o.material(32)
 	key := o.pendingKey(t, "key")
@@ -417,18 +419,18 @@ func TestTokens_ofEveryPairThatWasAskedFor_work(t *testing.T) {
 		o.give(t, key, inline(wrapUnder(t, p, material), p.ImportToken))
 		o.enabled(t, key)
 	}
-	if n := o.calls()["ImportKey"]; n != len(all) {
+	if n := o.Calls()["ImportKey"]; n != len(all) {
 		t.Errorf("%d imports, want %d", n, len(all))
 	}
 	// A pair and a token that do not belong together.
 	o.give(t, key, inline(wrapUnder(t, all[0], material), all[1].ImportToken))
-	o.stalls(t, key, kms.InvalidKeyMaterial.Reason())
+	o.Stalls(t, key, kms.InvalidKeyMaterial.Reason())
 	o.give(t, key, inline(wrapUnder(t, all[3], material), all[3].ImportToken))
 	o.enabled(t, key)
 
 	// Each pair goes with its own end, once it is looked at again.
 	clock.SetTime(all[3].TokenExpireTime.Time)
-	o.touch(t, key)
+	o.Touch(t, key)
 	if n := len(o.pairs(t, key)); n != 0 {
 		t.Errorf("%d pairs that have ended are in the module", n)
 	}
@@ -438,7 +440,7 @@ func TestTokens_ofEveryPairThatWasAskedFor_work(t *testing.T) {
 func TestImport_thatSucceeded_isNoErrorAfterItsTokensEnd(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	inSpec := o.enabledKey(t, "in-spec", nil)
 	inSecret := o.pendingKey(t, "in-secret")
@@ -446,7 +448,7 @@ func TestImport_thatSucceeded_isNoErrorAfterItsTokensEnd(t *testing.T) {
 	source := &corev1.Secret{ObjectMeta: named("source"), Data: map[string][]byte{
 		"material": wrapUnder(t, p, o.material(32)), "token": []byte(p.ImportToken),
 	}}
-	o.create(t, source)
+	o.Make(t, source)
 	o.give(t, inSecret, &v1alpha1.MaterialSpec{
 		EncryptedKeyMaterialFrom: fromSecret("source", "material"), ImportTokenFrom: fromSecret("source", "token"),
 	})
@@ -454,22 +456,22 @@ func TestImport_thatSucceeded_isNoErrorAfterItsTokensEnd(t *testing.T) {
 	clock.SetTime(clock.Now().Add(72 * time.Hour))
 	keys := []*v1alpha1.ImportedKey{inSpec, inSecret}
 	for _, key := range keys {
-		o.touch(t, key)
+		o.Touch(t, key)
 		o.enabled(t, key)
 	}
-	o.restart(t)
+	o.Restart(t)
 	for _, key := range keys {
-		o.settled(t, key)
-		o.touch(t, key)
+		o.Settled(t, key)
+		o.Touch(t, key)
 		o.enabled(t, key)
 	}
 	// The Secret is written again as it is, by a tool that knows no better.
-	o.again(t, inSecret, func() { o.change(t, source, func() { source.Annotations = map[string]string{"touched": "yes"} }) })
+	o.Again(t, inSecret, func() { o.Change(t, source, func() { source.Annotations = map[string]string{"touched": "yes"} }) })
 	o.enabled(t, inSecret)
-	if n := o.calls()["ImportKey"]; n != 0 {
+	if n := o.Calls()["ImportKey"]; n != 0 {
 		t.Errorf("%d imports after the restart", n)
 	}
-	if events := o.events(t, inSpec); slices.ContainsFunc(events, func(e string) bool { return strings.Contains(e, "Token") }) {
+	if events := o.Events(t, inSpec); slices.ContainsFunc(events, func(e string) bool { return strings.Contains(e, "Token") }) {
 		t.Errorf("the events are %q", events)
 	}
 }

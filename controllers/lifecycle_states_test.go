@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -53,7 +55,7 @@ func TestKeyState_followsItsOwner_andTellsOfEachChange(t *testing.T) {
 			for _, s := range c.steps {
 				o.desire(t, key, s.desired, 0)
 				if s.is == kms.StatePendingImport {
-					o.waits(t, key, v1alpha1.ReasonPendingImport)
+					o.Waits(t, key, v1alpha1.ReasonPendingImport)
 					if key.Status.KeyState != "PendingImport" {
 						t.Errorf("the key waits for material and is %s", key.Status.KeyState)
 					}
@@ -104,14 +106,14 @@ func TestKey_thatMayNotBeUsed_refusesAndWakesWhoWaits(t *testing.T) {
 			o.dataKey(t, "dek")
 			made := o.export(t, "made-before", toBlob(sm2Recipient().public.Base64()), withSM2)
 			key := importedKey("key")
-			key.Namespace = o.namespace
+			key.Namespace = o.Namespace
 			o.desire(t, key, c.desired, 0)
 			o.keyIs(t, key, c.is)
 			waiting := o.refusesUse(t, "while", c.code)
-			o.ready(t, made) // what was exported stays
+			o.Ready(t, made) // what was exported stays
 			o.desire(t, key, "", 0)
 			o.keyIs(t, key, kms.StateEnabled)
-			o.ready(t, waiting...)
+			o.Ready(t, waiting...)
 		})
 	}
 }
@@ -119,7 +121,7 @@ func TestKey_thatMayNotBeUsed_refusesAndWakesWhoWaits(t *testing.T) {
 func TestPendingDeletion_windowIsCountedFromTheRequest(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	const day = 24 * time.Hour
 	for name, c := range map[string]struct{ given, want int32 }{
@@ -138,26 +140,26 @@ func TestPendingDeletion_windowIsCountedFromTheRequest(t *testing.T) {
 	}
 	for _, days := range []int32{-1, 1, 6, 367} {
 		key := importedKey("key")
-		key.Namespace, key.Labels = o.namespace, o.mark()
+		key.Namespace, key.Labels = o.Namespace, o.Mark()
 		key.Spec.DesiredState, key.Spec.PendingWindowInDays = v1alpha1.DesiredPendingDeletion, days
 		if err := o.Create(t.Context(), key); !apierrors.IsInvalid(err) {
 			t.Errorf("a window of %d days: %v", days, err)
 		}
 	}
 
-	key := &v1alpha1.ImportedKey{ObjectMeta: metav1.ObjectMeta{Namespace: o.namespace, Name: "nothing-said"}}
-	o.read(t, key)
+	key := &v1alpha1.ImportedKey{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "nothing-said"}}
+	o.Read(t, key)
 	asked := key.Status.DeletionRequestTime.Time
 	clock.SetTime(asked.Add(5 * day))
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 10)
-	o.until(t, key, func() string {
+	o.Until(t, key, func() string {
 		if at := key.Status.DeletionTime; !at.Time.Equal(asked.Add(10 * day)) {
 			return "the deletion is at " + at.String()
 		}
 		return ""
 	})
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 0)
-	o.until(t, key, func() string {
+	o.Until(t, key, func() string {
 		if at := key.Status.DeletionTime; !at.Time.Equal(asked.Add(30 * day)) {
 			return "the deletion is at " + at.String()
 		}
@@ -165,7 +167,7 @@ func TestPendingDeletion_windowIsCountedFromTheRequest(t *testing.T) {
 	})
 	// A deletion that is asked for again begins anew.
 	o.desire(t, key, "", 0)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	if s := key.Status; s.DeletionRequestTime != nil || s.DeletionTime != nil {
 		t.Errorf("called off, and still asked for at %v, ends at %v", s.DeletionRequestTime, s.DeletionTime)
 	}
@@ -180,14 +182,14 @@ func TestPendingDeletion_windowIsCountedFromTheRequest(t *testing.T) {
 func TestPendingDeletion_windowShortenedIntoThePast_isOver(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 30)
 	o.keyIs(t, key, kms.StatePendingDeletion)
 	clock.SetTime(clock.Now().AddDate(0, 0, 8))
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 7)
-	o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
+	o.Stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
 	if o.inModule(t, key) {
 		t.Error("the key is in the module still")
 	}
@@ -199,7 +201,7 @@ func TestPendingDeletion_endsInDestruction_atTheInstant(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			clock := testClock()
-			o := startOperator(t, withClock(clock))
+			o := startOperator(t, harness.WithClock(clock))
 			o.store(t, kind)
 			key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 			fingerprint := key.Status.MaterialFingerprint
@@ -208,19 +210,19 @@ func TestPendingDeletion_endsInDestruction_atTheInstant(t *testing.T) {
 			end := key.Status.DeletionTime.Time
 
 			clock.SetTime(end.Add(-time.Second))
-			o.touch(t, key)
+			o.Touch(t, key)
 			o.keyIs(t, key, kms.StatePendingDeletion)
 			if !o.inModule(t, key) {
 				t.Fatal("the key was destroyed before its time")
 			}
 			clock.SetTime(end)
-			o.touch(t, key)
-			o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason(), "Forbidden.KeyNotFound: The specified Key is not found.", "destroyed")
+			o.Touch(t, key)
+			o.Stalls(t, key, kms.ForbiddenKeyNotFound.Reason(), "Forbidden.KeyNotFound: The specified Key is not found.", "destroyed")
 			if o.inModule(t, key) || len(o.pairs(t, key)) > 0 {
 				t.Error("something of the key is in the module still")
 			}
 			if s := key.Status; s.KeyState != "Deleted" || s.ImportParameters != nil || s.MaterialFingerprint != fingerprint || s.Custody != "" {
-				t.Errorf("the status of a destroyed key: %s", toJSON(s))
+				t.Errorf("the status of a destroyed key: %s", harness.JSON(s))
 			}
 			o.changesOfState(t, key, "PendingImport to Enabled", "Enabled to PendingDeletion", "PendingDeletion to Deleted")
 		})
@@ -231,7 +233,7 @@ func TestPendingDeletion_endsInDestruction_atTheInstant(t *testing.T) {
 func TestKey_destroyed_staysSo(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material := o.material(32)
 	key := o.enabledKey(t, "key", material)
@@ -240,44 +242,44 @@ func TestKey_destroyed_staysSo(t *testing.T) {
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 7)
 	o.keyIs(t, key, kms.StatePendingDeletion)
 	clock.SetTime(key.Status.DeletionTime.Time)
-	o.touch(t, key)
-	o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
-	o.forgetCounts()
+	o.Touch(t, key)
+	o.Stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
+	o.ForgetCounts()
 
 	o.desire(t, key, v1alpha1.DesiredEnabled, 0)
-	o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
-	o.again(t, key, func() { o.annotate(t, key, v1alpha1.AnnotationRenewImportParameters, "please") })
-	o.again(t, key, func() { o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please") })
+	o.Stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
+	o.Again(t, key, func() { o.Annotate(t, key, v1alpha1.AnnotationRenewImportParameters, "please") })
+	o.Again(t, key, func() { o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please") })
 	o.give(t, key, inline(wrapUnder(t, p, material), p.ImportToken))
-	o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
+	o.Stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
 	if key.Status.KeyState != "Deleted" || key.Status.ImportParameters != nil {
-		t.Errorf("a destroyed key says: %s", toJSON(key.Status))
+		t.Errorf("a destroyed key says: %s", harness.JSON(key.Status))
 	}
 	o.refusesUse(t, "after", kms.ForbiddenKeyNotFound)
-	if calls := o.calls(); len(calls) > 0 {
+	if calls := o.Calls(); len(calls) > 0 {
 		t.Errorf("the module was called: %v", calls)
 	}
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 }
 
 func TestPendingDeletion_windowEndsWhileTheModuleIsAway_isCarriedOutLater(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 7)
 	o.keyIs(t, key, kms.StatePendingDeletion)
-	o.module(t).FailAll("DestroyKey", hsm.Wrap(hsm.Unavailable, errors.New("gone"), "The device does not answer."))
+	o.Module(t).FailAll("DestroyKey", hsm.Wrap(hsm.Unavailable, errors.New("gone"), "The device does not answer."))
 	clock.SetTime(key.Status.DeletionTime.Time)
-	o.touch(t, key)
-	o.waits(t, key, kms.ServiceUnavailableTemporary.Reason(), "The device does not answer.")
+	o.Touch(t, key)
+	o.Waits(t, key, kms.ServiceUnavailableTemporary.Reason(), "The device does not answer.")
 	if key.Status.KeyState != "PendingDeletion" || key.Status.DeletionTime == nil {
-		t.Errorf("nothing is destroyed, and the key says: %s", toJSON(key.Status))
+		t.Errorf("nothing is destroyed, and the key says: %s", harness.JSON(key.Status))
 	}
-	o.module(t).FailAll("DestroyKey", nil)
-	o.stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
+	o.Module(t).FailAll("DestroyKey", nil)
+	o.Stalls(t, key, kms.ForbiddenKeyNotFound.Reason())
 	if o.inModule(t, key) {
 		t.Error("the key is in the module still")
 	}
@@ -288,15 +290,15 @@ func TestPendingDeletion_windowEndsWhileTheModuleIsAway_isCarriedOutLater(t *tes
 func TestPendingDeletion_calledOffLate_isCalledOff(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	o.desire(t, key, v1alpha1.DesiredPendingDeletion, 7)
 	o.keyIs(t, key, kms.StatePendingDeletion)
-	o.stop(t)
+	o.Stop(t)
 	o.desire(t, key, "", 0)
 	clock.SetTime(key.Status.DeletionTime.Add(time.Hour))
-	o.start(t)
+	o.Start(t)
 	o.keyIs(t, key, kms.StateEnabled)
 	if !o.inModule(t, key) {
 		t.Error("the key was destroyed")
@@ -314,7 +316,7 @@ func TestPendingDeletion_takesNoMaterial(t *testing.T) {
 	material := o.material(32)
 	o.give(t, key, inline(wrapUnder(t, p, material), p.ImportToken))
 	o.keyIs(t, key, kms.StatePendingDeletion)
-	if n := o.calls()["ImportKey"]; n != 0 || o.inModule(t, key) {
+	if n := o.Calls()["ImportKey"]; n != 0 || o.inModule(t, key) {
 		t.Errorf("it was imported (%d calls)", n)
 	}
 	// New parameters are had in every state, and the material comes in once the deletion is called off.
@@ -340,15 +342,15 @@ func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 		o.dataKey(t, "dek-2", underKey("retained"))
 		// The module's call waits for the event.
 		owner := key.DeepCopy()
-		o.module(t).Before("DestroyKey", func() {
-			wantWords(t, o.event(t, owner, "KeyInUse"), []string{"DataKeys still depend on this key", "permanently lost"})
+		o.Module(t).Before("DestroyKey", func() {
+			harness.WantWords(t, o.Event(t, owner, "KeyInUse"), []string{"DataKeys still depend on this key", "permanently lost"})
 		})
-		o.remove(t, key)
-		o.gone(t, key)
+		o.Remove(t, key)
+		o.Gone(t, key)
 		for _, other := range []*v1alpha1.ImportedKey{unused, retained} {
-			o.remove(t, other)
-			o.gone(t, other)
-			for _, e := range o.events(t, other) {
+			o.Remove(t, other)
+			o.Gone(t, other)
+			for _, e := range o.Events(t, other) {
 				if e[:8] == "KeyInUse" {
 					t.Errorf("%s: %s", other.Name, e)
 				}
@@ -363,10 +365,10 @@ func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 		o := startWithKey(t)
 		o.dataKey(t, "dek")
 		key := importedKey("key")
-		key.Namespace = o.namespace
+		key.Namespace = o.Namespace
 		o.desire(t, key, v1alpha1.DesiredPendingDeletion, 0)
 		o.keyIs(t, key, kms.StatePendingDeletion)
-		o.event(t, key, "KeyInUse")
+		o.Event(t, key, "KeyInUse")
 		if !o.inModule(t, key) {
 			t.Error("it is destroyed already")
 		}

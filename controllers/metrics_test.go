@@ -12,19 +12,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr/funcr"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/config"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/yaml"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
@@ -32,42 +28,10 @@ import (
 )
 
 // startMetered starts an operator that registers its metrics, as the product does.
-func startMetered(t *testing.T, options ...option) (*operator, *prometheus.Registry) {
+func startMetered(t *testing.T, options ...harness.Option) (*operator, *prometheus.Registry) {
 	t.Helper()
-	o := startOperator(t, options...)
-	o.stop(t)
-	scheme, err := controllers.Scheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	mgr, err := ctrl.NewManager(o.cfg, ctrl.Options{
-		Scheme: scheme, Logger: funcr.New(o.hear, funcr.Options{}),
-		Cache: o.cacheOptions(), Client: controllers.ClientOptions(),
-		Metrics:    metricsserver.Options{BindAddress: "0"},
-		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
 	registry := prometheus.NewPedanticRegistry()
-	err = controllers.Setup(ctx, mgr, controllers.Options{
-		Modules: o, OperatorNamespace: o.ownNamespace, Clock: o.clock, HealthInterval: o.health, Observe: o.observe, Metrics: registry,
-		Caches: controllers.NewCaches(),
-	})
-	if err != nil {
-		cancel()
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- mgr.Start(ctx) }()
-	o.stopped = func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("The operator ended with %v", err)
-		}
-	}
-	return o, registry
+	return startOperator(t, append(options, harness.WithMetrics(registry))...), registry
 }
 
 // scraped is one scrape: values by name and labels, as Prometheus writes them. A histogram's is its count.
@@ -95,11 +59,11 @@ func scraped(t testing.TB, registry *prometheus.Registry) map[string]float64 {
 // moment behind the API server.
 func scrapes(t testing.TB, registry *prometheus.Registry, want map[string]float64) {
 	t.Helper()
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		got := scraped(t, registry)
 		maps.DeleteFunc(got, func(name string, value float64) bool {
 			return strings.HasPrefix(name, "keyconvoy_module_call_duration_seconds{") || strings.HasPrefix(name, "keyconvoy_cache_") ||
-				name == "keyconvoy_left_in_module_total{}" || strings.HasPrefix(name, "keyconvoy_missing_keys{") && value == 0
+				name == "keyconvoy_left_in_module_total{}" || name == "keyconvoy_audit_log_failures_total{}" || strings.HasPrefix(name, "keyconvoy_missing_keys{") && value == 0
 		})
 		if maps.Equal(got, want) {
 			return ""
@@ -131,8 +95,8 @@ func TestMetrics_followTheObjects(t *testing.T) {
 	rsa := o.export(t, "rsa")
 	sm2 := o.export(t, "sm2", toBlob(sm2Recipient().public.Base64()), withSM2)
 	wrong := newExport("wrong", toBlob("no key"))
-	o.create(t, wrong)
-	o.stalls(t, wrong, "InvalidParameter")
+	o.Make(t, wrong)
+	o.Stalls(t, wrong, "InvalidParameter")
 	all := map[string]float64{
 		storesReady: 1, keysReady: 1,
 		`keyconvoy_keys{state="Enabled"}`:                                                   1,
@@ -147,8 +111,8 @@ func TestMetrics_followTheObjects(t *testing.T) {
 	o.desire(t, key, v1alpha1.DesiredDisabled, 0)
 	o.keyIs(t, key, kms.StateDisabled)
 	for _, object := range []client.Object{rsa, wrong} {
-		o.remove(t, object)
-		o.gone(t, object)
+		o.Remove(t, object)
+		o.Gone(t, object)
 	}
 	scrapes(t, registry, map[string]float64{
 		storesReady: 1, keysReady: 1,
@@ -159,8 +123,8 @@ func TestMetrics_followTheObjects(t *testing.T) {
 	})
 
 	for _, object := range []client.Object{sm2, dek, key} {
-		o.remove(t, object)
-		o.gone(t, object)
+		o.Remove(t, object)
+		o.Gone(t, object)
 	}
 	scrapes(t, registry, map[string]float64{storesReady: 1})
 }
@@ -169,7 +133,7 @@ func TestMetrics_followTheObjects(t *testing.T) {
 func TestMetrics_objectThatNobodyHasLookedAt_isUnknown(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
-	o, registry := startMetered(t, beforeOpen(func(ctx context.Context, _ hsm.Config) error {
+	o, registry := startMetered(t, harness.BeforeOpen(func(ctx context.Context, _ hsm.Config) error {
 		select {
 		case <-hold:
 		case <-ctx.Done():
@@ -178,20 +142,20 @@ func TestMetrics_objectThatNobodyHasLookedAt_isUnknown(t *testing.T) {
 	}))
 	held := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftware)}
 	key := importedKey("key")
-	o.create(t, held, key)
+	o.Make(t, held, key)
 	scrapes(t, registry, map[string]float64{
 		`keyconvoy_objects{kind="KeyStore",ready="Unknown",reason=""}`:    1,
 		`keyconvoy_objects{kind="ImportedKey",ready="Unknown",reason=""}`: 1,
 	})
 	close(hold)
-	o.ready(t, held)
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Ready(t, held)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
 func TestMetrics_nextExpiry_isThatOfTheFirst(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o, registry := startMetered(t, withClock(clock))
+	o, registry := startMetered(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	scrapes(t, registry, map[string]float64{storesReady: 1})
 
@@ -215,8 +179,8 @@ func TestMetrics_nextExpiry_isThatOfTheFirst(t *testing.T) {
 
 	// Material that has ended and is destroyed is no next end any more. The key waits for it again, under
 	// fresh parameters.
-	o.touch(t, first)
-	o.waits(t, first, v1alpha1.ReasonPendingImport)
+	o.Touch(t, first)
+	o.Waits(t, first, v1alpha1.ReasonPendingImport)
 	scrapes(t, registry, map[string]float64{
 		storesReady: 1, keysReady: 2, keysWaiting: 1, `keyconvoy_keys{state="Enabled"}`: 2, `keyconvoy_keys{state="PendingImport"}`: 1,
 		nextEnd: (20*day - time.Minute).Seconds(), nextToken: day.Seconds(),
@@ -228,7 +192,7 @@ func TestMetrics_nextExpiry_isThatOfTheFirst(t *testing.T) {
 func TestMetrics_nextTokenExpiry_isThatOfKeysThatWait(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o, registry := startMetered(t, withClock(clock))
+	o, registry := startMetered(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	key := o.pendingKey(t, "key")
 	want := map[string]float64{storesReady: 1, keysWaiting: 1, `keyconvoy_keys{state="PendingImport"}`: 1, nextToken: (24 * time.Hour).Seconds()}
@@ -246,7 +210,7 @@ func TestMetrics_nextTokenExpiry_isThatOfKeysThatWait(t *testing.T) {
 // Calls are measured as they are made: by operation and result, those that fail too.
 func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
 	t.Parallel()
-	o, registry := startMetered(t, withModules(func(r *hsmtest.Recorder) {
+	o, registry := startMetered(t, harness.WithModules(func(r *hsmtest.Recorder) {
 		r.FailNext("GenerateDataKey", hsm.Errorf(hsm.Unavailable, "the device does not answer"))
 		r.FailAll("ExportDataKey", hsm.Errorf(hsm.NotSupported, "it cannot do that"))
 	}))
@@ -254,8 +218,8 @@ func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
 	o.enabledKey(t, "master", nil)
 	o.dataKey(t, "dek", underKey("master"))
 	export := newExport("export")
-	o.create(t, export)
-	o.stalls(t, export, "UnsupportedOperation")
+	o.Make(t, export)
+	o.Stalls(t, export, "UnsupportedOperation")
 
 	call := func(operation, result string) string {
 		return fmt.Sprintf("keyconvoy_module_call_duration_seconds{operation=%q,result=%q}", operation, result)
@@ -271,14 +235,14 @@ func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
 	if name := call("ExportDataKey", "OK"); got[name] != 0 {
 		t.Errorf("no export succeeded, but %s is %v", name, got[name])
 	}
-	o.stop(t)
+	o.Stop(t)
 	measured, made := map[string]int{}, map[string]int{}
 	for name, n := range scraped(t, registry) {
 		if operation := regexp.MustCompile(`operation="(\w+)"`).FindStringSubmatch(name); operation != nil {
 			measured[operation[1]] += int(n)
 		}
 	}
-	for _, m := range o.modules() {
+	for _, m := range o.Modules() {
 		for method, n := range m.Calls() {
 			if method != "Close" {
 				made[method] += n
@@ -302,6 +266,7 @@ var metricLabels = map[string][]string{
 	"keyconvoy_keys_without_holder":          {"kind"},
 	"keyconvoy_missing_keys":                 {"kind"},
 	"keyconvoy_left_in_module_total":         nil,
+	"keyconvoy_audit_log_failures_total":     nil,
 	"keyconvoy_next_material_expiry_seconds": nil,
 	"keyconvoy_next_token_expiry_seconds":    nil,
 	"keyconvoy_module_call_duration_seconds": {"operation", "result"},
@@ -310,17 +275,17 @@ var metricLabels = map[string][]string{
 func TestMetrics_areInGoodForm_andNameNoKey(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o, registry := startMetered(t, withClock(clock))
+	o, registry := startMetered(t, harness.WithClock(clock))
 	store := o.store(t, onSoftware)
 	left := o.keyUntil(t, "left", o.material(32), clock.Now().Add(time.Hour))
-	o.remove(t, left)
-	o.gone(t, left)
-	o.change(t, store, func() { store.Spec.AllowPKCS1V15Import = true }) // has the module opened again, and swept
+	o.Remove(t, left)
+	o.Gone(t, left)
+	o.Change(t, store, func() { store.Spec.AllowPKCS1V15Import = true }) // has the module opened again, and swept
 	o.keyUntil(t, "master", o.material(32), clock.Now().Add(time.Hour))
 	o.pendingKey(t, "waiting")
 	o.dataKey(t, "dek", underKey("master"))
 	o.export(t, "export")
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		if n := len(scraped(t, registry)); n < 10 {
 			return fmt.Sprintf("only %d series", n)
 		}

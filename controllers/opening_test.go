@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -46,17 +48,17 @@ func (g *gate) pass(ctx context.Context, _ hsm.Config) error {
 func startWithGate(t *testing.T) (*operator, *gate, []client.Object) {
 	t.Helper()
 	g := &gate{}
-	o := startOperator(t, beforeOpen(g.pass))
+	o := startOperator(t, harness.BeforeOpen(g.pass))
 	o.store(t, onSoftware)
 	o.enabledKey(t, "key", nil)
 	o.dataKey(t, "dek")
-	o.stop(t)
+	o.Stop(t)
 	g.close()
 	waiting := []client.Object{importedKey("new"), newDataKey("new-dek"), newExport("new-export")}
-	o.create(t, waiting...)
-	o.forgetCounts()
-	o.start(t)
-	o.settled(t, waiting...)
+	o.Make(t, waiting...)
+	o.ForgetCounts()
+	o.Start(t)
+	o.Settled(t, waiting...)
 	return o, g, waiting
 }
 
@@ -65,14 +67,14 @@ func TestOperator_whileAModuleIsOpenedForTheFirstTime_writesNothing(t *testing.T
 	o, g, waiting := startWithGate(t)
 
 	// The finalizer needs no module.
-	wantCounts(t, "while the module is opened", o.writes(), map[string]int{"patch importedkeys": 1})
-	o.forgetCounts()
+	wantCounts(t, "while the module is opened", o.Writes(), map[string]int{"patch importedkeys": 1})
+	o.ForgetCounts()
 	g.ends <- nil
 
-	o.condition(t, waiting[0], v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonPendingImport)
-	o.ready(t, waiting[1:]...)
-	o.settled(t, waiting...)
-	if writes := o.writes(); writes["patch exporteddatakeys/status"] != 1 || writes["patch datakeys/status"] != 1 || writes["patch importedkeys/status"] != 1 {
+	o.Condition(t, waiting[0], v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonPendingImport)
+	o.Ready(t, waiting[1:]...)
+	o.Settled(t, waiting...)
+	if writes := o.Writes(); writes["patch exporteddatakeys/status"] != 1 || writes["patch datakeys/status"] != 1 || writes["patch importedkeys/status"] != 1 {
 		t.Errorf("then the operator wrote %v, more than one status for each", writes)
 	}
 }
@@ -81,17 +83,17 @@ func TestOperator_whileAModuleIsOpenedForTheFirstTime_writesNothing(t *testing.T
 func TestOperator_whileAModuleIsOpenedForTheFirstTime_forgetsNobody(t *testing.T) {
 	t.Parallel()
 	g := &gate{}
-	o := startOperator(t, beforeOpen(g.pass))
+	o := startOperator(t, harness.BeforeOpen(g.pass))
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
-	o.stop(t)
-	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
+	o.Stop(t)
+	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "please")
 	g.close()
-	o.start(t)
-	o.settled(t, key)
+	o.Start(t)
+	o.Settled(t, key)
 	g.ends <- nil
 
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
 func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
@@ -101,7 +103,7 @@ func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
 	g.ends <- hsm.Errorf(hsm.Misconfigured, "There is no such token.")
 
 	for _, object := range waiting {
-		o.waits(t, object, v1alpha1.ReasonKeyStoreNotReady, "is not ready")
+		o.Waits(t, object, v1alpha1.ReasonKeyStoreNotReady, "is not ready")
 	}
 }
 
@@ -109,18 +111,18 @@ func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
 func TestExpiry_ofAKeyWhoseStoreIsGone_isSaidAfterARestart(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	store := o.store(t, onSoftware)
 	end := clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", o.material(32), end)
-	o.remove(t, store)
-	o.editor(t, o.namespace).release(t, store)
-	o.gone(t, store)
-	o.stop(t)
+	o.Remove(t, store)
+	o.editor(t, o.Namespace).release(t, store)
+	o.Gone(t, store)
+	o.Stop(t)
 	clock.SetTime(end)
-	o.start(t)
+	o.Start(t)
 
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotFound, "does not exist")
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotFound, "does not exist")
 	if key.Status.KeyState != v1alpha1.KeyState(kms.StatePendingImport) {
 		t.Errorf("it says that the key is %s", key.Status.KeyState)
 	}
@@ -131,14 +133,14 @@ func TestOperator_withAStoreThatIsBeingDeleted_saysThatItWaits(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
 	store := o.store(t, onSoftware)
-	o.change(t, store, func() { store.Finalizers = []string{"test.keyconvoy.io/held"} })
-	o.remove(t, store)
-	o.stop(t)
+	o.Change(t, store, func() { store.Finalizers = []string{"test.keyconvoy.io/held"} })
+	o.Remove(t, store)
+	o.Stop(t)
 	key := importedKey("key")
-	o.create(t, key)
-	o.start(t)
+	o.Make(t, key)
+	o.Start(t)
 
-	o.waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
-	o.change(t, store, func() { store.Finalizers = nil })
-	o.gone(t, store)
+	o.Waits(t, key, v1alpha1.ReasonKeyStoreNotReady)
+	o.Change(t, store, func() { store.Finalizers = nil })
+	o.Gone(t, store)
 }

@@ -3,6 +3,8 @@ package controllers_test
 import (
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -16,38 +18,38 @@ func TestSecret_thatAQuotaRefuses_isExplainedInTheCondition(t *testing.T) {
 	o := startWithKey(t)
 	o.dataKey(t, "dek")
 	quota := &corev1.ResourceQuota{ObjectMeta: named("few-secrets"), Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"secrets": resource.MustParse("0")}}}
-	quota.Namespace = o.namespace
+	quota.Namespace = o.Namespace
 	if err := o.Create(t.Context(), quota); err != nil {
 		t.Fatal(err)
 	}
 	// No controller fills in the quota's status here.
-	o.until(t, quota, func() string {
+	o.Until(t, quota, func() string {
 		quota.Status = corev1.ResourceQuotaStatus{Hard: quota.Spec.Hard, Used: corev1.ResourceList{"secrets": resource.MustParse("0")}}
 		if err := o.Status().Update(t.Context(), quota); err != nil {
 			return err.Error()
 		}
 		return ""
 	})
-	eventually(t, func() string {
+	harness.Eventually(t, func() string {
 		s := &corev1.Secret{ObjectMeta: named("probe")}
-		s.Namespace = o.namespace
+		s.Namespace = o.Namespace
 		if err := o.Create(t.Context(), s, client.DryRunAll); err == nil {
 			return "the quota is not in force"
 		}
 		return ""
 	})
 	for _, object := range []client.Object{newExport("export"), newDataKey("another")} {
-		o.create(t, object)
-		o.waits(t, object, v1alpha1.ReasonAPIServer,
-			"The API server refused to write the Secret "+o.namespace+"/"+object.GetName(), "exceeded quota: few-secrets, requested: secrets=1", "Remove the cause")
+		o.Make(t, object)
+		o.Waits(t, object, v1alpha1.ReasonAPIServer,
+			"The API server refused to write the Secret "+o.Namespace+"/"+object.GetName(), "exceeded quota: few-secrets, requested: secrets=1", "Remove the cause")
 	}
-	o.remove(t, quota)
+	o.Remove(t, quota)
 	o.readyInTheEnd(t, newNamed(o, &v1alpha1.ExportedDataKey{}, "export"))
 	o.readyInTheEnd(t, newNamed(o, &v1alpha1.DataKey{}, "another"))
 }
 
 func newNamed[T client.Object](o *operator, object T, name string) T {
-	object.SetNamespace(o.namespace)
+	object.SetNamespace(o.Namespace)
 	object.SetName(name)
 	return object
 }

@@ -2,10 +2,11 @@ package controllers_test
 
 import (
 	"bytes"
-	"maps"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
@@ -30,7 +31,7 @@ func (o *operator) backUp(t testing.TB) backup {
 	t.Helper()
 	var all backup
 	// A software store must not open before what it kept is there: its keys come first.
-	for _, namespace := range []string{o.ownNamespace, o.namespace} {
+	for _, namespace := range []string{o.OwnNamespace, o.Namespace} {
 		for _, list := range []client.ObjectList{
 			&corev1.SecretList{}, &corev1.ConfigMapList{}, &v1alpha1.KeyStoreList{},
 			&v1alpha1.ImportedKeyList{}, &v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{},
@@ -72,15 +73,13 @@ func bare(in client.Object) client.Object {
 }
 
 // restoredFrom makes an operator the successor of a lost one: of its namespaces, on another API server.
-func restoredFrom(t testing.TB, env *testenv.Env, lost *operator) option {
-	return func(o *operator) {
-		for _, name := range []string{lost.namespace, lost.ownNamespace} {
-			if err := env.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: named(name)}); err != nil {
-				t.Fatal(err)
-			}
+func restoredFrom(t testing.TB, env *testenv.Env, lost *operator) harness.Option {
+	for _, name := range []string{lost.Namespace, lost.OwnNamespace} {
+		if err := env.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: named(name)}); err != nil {
+			t.Fatal(err)
 		}
-		o.namespace, o.ownNamespace = lost.namespace, lost.ownNamespace
 	}
+	return harness.WithNamespaces(lost.Namespace, lost.OwnNamespace)
 }
 
 // restore puts a backup into a cluster. Each ImportedKey is told which key it had.
@@ -122,37 +121,37 @@ func TestRestore_intoAnEmptyCluster_bringsEverythingBack(t *testing.T) {
 			for _, k := range dataKeys {
 				e := o.export(t, k.Name+"-export", ofDataKey(k.Name), withRSA("RSAES_OAEP_SHA_1"))
 				plain[k.Name] = o.openExport(t, e, rsaRecipient())
-				o.hide("data key "+k.Name, plain[k.Name])
+				o.Hide("data key "+k.Name, plain[k.Name])
 			}
 			saved := o.backUp(t)
-			o.stop(t) // and with it the cluster
+			o.Stop(t) // and with it the cluster
 
 			o2 := startOperatorOn(t, env, restoredFrom(t, env, o))
 			o2.restore(t, saved, map[string]*v1alpha1.ImportedKey{"key": key, "disabled": disabled, "from-source": fromSource})
-			maps.Copy(o2.hidden, o.hidden)
+			o2.HideAllOf(o.Operator)
 			for _, was := range []*v1alpha1.ImportedKey{key, disabled, fromSource} {
 				is := was.DeepCopy()
 				o2.keyIs(t, is, kms.KeyState(was.Status.KeyState))
 				if s := is.Status; s.MaterialFingerprint != was.Status.MaterialFingerprint || s.KeyVersionID != was.Status.KeyVersionID || s.KeyID == was.Status.KeyID || s.Custody != v1alpha1.CustodyUnknown {
-					t.Errorf("%s came back as another key: %s", was.Name, toJSON(s))
+					t.Errorf("%s came back as another key: %s", was.Name, harness.JSON(s))
 				}
 			}
 			for _, was := range dataKeys {
 				is := was.DeepCopy()
-				o2.ready(t, is)
+				o2.Ready(t, is)
 				name := o2.checkSecretOf(t, is, was.Status.SecretRef.Name).Name
 				if is.Status.CiphertextBlob != was.Status.CiphertextBlob || is.Status.Custody != v1alpha1.CustodyUnknown {
 					t.Errorf("%s in %s came back as another data key", was.Name, name)
 				}
 				e := newExport(was.Name + "-export")
-				e.Namespace = o2.namespace
-				o2.ready(t, e)
+				e.Namespace = o2.Namespace
+				o2.Ready(t, e)
 				o2.checkExport(t, e, rsaRecipient())
 				if got := o2.openExport(t, e, rsaRecipient()); !bytes.Equal(got, plain[was.Name]) {
 					t.Errorf("the recipient of %s gets another data key", was.Name)
 				}
 			}
-			calls := o2.calls()
+			calls := o2.Calls()
 			for _, made := range []string{"GenerateDataKey", "ImportKey", "CreateWrappingKey", "DestroyKey"} {
 				if calls[made] != 0 {
 					t.Errorf("the restore calls %s %d times", made, calls[made])
@@ -162,17 +161,17 @@ func TestRestore_intoAnEmptyCluster_bringsEverythingBack(t *testing.T) {
 				t.Errorf("%d exports were made again, want %d", calls["ExportDataKey"], len(dataKeys))
 			}
 			// Once it is back it is as it was before: nothing costs anything.
-			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o2.namespace, Name: "store"}}
-			o2.until(t, store, func() string {
+			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o2.Namespace, Name: "store"}}
+			o2.Until(t, store, func() string {
 				if k := store.Status.KeysWithoutHolder; k != nil {
-					return "keys that were adopted are reported as without a holder: " + toJSON(k)
+					return "keys that were adopted are reported as without a holder: " + harness.JSON(k)
 				}
 				return ""
 			})
-			o2.restart(t)
-			o2.settled(t, o2.objects(t)...)
-			if w := o2.writes(); len(w) > 0 || len(o2.calls()) > 0 {
-				t.Errorf("the next start wrote %v and called %v", w, o2.calls())
+			o2.Restart(t)
+			o2.Settled(t, o2.Objects(t)...)
+			if w := o2.Writes(); len(w) > 0 || len(o2.Calls()) > 0 {
+				t.Errorf("the next start wrote %v and called %v", w, o2.Calls())
 			}
 		})
 	}
@@ -197,8 +196,8 @@ func (o *operator) keyFromSource(t testing.TB, name string, change ...func(*v1al
 func (o *operator) retained(t testing.TB, name string, material []byte) *v1alpha1.ImportedKey {
 	t.Helper()
 	key := o.enabledKey(t, name, material)
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	return key
 }
 
@@ -227,25 +226,25 @@ func TestAdopt_whatIsNotTheKeyThatIsMeant_isRefused(t *testing.T) {
 		"another-type": {func(k *v1alpha1.ImportedKey) { k.Spec.KeySpec = v1alpha1.KeySpec(hsm.SM4) },
 			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not SM4."},
 		"absent": {func(k *v1alpha1.ImportedKey) { k.Spec.Adopt.KeyVersionID = uuid.NewString() },
-			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name " + o.namespace},
+			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name " + o.Namespace},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			again := adoptionOf(key, name)
 			c.change(again)
 			again.Spec.DeletionPolicy = v1alpha1.DeletionDelete
-			o.create(t, again)
-			o.waits(t, again, c.code.Reason(), string(c.code)+": ", c.says)
+			o.Make(t, again)
+			o.Waits(t, again, c.code.Reason(), string(c.code)+": ", c.says)
 			if s := again.Status; s.MaterialFingerprint != "" || s.Custody != "" || s.ImportParameters != nil || s.KeyState != "PendingImport" {
-				t.Errorf("what was refused left something: %s", toJSON(s))
+				t.Errorf("what was refused left something: %s", harness.JSON(s))
 			}
-			o.event(t, again, c.code.Reason())
+			o.Event(t, again, c.code.Reason())
 			dataKey := newDataKey(name+"-dek", underKey(name))
-			o.create(t, dataKey)
-			o.waits(t, dataKey, kms.RejectedPendingImport.Reason())
+			o.Make(t, dataKey)
+			o.Waits(t, dataKey, kms.RejectedPendingImport.Reason())
 			// Not even its own deletion touches what it did not get.
-			o.remove(t, again)
-			o.gone(t, again)
+			o.Remove(t, again)
+			o.Gone(t, again)
 			if !o.inModule(t, key) {
 				t.Error("the key was destroyed by who did not get it")
 			}
@@ -259,21 +258,21 @@ func TestAdopt_keyOfAnotherNamespace_isNotFound(t *testing.T) {
 	o := startOperator(t)
 	store := o.clusterStore(t, onSoftHSM)
 	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name), under("RSA_2048", "RSAES_OAEP_SHA_1"))
-	o.remove(t, key)
-	o.gone(t, key)
-	elsewhere := o.env.Namespace(t)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	elsewhere := o.Env.Namespace(t)
 	said := map[string]string{}
 	for name, version := range map[string]string{"there": key.Status.KeyVersionID, "not-there": uuid.NewString()} {
 		again := adoptionOf(key, name, func(a *v1alpha1.AdoptSpec) { a.KeyVersionID = version })
 		again.Namespace = elsewhere
-		o.create(t, again)
-		said[name] = strings.ReplaceAll(o.waits(t, again, kms.ForbiddenKeyVersionNotFound.Reason()), version, "ID")
+		o.Make(t, again)
+		said[name] = strings.ReplaceAll(o.Waits(t, again, kms.ForbiddenKeyVersionNotFound.Reason()), version, "ID")
 	}
 	if said["there"] != said["not-there"] {
 		t.Errorf("the two are told apart: %q", said)
 	}
 	own := adoptionOf(key, "own")
-	o.create(t, own)
+	o.Make(t, own)
 	o.enabled(t, own)
 }
 
@@ -283,19 +282,19 @@ func TestAdopt_byTwo_theSecondWaitsForTheFirstToGo(t *testing.T) {
 	o.store(t, onSoftware)
 	key := o.retained(t, "key", nil)
 	first, second := adoptionOf(key, "first"), adoptionOf(key, "second")
-	o.create(t, first)
+	o.Make(t, first)
 	o.enabled(t, first)
-	o.create(t, second)
-	o.stalls(t, second, v1alpha1.ReasonKeyVersionTaken, "Another ImportedKey already holds this key version")
-	o.touch(t, first)
+	o.Make(t, second)
+	o.Stalls(t, second, v1alpha1.ReasonKeyVersionTaken, "Another ImportedKey already holds this key version")
+	o.Touch(t, first)
 	o.enabled(t, first)
-	o.restart(t)
-	o.settled(t, first, second)
+	o.Restart(t)
+	o.Settled(t, first, second)
 	o.enabled(t, first)
-	o.stalls(t, second, v1alpha1.ReasonKeyVersionTaken)
+	o.Stalls(t, second, v1alpha1.ReasonKeyVersionTaken)
 
-	o.remove(t, first)
-	o.gone(t, first)
+	o.Remove(t, first)
+	o.Gone(t, first)
 	o.enabled(t, second)
 	if !o.inModule(t, second) {
 		t.Error("the key went with the first")
@@ -309,10 +308,10 @@ func TestAdopt_keyThatItsOwnObjectHolds_isTaken(t *testing.T) {
 	o.store(t, onSoftware)
 	key := o.enabledKey(t, "key", nil)
 	again := adoptionOf(key, "again")
-	o.create(t, again)
-	o.stalls(t, again, v1alpha1.ReasonKeyVersionTaken)
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Make(t, again)
+	o.Stalls(t, again, v1alpha1.ReasonKeyVersionTaken)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	o.enabled(t, again)
 }
 
@@ -323,32 +322,32 @@ func TestAdopt_restoredAnnotationsAndMaterial_areNotCarriedOutAgain(t *testing.T
 	o.store(t, onSoftware)
 	material := o.material(32)
 	key := o.enabledKey(t, "key", material)
-	o.annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "last year")
-	o.waits(t, key, v1alpha1.ReasonPendingImport)
+	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "last year")
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 	o.importsAgain(t, key, "1", material, time.Time{})
 	o.keyIs(t, key, kms.StateEnabled)
 	saved := bare(key).(*v1alpha1.ImportedKey)
 	was := key.DeepCopy()
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 
 	saved.Finalizers = nil
 	saved.Spec.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: was.Status.KeyVersionID}
-	o.forgetCounts()
-	o.create(t, saved)
+	o.ForgetCounts()
+	o.Make(t, saved)
 	o.keyIs(t, saved, kms.StateEnabled)
-	o.touch(t, saved)
+	o.Touch(t, saved)
 	o.keyIs(t, saved, kms.StateEnabled)
-	if calls := o.calls(); calls["DestroyKey"]+calls["ImportKey"] != 0 || !o.inModule(t, saved) {
+	if calls := o.Calls(); calls["DestroyKey"]+calls["ImportKey"] != 0 || !o.inModule(t, saved) {
 		t.Errorf("it called %v; in the module: %t", calls, o.inModule(t, saved))
 	}
 	// A new value is a new request, and material comes back under parameters of the object's own.
-	o.annotate(t, saved, v1alpha1.AnnotationDeleteKeyMaterial, "today")
-	o.waits(t, saved, v1alpha1.ReasonPendingImport)
+	o.Annotate(t, saved, v1alpha1.AnnotationDeleteKeyMaterial, "today")
+	o.Waits(t, saved, v1alpha1.ReasonPendingImport)
 	o.importsAgain(t, saved, "2", material, time.Time{})
 	o.keyIs(t, saved, kms.StateEnabled)
 	if saved.Status.MaterialFingerprint != was.Status.MaterialFingerprint || saved.Status.KeyVersionID != was.Status.KeyVersionID {
-		t.Errorf("it came back as another key: %s", toJSON(saved.Status))
+		t.Errorf("it came back as another key: %s", harness.JSON(saved.Status))
 	}
 }
 
@@ -358,33 +357,33 @@ func TestAdopt_sourceOfTheMaterialThatIsWrittenAgain_isNotImportedAgain(t *testi
 	o.store(t, onSoftware)
 	key := o.keyFromSource(t, "key")
 	saved, was := bare(key).(*v1alpha1.ImportedKey), key.DeepCopy()
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	saved.Finalizers = nil
 	saved.Spec.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: was.Status.KeyVersionID}
-	o.create(t, saved)
+	o.Make(t, saved)
 	o.keyIs(t, saved, kms.StateEnabled)
-	o.again(t, saved, func() { o.wakeBySecret(t, "key-source") })
+	o.Again(t, saved, func() { o.wakeBySecret(t, "key-source") })
 	o.keyIs(t, saved, kms.StateEnabled)
 }
 
 func TestAdopt_materialThatHasEndedMeanwhile_isDestroyed(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
-	o := startOperator(t, withClock(clock))
+	o := startOperator(t, harness.WithClock(clock))
 	o.store(t, onSoftware)
 	material, end := o.material(32), clock.Now().Add(time.Hour)
 	key := o.keyUntil(t, "key", material, end)
 	saved, was := bare(key).(*v1alpha1.ImportedKey), key.DeepCopy()
-	o.remove(t, key)
-	o.gone(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
 	clock.SetTime(end)
 	saved.Finalizers = nil
 	saved.Spec.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: was.Status.KeyVersionID}
-	o.create(t, saved)
-	o.waits(t, saved, v1alpha1.ReasonPendingImport, "has expired")
+	o.Make(t, saved)
+	o.Waits(t, saved, v1alpha1.ReasonPendingImport, "has expired")
 	if o.inModule(t, saved) || saved.Status.MaterialFingerprint != was.Status.MaterialFingerprint {
-		t.Errorf("in the module: %t; %s", o.inModule(t, saved), toJSON(saved.Status))
+		t.Errorf("in the module: %t; %s", o.inModule(t, saved), harness.JSON(saved.Status))
 	}
 	o.importsAgain(t, saved, "1", material, time.Time{})
 	o.keyIs(t, saved, kms.StateEnabled)
@@ -395,11 +394,11 @@ func TestAdopt_whileTheModuleIsDown_waits(t *testing.T) {
 	o := startOperator(t)
 	o.store(t, onSoftware)
 	key := o.retained(t, "key", nil)
-	o.module(t).FailAll("FindKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	o.Module(t).FailAll("FindKey", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
 	again := adoptionOf(key, "again")
-	o.create(t, again)
-	o.waits(t, again, kms.ServiceUnavailableTemporary.Reason())
-	o.module(t).FailAll("FindKey", nil)
+	o.Make(t, again)
+	o.Waits(t, again, kms.ServiceUnavailableTemporary.Reason())
+	o.Module(t).FailAll("FindKey", nil)
 	o.enabled(t, again)
 }
 
@@ -413,8 +412,8 @@ func TestExportedDataKey_restoredSecretOfAnother_isLeftAlone(t *testing.T) {
 		s.Annotations = map[string]string{"keyconvoy.io/exported-data-key": says}
 		o.makeSecret(t, s)
 		e := newExport(name, toBlob(sm2Recipient().public.Base64()), withSM2)
-		o.create(t, e)
-		o.stalls(t, e, v1alpha1.ReasonTargetNotOwned)
+		o.Make(t, e)
+		o.Stalls(t, e, v1alpha1.ReasonTargetNotOwned)
 		if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion {
 			t.Errorf("the Secret %s was changed", name)
 		}
@@ -424,8 +423,8 @@ func TestExportedDataKey_restoredSecretOfAnother_isLeftAlone(t *testing.T) {
 	s.Annotations = map[string]string{"keyconvoy.io/exported-data-key": "opaque"}
 	o.makeSecret(t, s)
 	e := newExport("opaque", toBlob(sm2Recipient().public.Base64()), withSM2)
-	o.create(t, e)
-	o.stalls(t, e, v1alpha1.ReasonTargetNotOwned)
+	o.Make(t, e)
+	o.Stalls(t, e, v1alpha1.ReasonTargetNotOwned)
 }
 
 // Consent that the restored key's owner does not give any more: the restored Secret goes, too.
@@ -435,18 +434,18 @@ func TestRestore_exportWithoutConsent_isTakenBack(t *testing.T) {
 	o.dataKey(t, "dek")
 	e := o.export(t, "export", toBlob(sm2Recipient().public.Base64()), withSM2)
 	s, again := bare(o.secretOf(t, "export")).(*corev1.Secret), bare(e).(*v1alpha1.ExportedDataKey)
-	o.removeUnseen(t, e, o.secretOf(t, "export")) // there is no garbage collector here
+	o.RemoveUnseen(t, e, o.secretOf(t, "export")) // there is no garbage collector here
 	key := importedKey("key")
-	key.Namespace = o.namespace
-	o.change(t, key, func() {
+	key.Namespace = o.Namespace
+	o.Change(t, key, func() {
 		key.Spec.ExportPolicy = &v1alpha1.ExportPolicy{WrappingAlgorithms: []v1alpha1.ExportAlgorithm{"RSAES_OAEP_SHA_256"}}
 	})
-	o.ready(t, key)
+	o.Ready(t, key)
 	o.makeSecret(t, s)
-	o.create(t, again)
-	o.stalls(t, again, kms.ForbiddenNoPermission.Reason())
-	eventually(t, func() string {
-		err := o.Get(t.Context(), types.NamespacedName{Namespace: o.namespace, Name: "export"}, &corev1.Secret{})
+	o.Make(t, again)
+	o.Stalls(t, again, kms.ForbiddenNoPermission.Reason())
+	harness.Eventually(t, func() string {
+		err := o.Get(t.Context(), types.NamespacedName{Namespace: o.Namespace, Name: "export"}, &corev1.Secret{})
 		if client.IgnoreNotFound(err) != nil {
 			t.Fatal(err)
 		}

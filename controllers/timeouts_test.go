@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -34,15 +36,15 @@ func TestTimeout_ofACallThatHangs_isInTheConditions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := startOperator(t, withTimeout(shortTime))
+			o := startOperator(t, harness.WithTimeout(shortTime))
 			o.store(t, onSoftware)
 			o.enabledKey(t, "key", nil)
 			o.dataKey(t, "dek")
 			end := o.callHangs(t, c.method)
 
-			o.create(t, c.object)
+			o.Make(t, c.object)
 
-			o.waits(t, c.object, "ServiceUnavailableTemporary", inTime)
+			o.Waits(t, c.object, "ServiceUnavailableTemporary", inTime)
 			end()
 		})
 	}
@@ -50,34 +52,34 @@ func TestTimeout_ofACallThatHangs_isInTheConditions(t *testing.T) {
 
 func TestTimeout_ofADeletion_isInTheConditions(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t, withTimeout(shortTime))
+	o := startOperator(t, harness.WithTimeout(shortTime))
 	o.store(t, onSoftware)
 	key := o.pendingKey(t, "key")
 	end := o.callHangs(t, "DestroyWrappingKey")
 
-	o.remove(t, key)
+	o.Remove(t, key)
 
-	o.waits(t, key, "ServiceUnavailableTemporary", "Deletion is waiting", inTime)
+	o.Waits(t, key, "ServiceUnavailableTemporary", "Deletion is waiting", inTime)
 	end()
-	o.gone(t, key)
+	o.Gone(t, key)
 }
 
 func TestTimeout_ofAnOpening_isInTheConditions(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t, withTimeout(shortTime), beforeOpen(func(ctx context.Context, _ hsm.Config) error {
+	o := startOperator(t, harness.WithTimeout(shortTime), harness.BeforeOpen(func(ctx context.Context, _ hsm.Config) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}))
 	store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: storeSpec(onSoftware)}
-	o.create(t, store)
+	o.Make(t, store)
 
-	o.waits(t, store, "ServiceUnavailableTemporary", "in time when it was opened")
+	o.Waits(t, store, "ServiceUnavailableTemporary", "in time when it was opened")
 }
 
 // More exports than there are workers wait for a module that answers nothing: each one says so.
 func TestTimeout_ofAModuleThatAnswersNothing_isInTheConditionsOfEachExport(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t, withTimeout(shortTime))
+	o := startOperator(t, harness.WithTimeout(shortTime))
 	store := o.store(t, onSoftware)
 	o.enabledKey(t, "key", nil)
 	o.dataKey(t, "dek")
@@ -90,11 +92,11 @@ func TestTimeout_ofAModuleThatAnswersNothing_isInTheConditionsOfEachExport(t *te
 		exports = append(exports, newExport(fmt.Sprint("export-", i)))
 	}
 
-	o.create(t, exports...)
+	o.Make(t, exports...)
 
 	for _, export := range exports {
-		o.until(t, export, func() string {
-			conditions, _ := statusOf(export)
+		o.Until(t, export, func() string {
+			conditions, _ := harness.StatusOf(export)
 			ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
 			if ready == nil || !slices.Contains([]string{"ServiceUnavailableTemporary", v1alpha1.ReasonKeyStoreNotReady}, ready.Reason) {
 				return fmt.Sprintf("%s says %v", export.GetName(), conditions)
@@ -102,9 +104,9 @@ func TestTimeout_ofAModuleThatAnswersNothing_isInTheConditionsOfEachExport(t *te
 			return ""
 		})
 	}
-	o.waits(t, store, "ServiceUnavailableTemporary", inTime)
+	o.Waits(t, store, "ServiceUnavailableTemporary", inTime)
 	for _, end := range ends {
 		end()
 	}
-	o.ready(t, exports...)
+	o.Ready(t, exports...)
 }

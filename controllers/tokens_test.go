@@ -127,10 +127,10 @@ func (o *operator) store(t testing.TB, kind string, change ...func(*v1alpha1.Key
 		c(&s.Spec)
 	}
 	if s.Spec.PKCS11 != nil {
-		o.givePIN(t, o.namespace, commonToken(kind).PIN)
+		o.givePIN(t, o.Namespace, commonToken(kind).PIN)
 	}
-	o.create(t, s)
-	o.ready(t, s)
+	o.Make(t, s)
+	o.Ready(t, s)
 	return s
 }
 
@@ -138,16 +138,16 @@ func (o *operator) store(t testing.TB, kind string, change ...func(*v1alpha1.Key
 func (o *operator) clusterStore(t testing.TB, kind string, change ...func(*v1alpha1.ClusterKeyStoreSpec)) *v1alpha1.ClusterKeyStore {
 	t.Helper()
 	s := &v1alpha1.ClusterKeyStore{
-		ObjectMeta: metav1.ObjectMeta{Name: o.ownNamespace}, Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: storeSpec(kind)},
+		ObjectMeta: metav1.ObjectMeta{Name: o.OwnNamespace}, Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: storeSpec(kind)},
 	}
 	for _, c := range change {
 		c(&s.Spec)
 	}
 	if s.Spec.PKCS11 != nil {
-		o.givePIN(t, o.ownNamespace, commonToken(kind).PIN)
+		o.givePIN(t, o.OwnNamespace, commonToken(kind).PIN)
 	}
-	o.create(t, s)
-	o.ready(t, s)
+	o.Make(t, s)
+	o.Ready(t, s)
 	return s
 }
 
@@ -155,7 +155,7 @@ func (o *operator) clusterStore(t testing.TB, kind string, change ...func(*v1alp
 func (o *operator) givePIN(t testing.TB, namespace, pin string) {
 	t.Helper()
 	if strings.TrimSpace(pin) != "" {
-		o.hide("PIN "+pin, []byte(pin))
+		o.Hide("PIN "+pin, []byte(pin))
 	}
 	s := pinSecret(namespace, pin)
 	if err := o.Create(t.Context(), s); client.IgnoreAlreadyExists(err) != nil {
@@ -163,5 +163,5 @@ func (o *operator) givePIN(t testing.TB, namespace, pin string) {
 	} else if err == nil {
 		return
 	}
-	o.change(t, s, func() { s.Data = map[string][]byte{pinEntry: []byte(pin)} })
+	o.Change(t, s, func() { s.Data = map[string][]byte{pinEntry: []byte(pin)} })
 }

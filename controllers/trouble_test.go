@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -21,7 +23,7 @@ func startWithDataKey(t *testing.T) (*operator, *v1alpha1.KeyStore, *hsmtest.Rec
 	store := o.store(t, onSoftware)
 	o.enabledKey(t, "key", nil)
 	o.dataKey(t, "dek")
-	m := o.module(t) // which waits
+	m := o.Module(t) // which waits
 	return o, store, m
 }
 
@@ -33,28 +35,28 @@ func TestOperator_aModuleThatFails_isLeftAloneUntilItWorks(t *testing.T) {
 
 	// The first one finds out, long before the next health check.
 	first := newExport("first")
-	o.create(t, first)
-	o.waits(t, store, "ServiceUnavailableTemporary")
-	o.forgetCounts()
+	o.Make(t, first)
+	o.Waits(t, store, "ServiceUnavailableTemporary")
+	o.ForgetCounts()
 
 	// The others ask the module nothing.
 	waiting := []client.Object{first}
 	for i := range 20 {
 		waiting = append(waiting, newExport(fmt.Sprintf("export-%d", i)))
 	}
-	o.create(t, waiting[1:]...)
+	o.Make(t, waiting[1:]...)
 	for _, export := range waiting[1:] {
-		o.waits(t, export, v1alpha1.ReasonKeyStoreNotReady, "is not ready")
+		o.Waits(t, export, v1alpha1.ReasonKeyStoreNotReady, "is not ready")
 	}
-	if n := o.calls()["ExportDataKey"]; n > 1 { // the first one's last try may have been under way
+	if n := o.Calls()["ExportDataKey"]; n > 1 { // the first one's last try may have been under way
 		t.Errorf("a module that is known to fail was called %d times", n)
 	}
 
 	m.FailAll("ExportDataKey", nil)
 	m.FailAll("Check", nil)
-	o.ready(t, store)
-	o.ready(t, waiting...)
-	wantCounts(t, "each Secret", map[string]int{"apply secrets": o.writes()["apply secrets"]}, map[string]int{"apply secrets": len(waiting)})
+	o.Ready(t, store)
+	o.Ready(t, waiting...)
+	wantCounts(t, "each Secret", map[string]int{"apply secrets": o.Writes()["apply secrets"]}, map[string]int{"apply secrets": len(waiting)})
 }
 
 func TestOperator_aModuleThatFailsOneCallOnly_keepsServing(t *testing.T) {
@@ -64,19 +66,19 @@ func TestOperator_aModuleThatFailsOneCallOnly_keepsServing(t *testing.T) {
 	m.Reset()
 
 	failing := newExport("failing")
-	o.create(t, failing)
-	o.waits(t, failing, "ServiceUnavailableTemporary")
-	eventually(t, func() string {
+	o.Make(t, failing)
+	o.Waits(t, failing, "ServiceUnavailableTemporary")
+	harness.Eventually(t, func() string {
 		if m.Calls()["Check"] == 0 {
 			return "nobody has checked the module"
 		}
 		return ""
 	})
 	o.dataKey(t, "another")
-	o.read(t, store)
-	if conditions, _ := statusOf(store); !meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady) {
-		t.Errorf("the store is taken for broken: %s", statusJSON(store))
+	o.Read(t, store)
+	if conditions, _ := harness.StatusOf(store); !meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady) {
+		t.Errorf("the store is taken for broken: %s", harness.StatusJSON(store))
 	}
 	m.FailAll("ExportDataKey", nil)
-	o.ready(t, failing)
+	o.Ready(t, failing)
 }

@@ -49,9 +49,9 @@ func TestTwoClusters_aKeyGoesFromModuleToModule(t *testing.T) {
 	// It is ciphertext for B's pair: B's other keys cannot take it, and neither can A's.
 	other := b.pendingKey(t, "other", rsa)
 	b.give(t, other, carried("from-a", other.Status.ImportParameters.ImportToken))
-	b.stalls(t, other, kms.InvalidKeyMaterial.Reason())
-	b.change(t, other, func() { other.Spec.Material.ImportToken = p.ImportToken })
-	b.stalls(t, other, kms.InvalidImportToken.Reason())
+	b.Stalls(t, other, kms.InvalidKeyMaterial.Reason())
+	b.Change(t, other, func() { other.Spec.Material.ImportToken = p.ImportToken })
+	b.Stalls(t, other, kms.InvalidImportToken.Reason())
 
 	b.give(t, arriving, carried("from-a", p.ImportToken))
 	b.enabled(t, arriving)
@@ -75,8 +75,8 @@ func TestTwoClusters_aKeyGoesFromModuleToModule(t *testing.T) {
 
 	// To be sure that the fingerprints are of this key: a third copy, for a recipient that looks at it.
 	plain := a.openExport(t, a.export(t, "to-see", algorithm), rsaRecipient())
-	a.hide("the key", plain)
-	b.hide("the key", plain)
+	a.Hide("the key", plain)
+	b.Hide("the key", plain)
 	if want, err := hsm.FingerprintOf(hsm.AES256, plain); err != nil || arriving.Status.MaterialFingerprint != want.String() {
 		t.Errorf("B holds the key %s, and it is %s (%v)", arriving.Status.MaterialFingerprint, want, err)
 	}
@@ -88,7 +88,7 @@ func TestTwoClusters_aKeyGoesFromModuleToModule(t *testing.T) {
 	// B publishes other parameters in time: A's export to the key that it was told of stays as it is.
 	before := a.secretOf(t, "to-b").ResourceVersion
 	b.renew(t, arriving, "1")
-	a.ready(t, toB)
+	a.Ready(t, toB)
 	if a.secretOf(t, "to-b").ResourceVersion != before {
 		t.Error("the export was made again")
 	}

@@ -314,6 +314,11 @@ var cases = map[string]struct {
 		alerts{"KeyconvoyKeysLeftInModule": {"An ImportedKey was deleted and left a key or import key pairs in its module."}},
 	},
 	"no key is left in its module": {[]string{up, `keyconvoy_left_in_module_total 0x90`}, time.Hour, nil},
+	"the audit log cannot be written": {
+		[]string{up, `keyconvoy_audit_log_failures_total 0x30 1x60`}, 32 * time.Minute,
+		alerts{"KeyconvoyAuditLogFails": {"Lines of Keyconvoy's audit log could not be written."}},
+	},
+	"the audit log can be written": {[]string{up, `keyconvoy_audit_log_failures_total 0x90`}, time.Hour, nil},
 	"a token lacks keys": {
 		[]string{up, `keyconvoy_missing_keys{kind="KeyStore"} 2x60`}, 10 * time.Minute,
 		alerts{"KeyconvoyKeysMissing": {"2 master key(s) are missing in modules of KeyStores."}},

@@ -162,7 +162,8 @@ func (t *Token) acquireSession(ctx context.Context, conn *connection) (*Session,
 	if n > 0 {
 		return s, nil
 	}
-	return s, s.open()
+	err := s.open()
+	return s, err
 }
 
 // release returns the session to the pool. It closes a session that saw an error, whose state is unknown, one whose caller

@@ -1,4 +1,4 @@
-package controllers_test
+package harness
 
 import (
 	"context"
@@ -7,24 +7,21 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
 // Open implements hsm.Provider: it opens modules as the command line does, and records the calls.
-func (o *operator) Open(ctx context.Context, cfg hsm.Config) (hsm.Module, error) {
+func (o *Operator) Open(ctx context.Context, cfg hsm.Config) (hsm.Module, error) {
 	if err := o.onOpen(ctx, cfg); err != nil {
 		return nil, err
 	}
-	module, err := inprocess.Provider(o.library).Open(ctx, cfg)
+	module, err := o.Libraries.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	r := hsmtest.Wrap(sharedModule{module, o.test})
 	o.onModule(r)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.opened = append(o.opened, r)
+	o.Opened(r)
 	return r, nil
 }
 
@@ -41,28 +38,27 @@ func (m sharedModule) ListWrappingKeys(ctx context.Context) ([]hsm.WrappingKey, 
 	return slices.DeleteFunc(pairs, func(pair hsm.WrappingKey) bool { return testenv.MadeByAnother(pair.Namespace, m.test) }), err
 }
 
-func (o *operator) library(name string) (inprocess.Library, error) {
-	if name != onSoftHSM && name != onNSS {
-		return inprocess.Library{}, hsm.Errorf(hsm.Misconfigured, "PKCS#11 module %q is not allowed.", name)
-	}
-	token := o.tokenOf(name)
-	return inprocess.Library{Path: token.Path, Parameters: token.Parameters}, nil
+// Opened records a module that the operator opened elsewhere, in another process.
+func (o *Operator) Opened(m *hsmtest.Recorder) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.opened = append(o.opened, m)
 }
 
-// modules are all that the operator ever opened, in order, closed ones too.
-func (o *operator) modules() []*hsmtest.Recorder {
+// Modules returns all modules that the operator has opened, in order, including closed ones.
+func (o *Operator) Modules() []*hsmtest.Recorder {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.opened)
 }
 
-// module is the one that was opened last. After a start it waits until one is opened: those before are
+// Module returns the module that was opened last. After a start it waits until one is opened, because the former ones are
 // closed.
-func (o *operator) module(t testing.TB) *hsmtest.Recorder {
+func (o *Operator) Module(t testing.TB) *hsmtest.Recorder {
 	t.Helper()
 	var all []*hsmtest.Recorder
-	eventually(t, func() string {
-		if all = o.modules(); len(all) <= o.former {
+	Eventually(t, func() string {
+		if all = o.Modules(); len(all) <= o.former {
 			return "the operator has opened no module"
 		}
 		return ""
@@ -70,11 +66,11 @@ func (o *operator) module(t testing.TB) *hsmtest.Recorder {
 	return all[len(all)-1]
 }
 
-// calls are the calls to all modules, without those that only look: whether a module works, and what is in it, which a
-// sweep asks for after an opening, at a time of its own.
-func (o *operator) calls() map[string]int {
+// Calls returns the number of calls to all modules by method, without those that only look: whether a module works, and
+// what is in it. A sweep makes these after an opening, at a time of its own.
+func (o *Operator) Calls() map[string]int {
 	sum := map[string]int{}
-	for _, m := range o.modules() {
+	for _, m := range o.Modules() {
 		for method, n := range m.Calls() {
 			switch method {
 			case "Check", "Close", "ListKeys", "ListWrappingKeys":
@@ -86,5 +82,5 @@ func (o *operator) calls() map[string]int {
 	return sum
 }
 
-// writes are what the operator wrote, by verb and resource.
-func (o *operator) writes() map[string]int { return o.requests.All().Writes }
+// Writes returns the number of the operator's writes by verb and resource.
+func (o *Operator) Writes() map[string]int { return o.Requests.All().Writes }

@@ -1,4 +1,4 @@
-package controllers_test
+package harness
 
 import (
 	"bytes"
@@ -21,21 +21,24 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// hide names bytes that no status, event or log line may show, in any usual encoding.
-func (o *operator) hide(name string, secret []byte) {
+// Hide names bytes that no status, event or log line may show, in any usual encoding.
+func (o *Operator) Hide(name string, secret []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.hidden[name] = bytes.Clone(secret)
 }
 
-func (o *operator) logged() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.log.String()
+// HideAllOf hides what another operator hides.
+func (o *Operator) HideAllOf(another *Operator) {
+	another.mu.Lock()
+	defer another.mu.Unlock()
+	for name, secret := range another.hidden {
+		o.Hide(name, secret)
+	}
 }
 
-// objects are all that the operator serves.
-func (o *operator) objects(t testing.TB) []client.Object {
+// Objects are all that the operator serves.
+func (o *Operator) Objects(t testing.TB) []client.Object {
 	t.Helper()
 	var all []client.Object
 	for _, list := range []client.ObjectList{
@@ -43,7 +46,7 @@ func (o *operator) objects(t testing.TB) []client.Object {
 		&v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{}, &v1alpha1.ClusterExportedDataKeyList{},
 	} {
 		// The test's own context has ended when its cleanup runs.
-		if err := o.List(context.Background(), list, client.MatchingLabels(o.mark())); err != nil {
+		if err := o.List(context.Background(), list, client.MatchingLabels(o.Mark())); err != nil {
 			t.Fatal(err)
 		}
 		if err := meta.EachListItem(list, func(item runtime.Object) error {
@@ -57,15 +60,15 @@ func (o *operator) objects(t testing.TB) []client.Object {
 }
 
 // checkStatuses checks the rules of every status, once the operator has seen each object.
-func (o *operator) checkStatuses(t *testing.T) {
+func (o *Operator) checkStatuses(t *testing.T) {
 	t.Helper()
 	if o.stopped == nil || t.Failed() {
 		return
 	}
-	eventually(t, func() string {
-		for _, object := range o.objects(t) {
+	Eventually(t, func() string {
+		for _, object := range o.Objects(t) {
 			if problem := statusProblem(object); problem != "" {
-				return fmt.Sprintf("%T %s: %s: %s", object, object.GetName(), problem, statusJSON(object))
+				return fmt.Sprintf("%T %s: %s: %s", object, object.GetName(), problem, StatusJSON(object))
 			}
 		}
 		return ""
@@ -74,7 +77,7 @@ func (o *operator) checkStatuses(t *testing.T) {
 
 // statusProblem says which rule a status breaks, or nothing.
 func statusProblem(object client.Object) string {
-	conditions, observed := statusOf(object)
+	conditions, observed := StatusOf(object)
 	if observed != object.GetGeneration() {
 		return "observedGeneration is not current"
 	}
@@ -122,14 +125,14 @@ func kstatusOf(object client.Object) kstatus.Status {
 	return result.Status
 }
 
-// checkHidden looks for secrets in all that the operator said.
-func (o *operator) checkHidden(t *testing.T) {
+// CheckHidden looks for secrets in all that the operator said.
+func (o *Operator) CheckHidden(t *testing.T) {
 	t.Helper()
-	said := map[string]string{"the log": o.logged(), "the audit log": o.auditLog()}
+	said := map[string]string{"the log": o.Log.String(), "the audit log": o.Audit.String()}
 	uids := map[string]bool{}
-	for _, object := range o.objects(t) {
+	for _, object := range o.Objects(t) {
 		uids[string(object.GetUID())] = true
-		said[fmt.Sprintf("the status of %T %s", object, object.GetName())] = statusJSON(object)
+		said[fmt.Sprintf("the status of %T %s", object, object.GetName())] = StatusJSON(object)
 	}
 	var list eventsv1.EventList
 	if err := o.List(context.Background(), &list); err != nil {
@@ -146,7 +149,7 @@ func (o *operator) checkHidden(t *testing.T) {
 		for where, text := range said {
 			for _, shape := range []string{
 				string(secret), strings.TrimRight(base64.StdEncoding.EncodeToString(secret), "="), hex.EncodeToString(secret),
-				strings.Trim(toJSON(string(secret)), `"`),
+				strings.Trim(JSON(string(secret)), `"`),
 			} {
 				if strings.Contains(text, shape) {
 					t.Errorf("%s shows the %s", where, name)
@@ -157,17 +160,17 @@ func (o *operator) checkHidden(t *testing.T) {
 }
 
 // checkCaches checks that Secrets and ConfigMaps were never watched whole.
-func (o *operator) checkCaches(t *testing.T) {
+func (o *Operator) checkCaches(t *testing.T) {
 	t.Helper()
-	for _, r := range o.requests.Requests() {
+	for _, r := range o.Requests.Requests() {
 		if r.Verb == "watch" && (r.Resource == "secrets" || r.Resource == "configmaps") && !r.Metadata {
 			t.Errorf("The operator watches whole %s", r.Resource)
 		}
 	}
 }
 
-// statusOf is what all kinds have in their status.
-func statusOf(object client.Object) (conditions []metav1.Condition, observedGeneration int64) {
+// StatusOf returns what all kinds have in their status.
+func StatusOf(object client.Object) (conditions []metav1.Condition, observedGeneration int64) {
 	switch o := object.(type) {
 	case *v1alpha1.KeyStore:
 		return o.Status.Conditions, o.Status.ObservedGeneration
@@ -185,18 +188,11 @@ func statusOf(object client.Object) (conditions []metav1.Condition, observedGene
 	panic(fmt.Sprintf("%T has no status of ours", object))
 }
 
-func statusJSON(object client.Object) string {
+// StatusJSON returns an object's status as JSON.
+func StatusJSON(object client.Object) string {
 	var whole struct{ Status json.RawMessage }
-	if err := json.Unmarshal([]byte(toJSON(object)), &whole); err != nil {
+	if err := json.Unmarshal([]byte(JSON(object)), &whole); err != nil {
 		panic(err)
 	}
 	return string(whole.Status)
-}
-
-func toJSON(v any) string {
-	text, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return string(text)
 }
