@@ -97,8 +97,8 @@ func mayDo(t testing.TB, env *testenv.Env, user string, what authorizationv1.Res
 	return review.Status.Allowed
 }
 
-// What the built-in roles get when the cluster adds up the labels. Whoever creates an ExportedDataKey
-// reads data keys; whoever changes a ClusterKeyStore decides over everybody's.
+// What the built-in roles get when the cluster adds up the labels. A user who creates an ExportedDataKey
+// can read data keys; one who changes a ClusterKeyStore decides over the keys of all namespaces.
 func TestRoles_areAddedToTheBuiltInOnesWhereThatIsSafe(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

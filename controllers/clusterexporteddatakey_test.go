@@ -177,7 +177,7 @@ func TestClusterExport_followsNamespaces(t *testing.T) {
 		}
 	}
 
-	o.Change(t, e, func() { e.Spec.NamespaceSelector.MatchLabels[labelTeam] = "nobody" })
+	o.Change(t, e, func() { e.Spec.NamespaceSelector.MatchLabels[labelTeam] = "no-such-team" })
 	o.counts(t, e, 0, 0, 0)
 	o.Ready(t, e)
 }
@@ -185,7 +185,7 @@ func TestClusterExport_followsNamespaces(t *testing.T) {
 func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 	t.Parallel()
 	for sentence, make := range map[string]func(*operator, testing.TB, *v1alpha1.ExportedDataKey){
-		"of nobody": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) { o.Make(t, e) },
+		"without an owner": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) { o.Make(t, e) },
 		"of another one of that name": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
 			former := o.newClusterExport()
 			former.UID = "00000000-0000-4000-8000-000000000000"

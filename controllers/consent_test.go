@@ -153,7 +153,7 @@ func TestConsent_ofTheBlobsKey_notOfTheKeyThatOneNames(t *testing.T) {
 	o.Waits(t, e, v1alpha1.ReasonKeyNotReady)
 }
 
-// withdrawn waits until an export's Secret is gone for want of consent, and one event says so.
+// withdrawn waits until an export's Secret is deleted because consent was withdrawn, and one event says so.
 func (o *operator) withdrawn(t testing.TB, e *v1alpha1.ExportedDataKey) {
 	t.Helper()
 	o.withoutSecret(t, e)
@@ -272,13 +272,13 @@ func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
 func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 	t.Parallel()
 	for sentence, before := range map[string]func(*operator, testing.TB, *v1alpha1.ExportedDataKey){
-		"the recipient's key is gone": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+		"the recipient's key is deleted": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
 			o.Again(t, e, func() {
 				o.Remove(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: "recipient"}})
 			})
 			o.Waits(t, e, v1alpha1.ReasonSourceNotFound)
 		},
-		"the data key is gone": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
+		"the data key is deleted": func(o *operator, t testing.TB, e *v1alpha1.ExportedDataKey) {
 			dataKey := newDataKey("dek")
 			dataKey.Namespace = o.Namespace
 			o.Remove(t, dataKey)
@@ -304,7 +304,7 @@ func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 			o.Change(t, key, func() { key.Spec.DesiredState = v1alpha1.DesiredDisabled })
 			o.Ready(t, key)
 		},
-		"the key store is gone": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
+		"the key store is deleted": func(o *operator, t testing.TB, _ *v1alpha1.ExportedDataKey) {
 			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "store"}}
 			o.Remove(t, store)
 			o.editor(t, o.Namespace).release(t, store)
@@ -329,7 +329,7 @@ func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 	}
 }
 
-// While the operator is away nobody wakes it, and it finds out by itself.
+// While the operator is away, no watch event reaches it; it finds out by itself.
 func TestConsent_withdrawnWhileTheOperatorIsAway_isNoticed(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
@@ -343,7 +343,7 @@ func TestConsent_withdrawnWhileTheOperatorIsAway_isNoticed(t *testing.T) {
 	o.withdrawn(t, e)
 }
 
-// A Secret that somebody else put into the place is not the export's to delete.
+// The export does not delete a Secret that another user created in its place.
 func TestConsent_withdrawn_leavesForeignSecretsAlone(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
@@ -358,12 +358,12 @@ func TestConsent_withdrawn_leavesForeignSecretsAlone(t *testing.T) {
 	o.Start(t)
 	o.Stalls(t, e, "ForbiddenNoPermission")
 	if s := o.secretIn(t, e.Namespace, e.Name); s == nil || s.UID != foreign.UID {
-		t.Error("it is gone")
+		t.Error("it was deleted")
 	}
 }
 
-// With the owner's object gone, whoever only asks for its key has no say over what stands.
-func TestConsent_ofSomebodyWhoOnlyAsksForTheKey_isNotAsked(t *testing.T) {
+// Without the owner's object, an object that only asks to adopt its key does not decide about exports that exist.
+func TestConsent_ofAnObjectThatOnlyAsksForTheKey_doesNotCount(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "All")
 	e := o.inTeam(t, "export")
@@ -382,7 +382,7 @@ func TestConsent_ofSomebodyWhoOnlyAsksForTheKey_isNotAsked(t *testing.T) {
 	// Something has the export reconciled.
 	o.Again(t, e, func() { o.relabel(t, e.Namespace, "other") })
 	if o.secretIn(t, e.Namespace, e.Name) == nil {
-		t.Error("the Secret was deleted at the word of somebody else")
+		t.Error("the Secret was deleted although another object decided")
 	}
 }
 

@@ -79,17 +79,17 @@ func (o *operator) secretOf(t testing.TB, name string) *corev1.Secret {
 	return s
 }
 
-// makeSecret makes a Secret as somebody else does.
+// makeSecret creates a Secret as another user does.
 func (o *operator) makeSecret(t testing.TB, s *corev1.Secret) *corev1.Secret {
 	t.Helper()
 	s.Namespace = o.Namespace
-	if err := o.Create(t.Context(), s, client.FieldOwner("somebody")); err != nil {
+	if err := o.Create(t.Context(), s, client.FieldOwner("another-user")); err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-// wakeBySecret changes something about a Secret that matters to nobody.
+// wakeBySecret changes something about a Secret that has no effect.
 func (o *operator) wakeBySecret(t testing.TB, name string) {
 	t.Helper()
 	s := o.secretOf(t, name)
@@ -113,7 +113,7 @@ func (o *operator) secretWith(t testing.TB, name string, problem func(*corev1.Se
 	return s
 }
 
-// loseStatus takes an object's status away, as a restore from a backup does. It wakes nobody.
+// loseStatus takes an object's status away, as a restore from a backup does. No reconcile follows.
 func (o *operator) loseStatus(t testing.TB, object client.Object) {
 	t.Helper()
 	if err := o.Status().Patch(t.Context(), object, client.RawPatch(types.MergePatchType, []byte(`{"status":null}`))); err != nil {

@@ -82,8 +82,8 @@ func TestDataKey_waitsForTheKeyStoresConsentAndWakes(t *testing.T) {
 	o.Ready(t, second)
 }
 
-// Between the module's answer and the Secret the operator may end: that data key was never told to
-// anybody, and another takes its place.
+// Between the module's answer and the Secret the operator may end: that data key was never
+// published, and another takes its place.
 func TestDataKey_isGeneratedOnce(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)

@@ -110,8 +110,8 @@ func TestDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
 	o := startWithKey(t)
 	for name, s := range map[string]*corev1.Secret{
 		"of-another-type":     {Data: map[string][]byte{"ciphertextBlob": []byte("theirs")}},
-		"of-another-data-key": keptBlob("", "somebody-else", "theirs"),
-		"of-nobody":           {Type: v1alpha1.SecretTypeDataKey, Data: map[string][]byte{"x": []byte("theirs")}},
+		"of-another-data-key": keptBlob("", "another-owner", "theirs"),
+		"without-owner":       {Type: v1alpha1.SecretTypeDataKey, Data: map[string][]byte{"x": []byte("theirs")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -139,7 +139,7 @@ func TestDataKey_aSecretThatComesJustBeforeTheWriteIsNotReplaced(t *testing.T) {
 		ours   bool
 	}{
 		"the data key's own, from a backup": {func(kept *corev1.Secret) *corev1.Secret { return kept }, true},
-		"somebody else's": {func(*corev1.Secret) *corev1.Secret {
+		"another object's": {func(*corev1.Secret) *corev1.Secret {
 			return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "dek"}, Data: map[string][]byte{"x": []byte("theirs")}}
 		}, false},
 	} {
@@ -225,17 +225,17 @@ func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
 			func(k *v1alpha1.DataKey, _ *corev1.Secret) { k.Spec.Target.Annotations = nil },
 			map[string]string{"app": "a"}, map[string]string{},
 		},
-		"somebody-removed-all-labels": {
+		"a-user-removed-all-labels": {
 			func(_ *v1alpha1.DataKey, s *corev1.Secret) { s.Labels = nil },
 			map[string]string{"app": "a"}, map[string]string{"note": "n"},
 		},
-		"somebody-changed-a-label-and-an-annotation": {
+		"a-user-changed-a-label-and-an-annotation": {
 			func(_ *v1alpha1.DataKey, s *corev1.Secret) {
 				s.Labels["app"], s.Annotations["note"] = "z", "z"
 			},
 			map[string]string{"app": "a"}, map[string]string{"note": "n"},
 		},
-		"somebody-added-a-label": {
+		"a-user-added-a-label": {
 			func(_ *v1alpha1.DataKey, s *corev1.Secret) { s.Labels["theirs"] = "x" },
 			map[string]string{"app": "a", "theirs": "x"}, map[string]string{"note": "n"},
 		},

@@ -59,7 +59,7 @@ func TestDataKey_takesABlobOver(t *testing.T) {
 		t.Errorf("the status has %q", k.Status.CiphertextBlob)
 	}
 	if k.Status.Custody != v1alpha1.CustodyUnknown {
-		t.Errorf("custody is %s; nobody knows where it was", k.Status.Custody)
+		t.Errorf("custody is %s; it cannot be known", k.Status.Custody)
 	}
 	o.checkSecretOf(t, k, "new")
 	wantCounts(t, "taking over", o.Calls(), map[string]int{"VerifyDataKey": 1, "Authenticate": 1})
@@ -207,7 +207,7 @@ func TestDataKey_blobInASecretThatIsNotItsOwn_isNotTakenOver(t *testing.T) {
 			if got := o.secretOf(t, name); got.ResourceVersion != s.ResourceVersion || k.Status.CiphertextBlob != "" {
 				t.Error("it was taken over, or touched")
 			}
-			// With the blob in the spec, which takes the verb export, it is.
+			// With the blob in the spec, for which the policy asks the verb export, it is.
 			o.Change(t, k, func() { k.Spec.CiphertextBlob = string(payroll.Data["ciphertextBlob"]) })
 			o.Ready(t, k, e)
 			o.checkSecretOf(t, k, name)

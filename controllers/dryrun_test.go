@@ -75,7 +75,7 @@ func TestDryRun_endsInWhatIsDocumented(t *testing.T) {
 	}
 }
 
-// foreignBlob is a blob that names a key version that nobody has.
+// foreignBlob is a blob that names a key version that does not exist.
 func foreignBlob(t testing.TB, blob string) string {
 	t.Helper()
 	raw := decoded(t, blob)
@@ -115,7 +115,7 @@ func TestDryRun_ofAKeyThatMayNotBeUsed_isRepeatedWhenItMay(t *testing.T) {
 	o.exportedNothing(t, e)
 }
 
-// Nobody's fault is no outcome: it is tried again, as without a dry run.
+// An error that no one can repair is no outcome: the operator retries, as without a dry run.
 func TestDryRun_whileTheModuleIsDown_isTriedAgain(t *testing.T) {
 	t.Parallel()
 	o := startToSpread(t, "Same")
@@ -148,7 +148,7 @@ func TestDryRun_costsOneStatusWriteAndOneCall(t *testing.T) {
 		}
 	}
 	check("once")
-	// What has nothing to do with it wakes nobody.
+	// An unrelated change causes no reconcile.
 	o.Make(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "another"}})
 	o.Make(t, newExport("waiting", ofDataKey("later")))
 	o.Waits(t, newIn(o, "waiting"), v1alpha1.ReasonKeyNotReady)

@@ -85,7 +85,7 @@ func TestApproval_recipientThatIsSwappedAfterTheLook_isNotExportedTo(t *testing.
 			o.Stalls(t, e, "ForbiddenNoPermission", "exportPolicy.recipients", otherRSARecipient().public.Fingerprint())
 			o.Settled(t, e)
 			if n := o.Calls()["ExportDataKey"] - before; n != 0 {
-				t.Errorf("it was exported %d times to a recipient that nobody consented to", n)
+				t.Errorf("it was exported %d times to a recipient without consent", n)
 			}
 			o.absent(t, "e")
 		})
@@ -127,7 +127,7 @@ func TestApproval_consentThatIsWithdrawnDuringTheExport_keepsTheSecretFromBeingW
 	}
 }
 
-// Old approvals are asked for again, so that a slow module is no reason to export for ever.
+// Old approvals are asked for again, so that a slow module does not make an export endless.
 func TestApproval_thatHasBecomeOldAndStillHolds_isActedOn(t *testing.T) {
 	t.Parallel()
 	for sentence, change := range map[string]exportChange{

@@ -24,7 +24,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// recipient is whoever shall get data keys.
+// recipient is the holder of a key pair that data keys are exported to.
 type recipient struct {
 	private *wrapping.PrivateKey
 	public  *wrapping.PublicKey

@@ -56,7 +56,7 @@ func TestExportedDataKey_aReconcileWithoutAReasonCostsNothing(t *testing.T) {
 	o.Settled(t, e)
 
 	o.uncounted(t)
-	o.Annotate(t, e, "note", "irrelevant") // wakes nobody
+	o.Annotate(t, e, "note", "irrelevant") // causes no reconcile
 	o.Annotate(t, k, "note", "irrelevant")
 	wantCounts(t, "an annotation", o.Writes(), map[string]int{})
 
@@ -184,7 +184,7 @@ func TestExportedDataKey_itsOwnSecret_isNoReasonToLookAgain(t *testing.T) {
 	o.Ready(t, exports...)
 	o.Settled(t, exports...)
 
-	// Somebody else's deletion is a reason; once it was seen, so were the events of all the Secrets before.
+	// A deletion by another user is a reason; once it was seen, so were the events of all the Secrets before.
 	o.ForgetCounts() // of requests, not of reconciles
 	o.Remove(t, o.secretOf(t, "e-0"))
 	harness.Eventually(t, func() string {

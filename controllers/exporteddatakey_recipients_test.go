@@ -37,7 +37,7 @@ func TestExportedDataKey_recipientThatIsNoPublicKey_isRefusedWithWhatToDo(t *tes
 		"garbage":         {"garbage", "not a public key: give a SubjectPublicKeyInfo"},
 		"cut-base64":      {rsaRecipient().public.Base64()[:100], "not a public key: give a SubjectPublicKeyInfo"},
 		"pem-without-end": {strings.Split(string(rsaRecipient().pem()), "-----END")[0], "keep its line breaks"},
-		"ssh":             {"ssh-rsa AAAAB3NzaC1yc2E= somebody@host", "an SSH public key; convert it: ssh-keygen -e -m PKCS8"},
+		"ssh":             {"ssh-rsa AAAAB3NzaC1yc2E= user@host", "an SSH public key; convert it: ssh-keygen -e -m PKCS8"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -46,14 +46,14 @@ func TestExportedDataKey_recipientThatIsNoPublicKey_isRefusedWithWhatToDo(t *tes
 			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: ", "PublicKeyBlob: ", c.says)
 			o.absent(t, name)
 			if o.Event(t, e, "InvalidParameter") == "" {
-				t.Error("nobody hears of it")
+				t.Error("there is no event")
 			}
 		})
 	}
 	o.Hide("recipient's private key", block.Bytes[40:])
 }
 
-// A private key that somebody put where the public one belongs is not repeated anywhere: checkHidden.
+// A private key in the place of a public one is not repeated anywhere: checkHidden.
 func TestExportedDataKey_privateKeyInASecret_isRefusedAndNotRepeated(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
@@ -221,7 +221,7 @@ func TestExportedDataKey_anotherRecipientKeyIsExportedToAnew(t *testing.T) {
 	}
 }
 
-// What was exported to somebody else is not what was asked for.
+// An export to another recipient is not what was requested.
 func TestExportedDataKey_recipientThatPublishesNothing_isNotTakenForTheFormerOne(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)

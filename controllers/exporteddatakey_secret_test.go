@@ -95,17 +95,17 @@ func TestExportedDataKey_driftIsRepaired(t *testing.T) {
 		drift func(*corev1.Secret)
 		anew  bool // the data key is exported again
 	}{
-		"the-export-changed":      {func(s *corev1.Secret) { s.Data["exportedDataKey"][7] ^= 1 }, true},
-		"the-export-is-empty":     {func(s *corev1.Secret) { s.Data["exportedDataKey"] = nil }, true},
-		"an-entry-changed":        {func(s *corev1.Secret) { s.Data["wrappingAlgorithm"] = []byte("RSAES_OAEP_SHA_1") }, true},
-		"an-entry-removed":        {func(s *corev1.Secret) { delete(s.Data, "keyId") }, true},
-		"all-entries-removed":     {func(s *corev1.Secret) { s.Data = nil }, true},
-		"labels-removed":          {func(s *corev1.Secret) { s.Labels = nil }, false},
-		"a-label-changed":         {func(s *corev1.Secret) { s.Labels["app"] = "z" }, false},
-		"annotations-removed":     {func(s *corev1.Secret) { s.Annotations = nil }, false},
-		"the-inputs-changed":      {func(s *corev1.Secret) { s.Annotations["keyconvoy.io/inputs-digest"] = "x" }, false},
-		"somebody-added-a-label":  {func(s *corev1.Secret) { s.Labels["theirs"] = "x" }, false},
-		"somebody-added-an-entry": {func(s *corev1.Secret) { s.Data["theirs"] = []byte("x") }, false},
+		"the-export-changed":    {func(s *corev1.Secret) { s.Data["exportedDataKey"][7] ^= 1 }, true},
+		"the-export-is-empty":   {func(s *corev1.Secret) { s.Data["exportedDataKey"] = nil }, true},
+		"an-entry-changed":      {func(s *corev1.Secret) { s.Data["wrappingAlgorithm"] = []byte("RSAES_OAEP_SHA_1") }, true},
+		"an-entry-removed":      {func(s *corev1.Secret) { delete(s.Data, "keyId") }, true},
+		"all-entries-removed":   {func(s *corev1.Secret) { s.Data = nil }, true},
+		"labels-removed":        {func(s *corev1.Secret) { s.Labels = nil }, false},
+		"a-label-changed":       {func(s *corev1.Secret) { s.Labels["app"] = "z" }, false},
+		"annotations-removed":   {func(s *corev1.Secret) { s.Annotations = nil }, false},
+		"the-inputs-changed":    {func(s *corev1.Secret) { s.Annotations["keyconvoy.io/inputs-digest"] = "x" }, false},
+		"a-user-added-a-label":  {func(s *corev1.Secret) { s.Labels["theirs"] = "x" }, false},
+		"a-user-added-an-entry": {func(s *corev1.Secret) { s.Data["theirs"] = []byte("x") }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

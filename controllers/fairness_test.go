@@ -49,7 +49,7 @@ func (o *operator) hangs(t testing.TB, calls func() map[string]int, method strin
 
 // A tenant has more objects than a controller has workers, and the module of its own key store answers none of their
 // calls. What another tenant makes after them is served all the same.
-func TestFairness_aTenantWhoseModuleHangs_delaysNobodyElse(t *testing.T) {
+func TestFairness_aTenantWhoseModuleHangs_delaysNoOther(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		method  string
@@ -109,7 +109,7 @@ func TestFairness_aTenantWhoseModuleHangs_delaysNobodyElse(t *testing.T) {
 }
 
 // A tenant has more key stores than there are workers, and none of their modules opens.
-func TestFairness_aTenantWhoseModulesDoNotOpen_delaysNobodyElse(t *testing.T) {
+func TestFairness_aTenantWhoseModulesDoNotOpen_delaysNoOther(t *testing.T) {
 	t.Parallel()
 	until := make(chan struct{})
 	end := sync.OnceFunc(func() { close(until) })

@@ -22,10 +22,10 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// story is one thing that happens to an object of its own: what a user does, how it ends when nobody is killed,
+// story is one thing that happens to an object of its own: what a user does, how it ends when no process is killed,
 // and what must be so at the end whenever the operator was killed. died is called while it is dead.
 type story struct {
-	object client.Object // none where it is gone in the end
+	object client.Object // none where it is deleted in the end
 	act    func()
 	ended  func() string
 	died   func()
@@ -252,7 +252,7 @@ func (m *mortal) exports(t *testing.T, e *v1alpha1.ExportedDataKey, plain []byte
 	}
 }
 
-// keptSecret is a Secret as it was when the operator died: what was kept once is kept for ever.
+// keptSecret is a Secret as it was when the operator died: what was kept once is never replaced.
 type keptSecret struct {
 	o    *operator
 	t    testing.TB

@@ -81,8 +81,8 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	waiting.Settled(t, objects...)
 }
 
-// A key that has work to do and was Ready is looked at while its key store does not serve; the store serves
-// before the key's status says that it waits. Nobody tells the key again.
+// A key that has work to do and was Ready is reconciled while its key store is not ready; the store is ready
+// before the key's status says that it waits. No event tells the key again.
 func TestKey_whoseStoreServesBeforeItsStatusSaysThatItWaits_isServed(t *testing.T) {
 	t.Parallel()
 	var held atomic.Bool
@@ -168,7 +168,7 @@ func TestAPIServer_restartedUnderLoad_everythingBecomesReady(t *testing.T) {
 	}
 }
 
-// readyInTheEnd waits longer than others do: whoever failed while the API server was away tries less and less
+// readyInTheEnd waits longer than others do: what failed while the API server was away is retried less and less
 // often.
 func (o *operator) readyInTheEnd(t testing.TB, object client.Object) {
 	t.Helper()

@@ -35,7 +35,7 @@ import (
 // fuse kills the process that it is in, or stops it, right after so many of the operator's outside effects: calls that
 // change the module or make something in it, and writes to the API server.
 type fuse struct {
-	// writing is held for reading from before a write to the API server until it is counted: whoever holds
+	// writing is held for reading from before a write to the API server until it is counted: a holder of
 	// it for writing knows that each write is counted whose outcome can be seen.
 	writing sync.RWMutex
 
@@ -120,8 +120,8 @@ type mortal struct {
 	ended chan struct{} // closed when the process has
 }
 
-// The operator's process is this executable, which a variable tells whose operator it is. It is asked through
-// its standard input and answers through a pipe of its own; its standard output and errors are its log. It ends
+// The operator's process is this executable, which a variable tells whose operator it is. Requests come through
+// its standard input, and answers go through a pipe of its own; its standard output and errors are its log. It ends
 // when its input does: at the latest when this process dies.
 
 const (
@@ -189,7 +189,7 @@ func (m *mortal) begin(t *testing.T) {
 	m.calls, m.ended = rpc.NewClient(duplex{answers, commands}), make(chan struct{})
 	go func(cmd *exec.Cmd, ended chan struct{}) {
 		defer close(ended)
-		_ = cmd.Wait() // whoever waits for the end reads how it came
+		_ = cmd.Wait() // the waiter for the end reads how it came
 	}(m.cmd, m.ended)
 }
 

@@ -55,7 +55,7 @@ func tokenInitialisedAnew(t *testing.T, restart bool) {
 	o.absent(t, "late")
 	o.absent(t, "late-export")
 
-	// Parameters from before are no good: their pair is gone, and so is the key of their token.
+	// Parameters from before are no good: their pair no longer exists, nor does the key of their token.
 	p := waiting.Status.ImportParameters
 	o.give(t, waiting, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
 	o.Stalls(t, waiting, kms.InvalidImportToken.Reason())
@@ -73,7 +73,7 @@ func tokenInitialisedAnew(t *testing.T, restart bool) {
 	o.keyIs(t, key, kms.StateEnabled)
 	o.Ready(t, late, lateExport)
 
-	// And what is in the token now is readable for whoever logs in to it next.
+	// And what is in the token now is readable for the next user who logs in to it.
 	want := fmt.Sprintf("secret keyconvoy:key:%s:AES_256:%s", key.Status.KeyVersionID, o.Namespace)
 	if got := listToken(t, token); !slices.Contains(got, want) {
 		t.Errorf("the token holds %q", got)

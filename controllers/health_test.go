@@ -118,7 +118,7 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	o.Waits(t, refused, "UnsupportedOperation", "Deletion is waiting")
 	take("a key whose deletion has failed", "Progressing", refused)
 
-	// From here on nobody looks at them.
+	// From here on they are not reconciled.
 	o.Stop(t)
 	o.Change(t, wrong, func() { wrong.Spec.PublicKey.Blob = rsaRecipient().public.Base64() })
 	take("an export that was repaired a moment ago", "Progressing", wrong)

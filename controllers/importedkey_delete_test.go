@@ -146,7 +146,7 @@ func TestImportedKey_deletion_needsNoConsent(t *testing.T) {
 	o := startOperator(t)
 	store := o.clusterStore(t, onSoftware)
 	key := o.enabledKey(t, "key", nil, inClusterStore(store.Name), withDeletionPolicy(v1alpha1.DeletionDelete))
-	o.Change(t, store, func() { store.Spec.AllowedNamespaces = selector("team", "nobody") })
+	o.Change(t, store, func() { store.Spec.AllowedNamespaces = selector("team", "no-such-team") })
 	o.Until(t, store, func() string {
 		if store.Status.ObservedGeneration != store.Generation {
 			return "the key store has not seen its new spec"

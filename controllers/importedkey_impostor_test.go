@@ -6,7 +6,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// An impostor asks to adopt a key that is somebody else's. Key versions are no secret: blobs name them.
+// An impostor asks to adopt a key of another owner. Key versions are no secret: blobs name them.
 
 func adopting(key *v1alpha1.ImportedKey, change ...func(*v1alpha1.ImportedKeySpec)) *v1alpha1.ImportedKey {
 	return importedKey("impostor", append(change, func(s *v1alpha1.ImportedKeySpec) {
@@ -38,7 +38,7 @@ func TestImportedKey_impostor_destroysNothingWhenItIsDeleted(t *testing.T) {
 			o.Remove(t, impostor)
 			o.Gone(t, impostor)
 			if !o.inModule(t, key) {
-				t.Fatal("the key was destroyed by somebody who never held it")
+				t.Fatal("the key was destroyed by an object that never held it")
 			}
 		})
 	}

@@ -127,7 +127,7 @@ func TestImportedKey_parameters_goWithTheirEnd_onceTheKeyIsEnabled(t *testing.T)
 	clock.SetTime(end.Add(-time.Second))
 	o.Touch(t, key)
 	if key.Status.ImportParameters == nil || len(o.pairs(t, key)) != 1 {
-		t.Fatal("the parameters are gone too early")
+		t.Fatal("the parameters disappeared too early")
 	}
 	clock.SetTime(end)
 	o.Touch(t, key)
@@ -253,7 +253,7 @@ func startWithFormerPair(t *testing.T) (o *operator, clock *clocktesting.FakePas
 	return o, clock, key, end
 }
 
-// Nobody touches the key: it looks again by itself.
+// No change wakes the key: it is reconciled again by itself.
 func TestImportedKey_formerPair_isLookedAtWhenItEnds(t *testing.T) {
 	t.Parallel()
 	o, clock, key, end := startWithFormerPair(t)
@@ -289,7 +289,7 @@ func TestOperator_endsBetweenDestroyingAFormerPairAndSayingSo_goesOn(t *testing.
 	o.Stop(t)
 	c.on.Store(false)
 	if o.Read(t, key); !key.Status.FormerParametersExpireTime.Time.Equal(end) {
-		t.Fatal("the status was written; the test is none")
+		t.Fatal("the status was written; the test shows nothing")
 	}
 	o.Start(t)
 	o.pairsAre(t, key, 2)

@@ -170,7 +170,7 @@ func TestOperator_endsBetweenImportAndSayingSo_findsTheKeyAgain(t *testing.T) {
 			before := o.sealed(t)
 			o.Read(t, key)
 			if key.Status.KeyState != "PendingImport" {
-				t.Fatalf("the status says %s; the test is none", key.Status.KeyState)
+				t.Fatalf("the status says %s; the test shows nothing", key.Status.KeyState)
 			}
 
 			o.Start(t)

@@ -22,8 +22,8 @@ func TestImportedKey_whatTheKeyStoreCannotDo_isRefused(t *testing.T) {
 		"SoftHSM removes SHA-256 padding on the host, and custody is ModuleOnly": {
 			onSoftHSM, moduleOnly, under("RSA_2048", "RSAES_OAEP_SHA_256"), "RSAES_OAEP_SHA_256",
 		},
-		"SoftHSM has no SM4 keys":         {onSoftHSM, nil, ofSpec(hsm.SM4), "SM4"},
-		"PKCS#1 v1.5 that nobody allowed": {onSoftware, nil, under("RSA_2048", "RSAES_PKCS1_V1_5"), "RSAES_PKCS1_V1_5"},
+		"SoftHSM has no SM4 keys":          {onSoftHSM, nil, ofSpec(hsm.SM4), "SM4"},
+		"PKCS#1 v1.5 that was not allowed": {onSoftware, nil, under("RSA_2048", "RSAES_PKCS1_V1_5"), "RSAES_PKCS1_V1_5"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -39,7 +39,7 @@ func TestImportedKey_whatTheKeyStoreCannotDo_isRefused(t *testing.T) {
 				t.Error("it publishes import parameters")
 			}
 			if n := o.Calls()["CreateWrappingKey"]; n != 0 {
-				t.Error("it made a pair in vain")
+				t.Error("it created a pair that cannot be used")
 			}
 		})
 	}
@@ -116,7 +116,7 @@ func TestImportedKey_keyStoreNotReady_waitsAndWakes(t *testing.T) {
 	o.Waits(t, key, v1alpha1.ReasonPendingImport)
 }
 
-// A KeyStore of another namespace is none, whatever its name.
+// A KeyStore of another namespace does not count, whatever its name.
 func TestImportedKey_keyStoreOfAnotherNamespace_isNotUsed(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)

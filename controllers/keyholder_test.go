@@ -104,7 +104,7 @@ func TestKeyHolder_adoptionWhileTheHoldersStoreIsClosed_isRefused(t *testing.T) 
 	}
 }
 
-// forceStatus changes a status as nobody but the operator may.
+// forceStatus changes a status as only the operator may.
 func (o *operator) forceStatus(t testing.TB, object client.Object, change func()) {
 	t.Helper()
 	o.Read(t, object)

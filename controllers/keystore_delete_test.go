@@ -30,7 +30,7 @@ func (o *operator) inToken(t testing.TB, witness *hsmtest.Recorder, key *v1alpha
 	return err == nil, len(list)
 }
 
-// endNamespace does what deleting a namespace does: everything in it is deleted, in an order that suits nobody. There is
+// endNamespace does what deleting a namespace does: everything in it is deleted, in the worst order. There is
 // no namespace controller in these tests.
 func (o *operator) endNamespace(t testing.TB, objects ...client.Object) {
 	t.Helper()
@@ -95,7 +95,7 @@ func TestKeyStore_deletionWhileKeysAreInIt_waitsAndNamesThem(t *testing.T) {
 	}
 }
 
-// A tenant whom a ClusterKeyStore does not serve cannot keep it from being deleted.
+// A tenant that a ClusterKeyStore does not allow cannot keep it from being deleted.
 func TestKeyStore_deletion_doesNotWaitForKeysThatItNeverServed(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
@@ -107,7 +107,7 @@ func TestKeyStore_deletion_doesNotWaitForKeysThatItNeverServed(t *testing.T) {
 	o.Gone(t, store)
 }
 
-// The PIN is gone and the operator has forgotten it: the deletion ends all the same, and says what stays.
+// The PIN is deleted and the operator no longer has it: the deletion ends all the same, and says what stays.
 func TestKeyStore_deletionWithoutPIN_afterARestart_finishesAndSaysWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)

@@ -25,7 +25,7 @@ func (o *operator) storeWithPIN(t testing.TB, namespace, name, pin string, token
 	return store
 }
 
-// A tenant who tries PINs finds none, and takes nobody's tries: neither those of a key store in service, also when it
+// A tenant who tries PINs finds none, and uses up no other's attempts: neither those of a key store in service, also when it
 // is opened again, nor those of another tenant.
 func TestKeyStore_guessedPINs_costTheirNamespaceOnly(t *testing.T) {
 	t.Parallel()

@@ -19,7 +19,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 )
 
-// wrongPIN is nobody's.
+// wrongPIN is the PIN of no token.
 const wrongPIN = "wrong-87654321"
 
 // countOpenings counts how often a module is opened: for a token, how often its PIN can have been tried.
@@ -141,7 +141,7 @@ func TestClusterKeyStore_PIN_isReadInTheOperatorsNamespaceOnly(t *testing.T) {
 	o.Ready(t, store)
 }
 
-// Whoever takes the PIN away takes the key store out of service.
+// A key store without its PIN is taken out of service.
 func TestKeyStore_PINRemoved_closesTheModule(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
@@ -239,7 +239,7 @@ func (o *operator) checked(t testing.TB, m *hsmtest.Recorder, times int) {
 	t.Helper()
 	harness.Eventually(t, func() string {
 		if n := m.Calls()["Check"]; n < times {
-			return fmt.Sprintf("it is asked %d times, not %d", n, times)
+			return fmt.Sprintf("it is checked %d times, not %d", n, times)
 		}
 		return ""
 	})

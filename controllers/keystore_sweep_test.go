@@ -37,13 +37,13 @@ func TestSweep_pairsOfKeysThatLostTheirFinalizer_goWhenTheyExpire(t *testing.T) 
 			o.Start(t)
 			o.Ready(t, store)
 			if n := len(o.pairs(t, key)); n != 1 {
-				t.Fatalf("the key that is gone left %d pairs, want 1", n)
+				t.Fatalf("the deleted key left %d pairs, want 1", n)
 			}
 			clock.SetTime(clock.Now().Add(kms.TokenLifetime))
 			again(t, o, store)
 			harness.Eventually(t, func() string {
 				if n := len(o.pairs(t, key)); n != 0 {
-					return fmt.Sprintf("%d pairs of the key that is gone are left", n)
+					return fmt.Sprintf("%d pairs of the deleted key are left", n)
 				}
 				return ""
 			})

@@ -24,7 +24,7 @@ func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
 		says string
 	}{
 		"a library that the administrator did not allow": {tokenSpec("unheard-of", "any"), "unheard-of"},
-		"a token that is not there":                      {tokenSpec(onSoftHSM, "nobody's"), "no token"},
+		"a token that is not there":                      {tokenSpec(onSoftHSM, "no-such-token"), "no token"},
 		"two tokens with one label":                      {tokenSpec(onSoftHSM, twinLabel), "serial"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -253,7 +253,7 @@ func TestKeyStore_restart_writesNothing(t *testing.T) {
 	}
 }
 
-// The module is away when the operator starts, and comes back; whoever waits for it is woken.
+// The module is away when the operator starts, and comes back; the objects that wait for it are reconciled.
 func TestKeyStore_moduleAway_isTriedAgainAndWakesItsKeys(t *testing.T) {
 	t.Parallel()
 	away := hsm.Errorf(hsm.Unavailable, "The device does not answer.")

@@ -18,7 +18,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// Nobody has noticed the end: the status says Enabled still, and yet nobody is served.
+// The end was not noticed yet: the status still says Enabled, and yet no operation is permitted.
 func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
@@ -49,13 +49,13 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 			o.absent(t, "late-export")
 			if again, _ := o.Reconciles(t, key); again == begun {
 				if o.Read(t, key); key.Status.KeyState != "Enabled" {
-					t.Errorf("the status says %s; the test is none", key.Status.KeyState)
+					t.Errorf("the status says %s; the test shows nothing", key.Status.KeyState)
 				}
 			} else {
-				t.Error("the key was reconciled; the test is none")
+				t.Error("the key was reconciled; the test shows nothing")
 			}
 			if !o.inModule(t, key) {
-				t.Error("the material is gone; the test is none")
+				t.Error("the material was destroyed already; the test shows nothing")
 			}
 			if calls := o.Calls(); calls["GenerateDataKey"] != 1 || calls["ExportDataKey"] != 1 {
 				t.Errorf("the module was asked: %v", calls)
@@ -75,7 +75,7 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 	}
 }
 
-// The operator comes back by itself when the time is over: nobody has to touch the key. It finds its clock set on,
+// The operator comes back by itself when the time is over: no change has to wake the key. It finds its clock set on,
 // or comes again.
 func TestExpiry_wakesTheKeyByItself(t *testing.T) {
 	t.Parallel()
@@ -343,7 +343,7 @@ func TestReimport_withAnEndThatHasPassed_isRefusedAndChangesNothing(t *testing.T
 	}
 }
 
-// The end came and the material came back, and nobody saw the state in between: who was refused meanwhile
+// The end came and the material came back, and no reconcile saw the state in between: what was refused meanwhile
 // is served.
 func TestExpiry_overBeforeAnybodyNoticed_wakesWhoWasRefused(t *testing.T) {
 	t.Parallel()

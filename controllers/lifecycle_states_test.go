@@ -328,7 +328,7 @@ func TestPendingDeletion_takesNoMaterial(t *testing.T) {
 	}
 }
 
-// The warning comes before the deed: whoever sees it may have a backup of the module.
+// The warning comes before the deed: a reader of it may have a backup of the module.
 func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 	t.Parallel()
 	t.Run("by deletion of its object", func(t *testing.T) {

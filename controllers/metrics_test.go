@@ -130,7 +130,7 @@ func TestMetrics_followTheObjects(t *testing.T) {
 }
 
 // An object that the operator has not looked at yet is counted too: its kind's alerts must see it.
-func TestMetrics_objectThatNobodyHasLookedAt_isUnknown(t *testing.T) {
+func TestMetrics_objectThatWasNotReconciled_isUnknown(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
 	o, registry := startMetered(t, harness.BeforeOpen(func(ctx context.Context, _ hsm.Config) error {
@@ -187,7 +187,7 @@ func TestMetrics_nextExpiry_isThatOfTheFirst(t *testing.T) {
 	})
 }
 
-// The token of a key that has its material ends without anybody's harm; that of a key which waits is renewed
+// The token of a key that has its material ends without harm; that of a key that waits is renewed
 // in time, or something is wrong.
 func TestMetrics_nextTokenExpiry_isThatOfKeysThatWait(t *testing.T) {
 	t.Parallel()
@@ -256,7 +256,7 @@ func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
 
 // metricLabels are the metrics and the labels that they may have: kinds, reasons, states, algorithms,
 // operations, all of which are few. What names an object or a key is none of them, or every key would make
-// series for ever and tell whoever reads metrics what it is called.
+// series that never end, and tell readers of metrics what it is called.
 var metricLabels = map[string][]string{
 	"keyconvoy_cache_errors_total":           {"kind"},
 	"keyconvoy_cache_synced":                 {"kind"},
@@ -324,7 +324,7 @@ func TestMetrics_areInGoodForm_andNameNoKey(t *testing.T) {
 	}
 }
 
-// Whoever reads the alerts or the dashboard must find every metric and label in the operator.
+// Every metric and label in the alerts and the dashboard exists in the operator.
 func TestMetrics_alertsAndDashboard_useOnlyThem(t *testing.T) {
 	t.Parallel()
 	var rule struct {

@@ -79,8 +79,8 @@ func TestOperator_whileAModuleIsOpenedForTheFirstTime_writesNothing(t *testing.T
 	}
 }
 
-// Whoever was Ready is not told that the store serves.
-func TestOperator_whileAModuleIsOpenedForTheFirstTime_forgetsNobody(t *testing.T) {
+// An object that was Ready is not told that the store is ready.
+func TestOperator_whileAModuleIsOpenedForTheFirstTime_forgetsNoObject(t *testing.T) {
 	t.Parallel()
 	g := &gate{}
 	o := startOperator(t, harness.BeforeOpen(g.pass))
@@ -107,7 +107,7 @@ func TestOperator_whenTheFirstOpeningFails_saysThatItWaits(t *testing.T) {
 	}
 }
 
-// A key store that is not there is opened by nobody: a key that ends all the same says so.
+// A key store that does not exist is never opened: a key that expires nevertheless says so.
 func TestExpiry_ofAKeyWhoseStoreIsGone_isSaidAfterARestart(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
@@ -128,7 +128,7 @@ func TestExpiry_ofAKeyWhoseStoreIsGone_isSaidAfterARestart(t *testing.T) {
 	}
 }
 
-// While it goes it is opened by nobody, either.
+// While it is being deleted, it is not opened, either.
 func TestOperator_withAStoreThatIsBeingDeleted_saysThatItWaits(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)

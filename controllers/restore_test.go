@@ -402,12 +402,12 @@ func TestAdopt_whileTheModuleIsDown_waits(t *testing.T) {
 	o.enabled(t, again)
 }
 
-// A Secret without an owner that says it is another export's, or nobody's, is left alone.
+// A Secret without an owner that says it is another export's, or no one's, is left alone.
 func TestExportedDataKey_restoredSecretOfAnother_isLeftAlone(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	o.dataKey(t, "dek")
-	for name, says := range map[string]string{"of-another": "another", "of-nobody": ""} {
+	for name, says := range map[string]string{"of-another": "another", "without-owner": ""} {
 		s := &corev1.Secret{ObjectMeta: named(name), Type: v1alpha1.SecretTypeExportedDataKey, Data: map[string][]byte{"exportedDataKey": {1}}}
 		s.Annotations = map[string]string{"keyconvoy.io/exported-data-key": says}
 		o.makeSecret(t, s)

@@ -24,8 +24,8 @@ const (
 
 // process stands for all tests: what they share is cleaned up after the last one.
 //
-// Tokens are shared because a library sees new ones only when it is initialised, which disturbs whoever
-// uses it, and keys do not collide: they are named after their objects.
+// Tokens are shared because a library sees new ones only when it is initialised, which disturbs its
+// users, and keys do not collide: they are named after their objects.
 var process processTB
 
 type processTB struct {
@@ -53,7 +53,7 @@ func (p *processTB) end() {
 // twinLabel is the label of two tokens.
 const twinLabel = "twins"
 
-// softHSMTokens are made before the library is initialised: common for whoever needs any, and those that
+// softHSMTokens are made before the library is initialised: common for the tests that need any, and those that
 // only tests of PINs log in to.
 var softHSMTokens = sync.OnceValue(func() (made struct {
 	common tokens.Token
@@ -79,7 +79,7 @@ func commonToken(kind string) tokens.Token {
 	return softHSMTokens().common
 }
 
-// ownToken is a SoftHSM token that nobody else logs in to.
+// ownToken is a SoftHSM token that no other test logs in to.
 func ownToken(t testing.TB) tokens.Token {
 	t.Helper()
 	select {

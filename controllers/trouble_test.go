@@ -70,7 +70,7 @@ func TestOperator_aModuleThatFailsOneCallOnly_keepsServing(t *testing.T) {
 	o.Waits(t, failing, "ServiceUnavailableTemporary")
 	harness.Eventually(t, func() string {
 		if m.Calls()["Check"] == 0 {
-			return "nobody has checked the module"
+			return "the module was not checked"
 		}
 		return ""
 	})

@@ -493,7 +493,7 @@ func TestRules_acceptAndRefuse(t *testing.T) {
 	}
 }
 
-// A rule that nobody tests may not say what it means.
+// A rule without a test may not say what it means.
 func TestRules_eachHasExamples(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

@@ -36,7 +36,7 @@ func TestSchema_refuses(t *testing.T) {
 		"a custody that does not exist":                {"keystores", `{type: Software, custody: Module}`, "spec.custody", "Unsupported value"},
 		"a custody of a cluster's that does not exist": {"clusterkeystores", `{type: Software, custody: Software}`, "spec.custody", "Unsupported value"},
 
-		"a key spec as the seeds write it":           {"importedkeys", strings.Replace(imported, "AES_256", "Aliyun_AES_256", 1) + `}`, "spec.keySpec", "Unsupported value"},
+		"a key spec as the cloud API writes it":      {"importedkeys", strings.Replace(imported, "AES_256", "Aliyun_AES_256", 1) + `}`, "spec.keySpec", "Unsupported value"},
 		"a key without a key spec":                   {"importedkeys", strings.Replace(imported, "keySpec: AES_256, ", "", 1) + `}`, "spec.keySpec", "Required"},
 		"a key without a key store":                  {"importedkeys", strings.Replace(imported, "keyStoreRef: {kind: KeyStore, name: s}, ", "", 1) + `}`, "spec.keyStoreRef", "Required"},
 		"a key store of another kind":                {"importedkeys", strings.Replace(imported, "kind: KeyStore", "kind: Secret", 1) + `}`, "spec.keyStoreRef.kind", "Unsupported value"},
@@ -45,7 +45,7 @@ func TestSchema_refuses(t *testing.T) {
 		"a wrapping key of RSA-1024":                 {"importedkeys", strings.Replace(imported, "RSA_2048", "RSA_1024", 1) + `}`, "spec.importParameters.wrappingKeySpec", "Unsupported value"},
 		"a wrapping algorithm that does not exist":   {"importedkeys", strings.Replace(imported, "RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_512", 1) + `}`, "spec.importParameters.wrappingAlgorithm", "Unsupported value"},
 		"a deletion policy that does not exist":      {"importedkeys", imported + `, deletionPolicy: Orphan}`, "spec.deletionPolicy", "Unsupported value"},
-		"a state that nobody may wish for":           {"importedkeys", imported + `, desiredState: PendingImport}`, "spec.desiredState", "Unsupported value"},
+		"a state that cannot be requested":           {"importedkeys", imported + `, desiredState: PendingImport}`, "spec.desiredState", "Unsupported value"},
 		"a window of six days":                       {"importedkeys", imported + `, desiredState: PendingDeletion, pendingWindowInDays: 6}`, "spec.pendingWindowInDays", "greater than or equal to 7"},
 		"a window of 367 days":                       {"importedkeys", imported + `, desiredState: PendingDeletion, pendingWindowInDays: 367}`, "spec.pendingWindowInDays", "less than or equal to 366"},
 		"a selector with an operator of its own":     {"importedkeys", exportPolicy(`namespaces: {from: Selector, selector: {matchExpressions: [{key: a, operator: Like}]}}`), "spec.exportPolicy.namespaces.selector.matchExpressions[0].operator", "Unsupported value"},
@@ -84,7 +84,7 @@ func TestSchema_refuses(t *testing.T) {
 		"a blob longer than any":                            {"datakeys", dataKey + `, ciphertextBlob: ` + long(4097) + `}`, "spec.ciphertextBlob", "4096"},
 		"an export under PKCS#1 v1.5":                       {"exporteddatakeys", wrappedWith("RSA_2048", "RSAES_PKCS1_V1_5") + `}`, "spec.wrappingAlgorithm", "Unsupported value"},
 		"an export under RSA-1024":                          {"exporteddatakeys", wrappedWith("RSA_1024", "RSAES_OAEP_SHA_256") + `}`, "spec.wrappingKeySpec", "Unsupported value"},
-		"an export for nobody":                              {"exporteddatakeys", `{dataKeyRef: {name: d}, wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256}`, "spec.publicKey", "Required"},
+		"an export without a recipient":                     {"exporteddatakeys", `{dataKeyRef: {name: d}, wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256}`, "spec.publicKey", "Required"},
 		"an SM2 format that does not exist":                 {"exporteddatakeys", wrappedWith("EC_SM2", "SM2PKE") + `, sm2CiphertextFormat: C2C1C3}`, "spec.sm2CiphertextFormat", "Unsupported value"},
 		"an empty public key":                               {"exporteddatakeys", recipient(`type: Blob, blob: ""`), "spec.publicKey.blob", "at least 1"},
 		"a public key longer than any":                      {"exporteddatakeys", recipient(`type: Blob, blob: ` + long(16385)), "spec.publicKey.blob", "16384"},
@@ -155,7 +155,7 @@ func pairs(n int) string {
 	return "{" + strings.Join(all, ", ") + "}"
 }
 
-// An API server keeps what it is given: each value has a limit, so that nobody fills it by accident, and
+// An API server keeps what it is given: each value has a limit, so that it is not filled by accident, and
 // so that the cost of the rules is bounded.
 func TestSchema_boundsEveryStringListAndMap(t *testing.T) {
 	t.Parallel()
@@ -182,7 +182,7 @@ func TestSchema_hasNoDefaults(t *testing.T) {
 	for plural, schema := range schemas(t) {
 		walk(schema, "", func(path string, s *apiextensionsv1.JSONSchemaProps) {
 			g.Expect(s.Default).To(BeNil(), "%s %s has a default", plural, path)
-			g.Expect(s.XPreserveUnknownFields).To(BeNil(), "%s %s takes fields that nobody knows", plural, path)
+			g.Expect(s.XPreserveUnknownFields).To(BeNil(), "%s %s accepts unknown fields", plural, path)
 		})
 	}
 }
@@ -209,7 +209,7 @@ func TestCRDs_areSmallEnoughForClientSideApply(t *testing.T) {
 		crd.ManagedFields, crd.Status = nil, apiextensionsv1.CustomResourceDefinitionStatus{}
 		text, err := json.Marshal(crd)
 		g.Expect(err).NotTo(HaveOccurred())
-		// Half of it: there is room to grow before it breaks for somebody who installs.
+		// Half of it: there is room to grow before an installation breaks.
 		g.Expect(len(text)).To(BeNumerically("<", limit/2), plural)
 	}
 }

@@ -68,7 +68,7 @@ func TestDataKeyLen_showsWithoutOpening(t *testing.T) {
 		"under the master key":           {ciphertext.DirectGCM, 60, 32},
 		"IV and tag, and nothing within": {ciphertext.DerivedGCM, 28, 0},
 		"nothing":                        {ciphertext.DirectGCM, 0, 0},
-		"in a way that nobody knows":     {9, 40, 0},
+		"in an unknown way":              {9, 40, 0},
 	} {
 		blob := ciphertext.Blob{KeyVersionID: versionA, Scheme: tc.scheme, Payload: make([]byte, tc.payload)}
 		if got := blob.DataKeyLen(); got != tc.want {

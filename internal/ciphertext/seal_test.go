@@ -184,7 +184,7 @@ func TestSM4GCM_passesWycheproof(t *testing.T) {
 	}
 }
 
-// A data key has one byte at the least; an empty one, though authentic, is not for anybody to use.
+// A data key has one byte at the least; an empty one, though authentic, is of no use.
 func TestOpen_refusesAnAuthenticBlobOfNothing(t *testing.T) {
 	t.Parallel()
 	master := aesBlock(t, make([]byte, 32))

@@ -65,7 +65,7 @@ func TestWrapApply_saysWhatIsWrongAndLeavesTheKeyAlone(t *testing.T) {
 	t.Parallel()
 	env := testenv.Start(t)
 	admin := env.Kubeconfig(t, nil, "default")
-	nobody := env.Kubeconfig(t, env.AddUser("nobody"), "default")
+	guest := env.Kubeconfig(t, env.AddUser("guest"), "default")
 	for name, test := range map[string]struct {
 		args     []string
 		material []byte
@@ -77,8 +77,8 @@ func TestWrapApply_saysWhatIsWrongAndLeavesTheKeyAlone(t *testing.T) {
 			says: []string{"ImportedKey payment does not exist in namespace test-", "kubectl get importedkeys"},
 		},
 		"a user who may not": {
-			args: []string{"--kubeconfig", nobody, "--key", "payments"},
-			says: []string{"permission denied", "get", "importedkeys.keyconvoy.io", `"nobody"`},
+			args: []string{"--kubeconfig", guest, "--key", "payments"},
+			says: []string{"permission denied", "get", "importedkeys.keyconvoy.io", `"guest"`},
 		},
 		"a wrong length": {
 			args: []string{"--kubeconfig", admin, "--key", "payments"}, material: canary[1:],
@@ -119,7 +119,7 @@ func TestWrapApply_saysWhatIsWrongAndLeavesTheKeyAlone(t *testing.T) {
 
 func TestWrapApply_saysThatAClusterLacksKeyconvoy(t *testing.T) {
 	t.Parallel()
-	// As a kube-apiserver answers for a group that it does not serve.
+	// As a kube-apiserver answers for a group that it does not have.
 	empty := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "404 page not found", http.StatusNotFound)
 	}))

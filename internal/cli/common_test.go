@@ -112,7 +112,7 @@ func waitFor(t testing.TB, what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("waited without success for %s", what)
 		}
 	}
 }
@@ -181,7 +181,7 @@ func (o outcome) fails(t testing.TB, code int, says ...string) {
 	}
 }
 
-// openssl runs the real one. It is asked for by every test here, so a missing one fails them.
+// openssl runs the real one. Every test here needs it, so they fail without it.
 func openssl(t testing.TB, stdin []byte, args ...string) []byte {
 	t.Helper()
 	cmd := exec.Command("openssl", args...)

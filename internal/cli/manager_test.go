@@ -41,7 +41,7 @@ func TestManager_usedWronglyExitsWith2AndSaysWhatToDo(t *testing.T) {
 		"profiles on all interfaces":      {[]string{"--profiling", ":6060"}, "127.0.0.1:6060"},
 		"profiles at whatever a name is":  {[]string{"--profiling", "localhost:6060"}, "IP address"},
 		"profiles at no port":             {[]string{"--profiling", "127.0.0.1"}, "port"},
-		"a namespace that is none":        {[]string{"--namespaces", "team-a,Team B"}, "Team B"},
+		"an invalid name of a namespace":  {[]string{"--namespaces", "team-a,Team B"}, "Team B"},
 		"an argument where none belongs":  {[]string{"now"}, "now"},
 		"profiles on an IPv6 all-address": {[]string{"--profiling", "[::]:6060"}, "loopback"},
 	} {
@@ -55,7 +55,7 @@ func TestManager_usedWronglyExitsWith2AndSaysWhatToDo(t *testing.T) {
 func TestManager_showsMetricsToThoseWhoMayReadThemOnly(t *testing.T) {
 	t.Parallel()
 	m := startManager(t)
-	allowed, other := m.account(t, "prometheus"), m.account(t, "somebody")
+	allowed, other := m.account(t, "prometheus"), m.account(t, "another-account")
 	role := &rbacv1.ClusterRole{
 		ObjectMeta: metav1.ObjectMeta{Name: m.namespace},
 		Rules:      []rbacv1.PolicyRule{{NonResourceURLs: []string{"/metrics"}, Verbs: []string{"get"}}},
@@ -79,7 +79,7 @@ func TestManager_showsMetricsToThoseWhoMayReadThemOnly(t *testing.T) {
 	})
 	code, body := m.get(t, "https://"+m.metrics+"/metrics", "Bearer "+allowed)
 	if code != http.StatusOK {
-		t.Fatalf("whoever may read the metrics gets %d: %.200q", code, body)
+		t.Fatalf("an account that may read the metrics gets %d: %.200q", code, body)
 	}
 	if !strings.Contains(body, "\nrest_client_requests_total{") {
 		t.Errorf("these are no metrics: %.200q", body)
@@ -88,9 +88,9 @@ func TestManager_showsMetricsToThoseWhoMayReadThemOnly(t *testing.T) {
 		authorization string
 		code          int
 	}{
-		"nobody":                      {"", http.StatusUnauthorized},
+		"no token":                    {"", http.StatusUnauthorized},
 		"an empty token":              {"Bearer ", http.StatusUnauthorized},
-		"a token of nobody":           {"Bearer not-a-token", http.StatusUnauthorized},
+		"a token that is not valid":   {"Bearer not-a-token", http.StatusUnauthorized},
 		"a token of another kind":     {"Basic " + allowed, http.StatusUnauthorized},
 		"an account without the role": {"Bearer " + other, http.StatusForbidden},
 		"the right token, cut short":  {"Bearer " + allowed[:len(allowed)-8], http.StatusUnauthorized},
@@ -136,7 +136,7 @@ func TestManager_isReadyWhenItsCachesAreFilled_andOtherwiseSaysWhy(t *testing.T)
 		return code == http.StatusServiceUnavailable && strings.Contains(body, "ImportedKey") && strings.Contains(body, "forbidden") && strings.Count(body, "the cache of") == 1
 	})
 	if code, _ := m.get(t, "http://"+m.probes+"/healthz", ""); code != http.StatusOK {
-		t.Errorf("/healthz answers %d: a restart would help nobody", code)
+		t.Errorf("/healthz answers %d: a restart would not help", code)
 	}
 	mayWatch("-second", "importedkeys")
 	waitFor(t, "the manager to be ready", func() bool {
@@ -269,7 +269,7 @@ func (m *manager) account(t *testing.T, name string) string {
 }
 
 // freeAddress has an IP address of its own, all of 127/8 being loopback: a port of 127.0.0.1 could become that
-// of somebody's connection before it is used.
+// of a connection before it is used.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.N(254), rand.N(256), 1+rand.N(254)))

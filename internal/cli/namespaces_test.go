@@ -159,10 +159,10 @@ func TestManager_limitedToNamespaces_servesThemAndHasNoRightsElsewhere(t *testin
 	})
 	for _, e := range exports.Items {
 		if e.Namespace == "elsewhere" {
-			t.Error("a namespace that the operator does not serve got an export")
+			t.Error("a namespace that the operator is not limited to got an export")
 		}
 	}
-	// What is in a namespace that the operator does not serve does not exist for it: that is no failure to retry.
+	// What is in other namespaces than those of the operator does not exist for it: that is no failure to retry.
 	is(across, func() bool {
 		ready := meta.FindStatusCondition(across.Status.Conditions, v1alpha1.ConditionReady)
 		return ready != nil && ready.Reason != v1alpha1.ReasonAPIServer

@@ -400,7 +400,7 @@ func TestUnwrapOut_refusesPlacesThatWouldBeLost(t *testing.T) {
 	}
 	for name, mode := range map[string]os.FileMode{link: os.ModeSymlink, fifo: os.ModeNamedPipe, dir: os.ModeDir} {
 		if info, err := os.Lstat(name); err != nil || info.Mode().Type() != mode {
-			t.Errorf("%s is gone: %v", name, err)
+			t.Errorf("%s no longer exists: %v", name, err)
 		}
 	}
 }

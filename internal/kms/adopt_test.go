@@ -96,7 +96,7 @@ func TestAdoptKey_takesTheKeyWithItsDataKeys(t *testing.T) {
 			t.Errorf("a key %s: %+v, %v; want fingerprint %s", sentence, got, err, lost.Primary.Fingerprint)
 		}
 		if got.Custody != "" {
-			t.Errorf("a key %s: custody %s, which nobody can know", sentence, got.Custody)
+			t.Errorf("a key %s: custody %s, which cannot be known", sentence, got.Custody)
 		}
 		key.State = kms.StateEnabled
 		if err := s.VerifyDataKey(t.Context(), key, blob, nil); err != nil {

@@ -41,7 +41,7 @@ import (
 // at once more in an import into a token: that there is no such key yet, that the ciphertext is as long as the
 // modulus, that the new key's attributes are as asked, that it is the material that was measured.
 
-// bare is what somebody would write who has one key, one session and no errors to tell apart.
+// bare is what a user would write who has one key, one session and no errors to tell apart.
 type bare interface {
 	// generate returns a CiphertextBlob.
 	generate(encryptionContext map[string]string, length int) (blob string, err error)

@@ -21,20 +21,20 @@ func TestConsent(t *testing.T) {
 		use    kms.Use
 		says   string // empty: yes
 	}{
-		"no policy, the same namespace":            {kms.ExportPolicy{}, at(true, false), ""},
-		"no policy, another namespace":             {kms.ExportPolicy{}, at(false, false), "exportPolicy.namespaces"},
-		"no policy, a namespace somebody selected": {kms.ExportPolicy{}, at(false, true), "exportPolicy.namespaces"},
-		"Same, another namespace":                  {kms.ExportPolicy{Namespaces: kms.NamespacesSame}, at(false, true), "exportPolicy.namespaces"},
-		"All, another namespace":                   {kms.ExportPolicy{Namespaces: kms.NamespacesAll}, at(false, false), ""},
-		"Selector, a selected namespace":           {kms.ExportPolicy{Namespaces: kms.NamespacesSelector}, at(false, true), ""},
-		"Selector, another namespace":              {kms.ExportPolicy{Namespaces: kms.NamespacesSelector}, at(false, false), "exportPolicy.namespaces"},
-		"Selector, the key's own namespace":        {kms.ExportPolicy{Namespaces: kms.NamespacesSelector}, at(true, false), ""},
-		"an unknown choice":                        {kms.ExportPolicy{Namespaces: "Some"}, at(false, true), "exportPolicy.namespaces"},
-		"a recipient of the list":                  {kms.ExportPolicy{Recipients: []string{bob, ada}}, at(true, false), ""},
-		"a recipient that is not of the list":      {kms.ExportPolicy{Recipients: []string{bob}}, at(true, false), ada},
-		"no recipient is not of a list":            {kms.ExportPolicy{Recipients: []string{bob}}, kms.Use{SameNamespace: true}, "exportPolicy.recipients"},
-		"an algorithm of the list":                 {kms.ExportPolicy{WrappingAlgorithms: []string{oaep}}, at(true, false), ""},
-		"an algorithm that is not of the list":     {kms.ExportPolicy{WrappingAlgorithms: []string{sm2pke}}, at(true, false), oaep},
+		"no policy, the same namespace":                  {kms.ExportPolicy{}, at(true, false), ""},
+		"no policy, another namespace":                   {kms.ExportPolicy{}, at(false, false), "exportPolicy.namespaces"},
+		"no policy, a namespace that a selector matches": {kms.ExportPolicy{}, at(false, true), "exportPolicy.namespaces"},
+		"Same, another namespace":                        {kms.ExportPolicy{Namespaces: kms.NamespacesSame}, at(false, true), "exportPolicy.namespaces"},
+		"All, another namespace":                         {kms.ExportPolicy{Namespaces: kms.NamespacesAll}, at(false, false), ""},
+		"Selector, a selected namespace":                 {kms.ExportPolicy{Namespaces: kms.NamespacesSelector}, at(false, true), ""},
+		"Selector, another namespace":                    {kms.ExportPolicy{Namespaces: kms.NamespacesSelector}, at(false, false), "exportPolicy.namespaces"},
+		"Selector, the key's own namespace":              {kms.ExportPolicy{Namespaces: kms.NamespacesSelector}, at(true, false), ""},
+		"an unknown choice":                              {kms.ExportPolicy{Namespaces: "Some"}, at(false, true), "exportPolicy.namespaces"},
+		"a recipient of the list":                        {kms.ExportPolicy{Recipients: []string{bob, ada}}, at(true, false), ""},
+		"a recipient that is not of the list":            {kms.ExportPolicy{Recipients: []string{bob}}, at(true, false), ada},
+		"no recipient is not of a list":                  {kms.ExportPolicy{Recipients: []string{bob}}, kms.Use{SameNamespace: true}, "exportPolicy.recipients"},
+		"an algorithm of the list":                       {kms.ExportPolicy{WrappingAlgorithms: []string{oaep}}, at(true, false), ""},
+		"an algorithm that is not of the list":           {kms.ExportPolicy{WrappingAlgorithms: []string{sm2pke}}, at(true, false), oaep},
 		"all three must be": {
 			kms.ExportPolicy{Namespaces: kms.NamespacesAll, Recipients: []string{ada}, WrappingAlgorithms: []string{sm2pke}},
 			at(false, false), "exportPolicy.wrappingAlgorithms",
@@ -70,7 +70,7 @@ func TestDryRun(t *testing.T) {
 		kms.DryRunOperationError: kms.DryRunOperationError,
 		kms.ValidationError:      kms.ValidationError,
 		kms.AccessDeniedError:    kms.AccessDeniedError,
-		// Nobody's fault: to be tried again, as without a dry run.
+		// An error that no one can repair: to be retried, as without a dry run.
 		kms.ServiceUnavailableTemporary: kms.ServiceUnavailableTemporary,
 		kms.InternalFailure:             kms.InternalFailure,
 	} {

@@ -111,7 +111,7 @@ func TestCodeOf(t *testing.T) {
 		"nothing wrong":        {nil, ""},
 		"one of ours":          {&kms.Error{Code: kms.RejectedDisabled}, kms.RejectedDisabled},
 		"one of ours, wrapped": {fmt.Errorf("exporting: %w", &kms.Error{Code: kms.RejectedDisabled}), kms.RejectedDisabled},
-		"somebody else's":      {errors.New("disk full"), kms.InternalFailure},
+		"of another package":   {errors.New("disk full"), kms.InternalFailure},
 	} {
 		if got := kms.CodeOf(tc.err); got != tc.want {
 			t.Errorf("%s: %q, want %q", sentence, got, tc.want)
@@ -153,7 +153,7 @@ func TestFromModule_givesEveryKindItsCode(t *testing.T) {
 	if public := wantError(t, blob, kms.InvalidParameter, "CiphertextBlob", "EncryptionContext"); strings.Contains(public, "tag") {
 		t.Errorf("%q tells causes apart", public)
 	}
-	// An error without a kind is nobody's to see.
+	// An error without a kind is not shown.
 	if public := wantError(t, kms.FromModule(secret), kms.InternalFailure); public != "InternalFailure: Internal Failure." {
 		t.Errorf("%q shows an unknown error", public)
 	}

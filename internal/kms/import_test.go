@@ -98,7 +98,7 @@ func TestImportKeyMaterial_refusesBeforeTheModuleIsAsked(t *testing.T) {
 	}{
 		"no material":                        {func(r *kms.ImportKeyMaterialRequest) { r.EncryptedKeyMaterial = nil }, kms.MissingParameter, `"EncryptedKeyMaterial"`},
 		"no token":                           {func(r *kms.ImportKeyMaterialRequest) { r.ImportToken = nil }, kms.MissingParameter, `"ImportToken"`},
-		"a token that is none":               {func(r *kms.ImportKeyMaterialRequest) { r.ImportToken = []byte("token") }, kms.InvalidImportToken, "published together with the public key"},
+		"a token of another form":            {func(r *kms.ImportKeyMaterialRequest) { r.ImportToken = []byte("token") }, kms.InvalidImportToken, "published together with the public key"},
 		"a key that was not made for import": {func(r *kms.ImportKeyMaterialRequest) { r.Key.Origin = "Aliyun_KMS" }, kms.UnsupportedOrigin, ""},
 	} {
 		req := good
@@ -280,7 +280,7 @@ func TestImportKeyMaterial_again(t *testing.T) {
 			key, material := s.enabled(t, hsm.AES256)
 			blob := s.dataKey(t, key, nil)
 			if tc.destroyed {
-				for range 2 { // what is gone already is no error
+				for range 2 { // what no longer exists is no error
 					if err := s.DeleteKeyMaterial(t.Context(), key); err != nil {
 						t.Fatal(err)
 					}
@@ -409,7 +409,7 @@ func TestImportToken_endsAfterADay(t *testing.T) {
 			t.Errorf("at %s: %v", tc.at, err)
 		}
 	}
-	// A wrong key does not learn that a token has ended: it is none of its business.
+	// A wrong key does not learn that a token has ended: that is not for it to know.
 	req.Key = newKey(hsm.AES256)
 	_, err := s.ImportKeyMaterial(t.Context(), req)
 	wantError(t, err, kms.InvalidImportToken)
@@ -450,7 +450,7 @@ func TestGetParametersForImport_withTheSameClientToken_answersTheSame(t *testing
 	}
 }
 
-// Who asked and was away for a day before anybody heard the answer must not get one that has ended.
+// A caller that was away for a day before it read the answer must not get one that has expired.
 func TestGetParametersForImport_replacesAPairThatHasEnded(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -547,7 +547,7 @@ func TestImportKeyMaterial_withPKCS1v15_whenItIsNoLongerAllowed(t *testing.T) {
 
 func TestVersionID_isAStableNameOfItsOwn(t *testing.T) {
 	t.Parallel()
-	// Written down: CKA_ID of every key in every module is this, for ever.
+	// Written down: CKA_ID of every key in every module is this, and must never change.
 	key := uuid.MustParse("b0c1d2e3-0000-4000-8000-000000000001")
 	const want = "b13dbd89-f62c-5df1-a694-12f51025dd02"
 	first := kms.VersionID(key, 1)
@@ -559,7 +559,7 @@ func TestVersionID_isAStableNameOfItsOwn(t *testing.T) {
 	}
 }
 
-// Whoever may ask for parameters must not be able to fill a token with pairs.
+// A user who may request parameters must not be able to fill a token with pairs.
 func TestGetParametersForImport_keepsFewPairsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

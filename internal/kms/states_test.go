@@ -91,7 +91,7 @@ func TestNext_everyStateAndEveryEvent(t *testing.T) {
 }
 
 // A status may have been written by a later version, and a status is what states come from.
-func TestNext_whatNobodyKnows_isRefused(t *testing.T) {
+func TestNext_unknownStatesAndEvents_areRefused(t *testing.T) {
 	t.Parallel()
 	for _, event := range append(kms.Events(), "of a later version") {
 		got, err := kms.Next("of a later version", event, true)
@@ -199,7 +199,7 @@ func TestGetParametersForImport_ofADestroyedKey_makesNothing(t *testing.T) {
 	}
 }
 
-// Nobody has to notice: an operation looks at the clock itself, though the material is still there.
+// Nothing has to happen first: an operation looks at the clock itself, though the material is still there.
 func TestOperations_afterTheMaterialsEnd_areRefused(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

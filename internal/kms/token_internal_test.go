@@ -25,7 +25,7 @@ func FuzzParseToken(f *testing.F) {
 		token, tag, ok := parseToken(raw)
 		if !ok {
 			if tag != nil || token != (importToken{}) {
-				t.Error("something comes of a token that is none")
+				t.Error("an invalid token is accepted")
 			}
 			return
 		}

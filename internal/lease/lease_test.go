@@ -78,7 +78,7 @@ func TestGuard_letsWritesThroughWhileTheLeaseIsHeldOnly(t *testing.T) {
 		"renewals that failed for too long": {[]step{create, fails, later(time.Minute), update(mine)}, 0},
 		"given back":                        {[]step{create, update(nobodys)}, 0},
 		"not even given back":               {[]step{create, fails, update(nobodys)}, 0},
-		"somebody else's":                   {[]step{create, update(theirs)}, 0},
+		"of another operator":               {[]step{create, update(theirs)}, 0},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()

@@ -94,7 +94,7 @@ func TestFrom_neverShowsTheTextOfAnUnknownError(t *testing.T) {
 			g.Expect(got.Message).NotTo(Or(ContainSubstring("eyJ"), ContainSubstring("10.0.0.7"), ContainSubstring("words of a module")))
 			g.Expect(got.Message).NotTo(BeEmpty())
 			if tc.reason != "Reason" && tc.reason != v1alpha1.ReasonNamespaceTerminating {
-				g.Expect(got.Class).To(Equal(reconciler.Transient), "what nobody knows is tried again")
+				g.Expect(got.Class).To(Equal(reconciler.Transient), "what is unknown is retried")
 			}
 			// The log has everything.
 			g.Expect(errors.Is(got, tc.err) || errors.Is(tc.err, got)).To(BeTrue())

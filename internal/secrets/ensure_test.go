@@ -358,7 +358,7 @@ func TestEnsure_reportsThatTheAPIServerRefused(t *testing.T) {
 	}{
 		"a quota":             {prepare: fixture.limitSecrets, says: "exceeded quota: few-secrets"},
 		"an admission policy": {prepare: fixture.denySecrets, says: "there are no Secrets here"},
-		"no permission":       {as: "nobody", says: "nobody"},
+		"no permission":       {as: "guest", says: "guest"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

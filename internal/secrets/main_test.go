@@ -34,11 +34,11 @@ func newFixture(t *testing.T) fixture {
 	return fixture{NewWithT(t), t, env, ns, secrets.New(env.Client, env.Client, ns)}
 }
 
-// make makes an object as somebody else would.
+// make creates an object as another user would.
 func (f fixture) make(o client.Object) {
 	f.t.Helper()
 	o.SetNamespace(f.ns)
-	f.Expect(f.env.Client.Create(f.t.Context(), o, client.FieldOwner("somebody"))).To(Succeed())
+	f.Expect(f.env.Client.Create(f.t.Context(), o, client.FieldOwner("another-user"))).To(Succeed())
 }
 
 // read reads a Secret that must exist.

@@ -54,7 +54,7 @@ func TestStorage_makesNoOtherRootKeyBesideSealedKeys(t *testing.T) {
 
 	f.Expect(s.Delete(t.Context(), "record")).To(Succeed())
 	_, err = s.RootKey(t.Context())
-	f.Expect(hsm.KindOf(err)).To(Equal(hsm.Misconfigured), "the store is open under the one that is gone")
+	f.Expect(hsm.KindOf(err)).To(Equal(hsm.Misconfigured), "the store is open under the former one")
 	again, announced := f.storage(store, "team-a")
 	_, err = again.RootKey(t.Context())
 	f.Expect(err).NotTo(HaveOccurred(), "nothing is sealed any more when the store is opened")
@@ -87,8 +87,8 @@ func TestStorage_refusesARootKeyThatIsDamaged(t *testing.T) {
 func TestStorage_whoMayNotReadIsToldToTryAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	nobody := f.env.As(t, "nobody")
-	denied := secrets.New(nobody, nobody, f.ns).Storage(store, "team-a", func(string) { t.Error("no root key is made") })
+	guest := f.env.As(t, "guest")
+	denied := secrets.New(guest, guest, f.ns).Storage(store, "team-a", func(string) { t.Error("no root key is made") })
 	_, rootErr := denied.RootKey(t.Context())
 	_, loadErr := denied.Load(t.Context())
 	for call, err := range map[string]error{
@@ -123,7 +123,7 @@ func TestStorage_twoOperatorsAtOnceAgreeOnOneRootKey(t *testing.T) {
 		made += len(*announced[i])
 	}
 	f.Expect(keys[0]).To(HaveLen(32))
-	f.Expect(made).To(Equal(1), "whoever made it announces it")
+	f.Expect(made).To(Equal(1), "its maker announces it")
 }
 
 func TestStorage_findsWhatItSavedAndNothingOfOtherStores(t *testing.T) {
@@ -134,7 +134,7 @@ func TestStorage_findsWhatItSavedAndNothingOfOtherStores(t *testing.T) {
 	f.Expect(s.Save(t.Context(), "key-1", []byte{1})).To(Succeed())
 	f.Expect(s.Save(t.Context(), "key-1", []byte{2})).To(Succeed(), "a record may be written over")
 	f.Expect(s.Delete(t.Context(), "mac")).To(Succeed())
-	f.Expect(s.Delete(t.Context(), "mac")).To(Succeed(), "what is gone is gone")
+	f.Expect(s.Delete(t.Context(), "mac")).To(Succeed(), "deleting twice is no error")
 	for _, other := range []struct {
 		ref       v1alpha1.KeyStoreReference
 		namespace string

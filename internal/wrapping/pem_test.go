@@ -35,7 +35,7 @@ func TestParsePublicKey_refusesAnInputWithABlockThatCannotBeRead(t *testing.T) {
 		"BEGIN in lower case":                  replace("BEGIN", "begin"),
 		"BEGIN misspelt":                       replace("BEGIN", "BEGN"),
 		"a label in lower case":                replace("BEGIN CERTIFICATE", "BEGIN certificate"),
-		"a label that nobody knows":            strings.ReplaceAll(leaf, "CERTIFICATE", "CERTIFICAT"),
+		"an unknown label":                     strings.ReplaceAll(leaf, "CERTIFICATE", "CERTIFICAT"),
 		"no label":                             strings.ReplaceAll(leaf, " CERTIFICATE", ""),
 		"another END than BEGIN":               replace("END CERTIFICATE", "END PUBLIC KEY"),
 		"a damaged END line":                   replace("-----END CERTIFICATE-----", "-----END CERTIFICATE---"),

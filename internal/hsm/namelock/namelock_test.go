@@ -62,7 +62,7 @@ func TestLock_waiterGivesUpWithItsContext(t *testing.T) {
 	mustLock(t, &l, "a")() // the waiter that gave up does not hold it
 }
 
-func TestLock_thatNobodyUses_isForgotten(t *testing.T) {
+func TestLock_withoutUsers_isForgotten(t *testing.T) {
 	t.Parallel()
 	var l Locks
 	done, cancel := context.WithCancel(t.Context())

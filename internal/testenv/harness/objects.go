@@ -118,7 +118,7 @@ func (o *Operator) Waits(t testing.TB, object client.Object, reason string, says
 	return message
 }
 
-// Stalls waits until an object says that somebody must change something, and returns its words.
+// Stalls waits until an object says that a user must change something, and returns the message.
 func (o *Operator) Stalls(t testing.TB, object client.Object, reason string, says ...string) string {
 	t.Helper()
 	message := o.Condition(t, object, v1alpha1.ConditionStalled, metav1.ConditionTrue, reason)
