@@ -21,8 +21,8 @@ BENCHFLAGS ?=
 # The packages and flags of make test. If you set PKG, it does not test the modules under hack/. golangci-lint runs vet.
 PKG ?= ./...
 TESTFLAGS ?= -vet=off -parallel 4 -timeout 60m
-# The packages below Kubernetes, which make test runs with the race detector. For the others, which need an API server, it
-# would double the time; make race does it.
+# The packages without Kubernetes, which make test runs with the race detector. It would double the time of the others, and
+# compile the libraries of Kubernetes again; make race does it.
 RACE_PKG := $(addprefix ./internal/,audit/... ciphertext/... hsm/... kms/... redact/... wrapping/...)
 FUZZTIME ?= 10s
 # The limit for minimizing an interesting input. The default, a minute, is longer than FUZZTIME.

@@ -49,7 +49,7 @@ func recipientEntry(object *v1alpha1.ExportedDataKey) (secrets.Kind, *v1alpha1.E
 }
 
 // readRecipient reads the public key live, and sets recipient, fingerprint and source from what it read. recipient
-// stays nil where an ImportedKey no longer publishes the key that was exported to. Reasons: as findRecipient.
+// stays zero where an ImportedKey no longer publishes the key that was exported to. Reasons: as findRecipient.
 func (r *exportedDataKeyReconciler) readRecipient(ctx context.Context, s *exportScope) error {
 	kind, ref := recipientEntry(s.object)
 	from := &s.object.Spec.PublicKey

@@ -30,7 +30,7 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 	}
 	phaseCtx, cancel := reconciler.PhaseContext(ctx)
 	defer cancel()
-	err := r.cleanUp(phaseCtx, object)
+	destroyed, err := r.cleanUp(phaseCtx, object)
 	if err != nil && !errors.Is(err, errStoreGone) {
 		blocked := reconciler.RetryAfter(err, lookAgainInterval)
 		blocked.Message = "Deletion is waiting for the key store, because the import key pairs (and the key, if deletionPolicy is Delete) " +
@@ -52,7 +52,7 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 			"keyStore", storeName(object), "keyVersionID", object.Status.KeyVersionID, "token", object.Status.Token)
 		r.Recorder.Eventf(object, nil, corev1.EventTypeWarning, "LeftInModule", "Delete",
 			"%s no longer exists, so key %s was left in the module.", storeName(object), object.Status.KeyVersionID)
-	} else if err == nil && destroysKey(object) {
+	} else if destroyed {
 		r.Recorder.Eventf(object, nil, corev1.EventTypeNormal, "KeyDestroyed", "Delete",
 			"The key %s was destroyed in its module.", object.Status.KeyVersionID)
 	}
@@ -72,21 +72,21 @@ func (r *importedKeyReconciler) sayLeft(ctx context.Context, object *v1alpha1.Im
 	return client.IgnoreNotFound(reconciler.PatchStatus(ctx, r.Client, before, object))
 }
 
-// cleanUp needs no consent: a namespace that may no longer use a key store may still take out what it put in.
-func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.ImportedKey) error {
+// cleanUp reports whether it destroyed the key. It needs no consent: a namespace that may no longer use a key store may still take out what it put in.
+func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.ImportedKey) (destroyed bool, err error) {
 	store, err := keystore.Get(ctx, r.Client, storeOf(object))
 	if apierrors.IsNotFound(err) {
-		return errStoreGone
+		return false, errStoreGone
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if lost, err := r.outOfReach(ctx, store); err != nil {
-		return err
+		return false, err
 	} else if lost {
-		return errStoreGone
+		return false, errStoreGone
 	}
-	return r.stores.CleanUp(ctx, store.ID, func(ops keystore.Session) error {
+	err = r.stores.CleanUp(ctx, store.ID, func(ops keystore.Session) error {
 		key, err := keyring.Of(object).KMS()
 		if err != nil {
 			return err
@@ -101,8 +101,10 @@ func (r *importedKeyReconciler) cleanUp(ctx context.Context, object *v1alpha1.Im
 			return err
 		}
 		r.Announce(object, r.noteUse(ctx, object))
-		return r.destroyKey(ctx, ops, object, key, audit.DestroyKey)
+		destroyed, err = r.destroyKey(ctx, ops, object, key, audit.DestroyKey)
+		return err
 	})
+	return destroyed, err
 }
 
 // storeOf returns the key store that has an object's key.

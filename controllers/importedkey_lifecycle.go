@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
@@ -201,7 +202,8 @@ func (r *importedKeyReconciler) deleteMaterial(ctx context.Context, s *importSco
 // destroy destroys the material in the module.
 func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope, operation audit.Operation) error {
 	err := r.stores.CleanUp(ctx, storeOf(s.object), func(ops keystore.Session) error {
-		return r.destroyKey(ctx, ops, s.object, s.key, operation)
+		_, err := r.destroyKey(ctx, ops, s.object, s.key, operation)
+		return err
 	})
 	if err != nil {
 		return err
@@ -210,13 +212,22 @@ func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope, ope
 	return nil
 }
 
-// destroyKey destroys a key in its module, unless another object holds it there.
-func (r *importedKeyReconciler) destroyKey(ctx context.Context, ops keystore.Session, object *v1alpha1.ImportedKey, key kms.Key, operation audit.Operation) error {
+// destroyKey destroys a key in its module, unless another object holds it there. If the key store has another token than
+// the one with the key, it reports what may be left in that one.
+func (r *importedKeyReconciler) destroyKey(ctx context.Context, ops keystore.Session, object *v1alpha1.ImportedKey, key kms.Key, operation audit.Operation) (destroyed bool, err error) {
 	other, err := r.keys.Rival(ctx, keyring.Of(object), key.Primary.ID.String(), ops.Token)
 	if err != nil || other != nil {
-		return err
+		return false, err
 	}
-	return r.recorded(keyLine(operation, object, key), func(*audit.Record) error { return ops.DeleteKeyMaterial(ctx, key) })
+	err = r.recorded(keyLine(operation, object, key), func(*audit.Record) error { return ops.DeleteKeyMaterial(ctx, key) })
+	if former := object.Status.Token; err == nil && former != "" && former != ops.Token {
+		r.leftInModule.Inc()
+		log.FromContext(ctx).Info("Destroyed a key in another token than the one that it was imported into, which may still have it",
+			"keyStore", storeName(object), "keyVersionID", object.Status.KeyVersionID, "token", former)
+		r.Announce(object, []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "LeftInModule", Action: "Destroy", Message: fmt.Sprintf(
+			"%s now has another token, so key %s may be left in the token that it was imported into.", storeName(object), object.Status.KeyVersionID)}})
+	}
+	return err == nil, err
 }
 
 // stillSo returns an error when an object's spec is no longer as the cache has it. A key that is destroyed cannot be made

@@ -73,6 +73,7 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 		if err == nil {
 			r.sweep(ctx, scope)
 		}
+		scope.dropOldReport()
 		return reconciler.Outcome{
 			Err: err, ReadyMessage: "The module is ready.", After: r.healthInterval,
 			Events: slices.Concat(noteService(was, err), r.noteRootKey(scope.rootKey), scope.events),

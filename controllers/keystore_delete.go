@@ -53,6 +53,7 @@ func (r *keyStoreReconciler) reconcileDelete(ctx context.Context, store keystore
 		if r.stores.MarkTried(store.ID) || scope.opened || problem != nil {
 			r.stores.Announce(ctx, store.ID, stateAfter(problem))
 		}
+		scope.dropOldReport()
 		return reconciler.Outcome{Err: inUse(users, problem), After: r.healthInterval}
 	})
 }

@@ -88,3 +88,33 @@ func TestKeyStore_keyThatItsOwnerDestroyed_isNotMissing(t *testing.T) {
 	o.Settled(t, store)
 	o.missing(t, store)
 }
+
+// A key is destroyed in the token that its key store has now. Its material may still be in the one that it was imported into.
+func TestImportedKey_destroyedWhileItsStoreHasAnotherToken_saysWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	token, empty := ownToken(t), ownToken(t)
+	o := startOperator(t)
+	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
+	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
+	o.missing(t, store, key)
+
+	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "now")
+	harness.WantWords(t, o.Event(t, key, "LeftInModule"), []string{`KeyStore "store" now has another token`, key.Status.KeyVersionID})
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
+}
+
+// A report about another spec is not kept: it may be about another module.
+func TestKeyStore_thatLacksKeysAndGetsAWrongSpec_noLongerReportsThem(t *testing.T) {
+	t.Parallel()
+	token, empty := ownToken(t), ownToken(t)
+	o := startOperator(t)
+	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
+	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
+	o.missing(t, store, key)
+
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = "no-such-token" })
+	o.missing(t, store)
+	o.Waits(t, store, v1alpha1.ReasonModuleMisconfigured)
+}

@@ -33,14 +33,15 @@ const maxListed = 10
 func (r *keyStoreReconciler) sweep(ctx context.Context, s *keyStoreScope) {
 	ctx, cancel := reconciler.PhaseContext(ctx)
 	defer cancel()
-	now, state := r.clock.Now(), r.stores.LastSweep(s.ID)
-	if state.At.IsZero() || state.Missing > 0 || !now.Before(state.At.Add(sweepInterval)) {
+	state := r.stores.LastSweep(s.ID)
+	// A status patch that failed may have left a report that is out of date.
+	if state.At.IsZero() || state.Missing > 0 || s.Status.MissingKeys != nil || !r.clock.Now().Before(state.At.Add(sweepInterval)) {
 		missing, err := r.sweepModule(ctx, s.ID, &state)
 		if err != nil {
 			log.FromContext(ctx).Error(err, "The sweep of the module failed", "keyStore", s.ID.String())
 			return
 		}
-		state.At, state.Missing = now, len(missing)
+		state.Missing = len(missing)
 		s.publishMissing(missing)
 	}
 	unheld, err := r.withoutHolder(ctx, state.Unheld)
@@ -54,26 +55,40 @@ func (r *keyStoreReconciler) sweep(ctx context.Context, s *keyStoreScope) {
 }
 
 // sweepModule destroys the pairs that have expired, sets the master keys in the module, and returns the versions that it
-// lacks. What must be there is looked up first: an import that ends meanwhile adds to the module only.
+// lacks: those that must be there before the list and after it, because keys are imported and destroyed meanwhile. It sets
+// the time of the sweep, unless pairs could not be destroyed, which is then tried again with the next health check.
 func (r *keyStoreReconciler) sweepModule(ctx context.Context, id keystore.ID, state *keystore.Sweep) (missing []string, err error) {
-	held, err := r.versionsInModule(ctx, id)
+	before, err := r.versionsInModule(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	err = r.stores.CleanUp(ctx, id, func(ops keystore.Session) error {
+	err = r.stores.CleanUp(ctx, id, func(ops keystore.Session) (err error) {
+		if state.Unheld, err = ops.MasterKeys(ctx); err != nil {
+			return err
+		}
+		state.At = r.clock.Now()
 		destroyed, err := ops.Sweep(ctx)
+		if err != nil {
+			state.At = time.Time{}
+			log.FromContext(ctx).Error(err, "Import key pairs that have expired could not be destroyed", "keyStore", id.String())
+		}
 		if destroyed > 0 {
 			log.FromContext(ctx).Info("Destroyed import key pairs that had expired", "keyStore", id.String(), "pairs", destroyed)
 		}
-		if err == nil {
-			state.Unheld, err = ops.MasterKeys(ctx)
-		}
-		return err
+		return nil
 	})
-	for _, key := range state.Unheld {
-		delete(held, key.KeyVersionID.String())
+	if err != nil {
+		return nil, err
 	}
-	return slices.Sorted(maps.Keys(held)), err
+	after, err := r.versionsInModule(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range state.Unheld {
+		delete(after, key.KeyVersionID.String())
+	}
+	maps.DeleteFunc(after, func(version string, _ bool) bool { return !before[version] })
+	return slices.Sorted(maps.Keys(after)), nil
 }
 
 // versionsInModule are the key versions that the module of a key store must have.
@@ -103,11 +118,22 @@ func (s *keyStoreScope) publishMissing(versions []string) {
 	message := fmt.Sprintf("The module does not have %d of the keys that ImportedKeys hold in this key store: %s. The operator does not create them again, "+
 		"and data keys under them cannot be used. If the HSM was replaced, restore its backup into the new token. "+
 		"If spec.pkcs11 was changed by mistake, change it back.", len(versions), listed(versions))
-	if meta.SetStatusCondition(&s.Status.Conditions, metav1.Condition{
+	was := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionKeysMissing)
+	isNew := was == nil || was.Message != message
+	meta.SetStatusCondition(&s.Status.Conditions, metav1.Condition{
 		Type: v1alpha1.ConditionKeysMissing, Status: metav1.ConditionTrue, Reason: v1alpha1.ConditionKeysMissing,
 		Message: message, ObservedGeneration: s.GetGeneration(),
-	}) {
+	})
+	if isNew {
 		s.events = append(s.events, reconciler.Event{Type: corev1.EventTypeWarning, Reason: "KeysMissing", Action: "Sweep", Message: message})
+	}
+}
+
+// dropOldReport removes a report of missing keys about another spec, whose module may be another one.
+func (s *keyStoreScope) dropOldReport() {
+	c := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionKeysMissing)
+	if c != nil && c.ObservedGeneration != s.GetGeneration() {
+		s.publishMissing(nil)
 	}
 }
 

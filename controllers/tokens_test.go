@@ -62,7 +62,7 @@ var softHSMTokens = sync.OnceValue(func() (made struct {
 	made.common = tokens.SoftHSM(&process)
 	tokens.SoftHSMLabelled(&process, twinLabel)
 	tokens.SoftHSMLabelled(&process, twinLabel)
-	made.pins = make(chan tokens.Token, 16)
+	made.pins = make(chan tokens.Token, 24)
 	for range cap(made.pins) {
 		made.pins <- tokens.SoftHSM(&process)
 	}

@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"slices"
 
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -9,8 +10,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
 
-// Change reports the state of a key store that has changed. Ready and Failing tell those who wait for it; Suspect tells
-// its own reconciler.
+// Change reports the state of a key store that has changed. Suspect tells its own reconciler; the other states tell
+// those who wait for it.
 type Change struct {
 	ID    ID
 	State State
@@ -45,8 +46,9 @@ func (r *Registry) Tried(id ID) bool {
 // have taken the news, or the context ends.
 func (r *Registry) Announce(ctx context.Context, id ID, state State) {
 	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for _, changes := range r.subscribers {
+	subscribers := slices.Clone(r.subscribers)
+	r.mu.RUnlock() // a send may block, and must not block other calls
+	for _, changes := range subscribers {
 		select {
 		case changes <- event.TypedGenericEvent[Change]{Object: Change{id, state}}:
 		case <-ctx.Done():

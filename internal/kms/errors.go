@@ -87,7 +87,7 @@ func invalid(parameter, format string, args ...any) *Error {
 
 func missing(parameter string) *Error { return &Error{Code: MissingParameter, Parameter: parameter} }
 
-// hsmCodes maps kinds of module errors to codes. NotFound is missing, because its code depends on the object.
+// hsmCodes maps kinds of module errors to codes.
 var hsmCodes = map[hsm.Kind]Code{
 	hsm.InvalidMaterial: InvalidKeyMaterial,
 	hsm.MaterialLength:  InvalidKeyMaterial,

@@ -27,6 +27,3 @@ func NewRecipient(key *wrapping.PublicKey, spec wrapping.KeySpec, algorithm wrap
 
 // IsZero reports whether there is no recipient.
 func (r Recipient) IsZero() bool { return r.key == nil }
-
-// Fingerprint returns the fingerprint of the public key.
-func (r Recipient) Fingerprint() string { return r.key.Fingerprint() }

@@ -62,7 +62,7 @@ func (m *Module) ListWrappingKeys(ctx context.Context) ([]hsm.WrappingKey, error
 }
 
 // eachObject calls visit for each token object of a class whose CKA_ID is a UUID. It returns the number of objects of that
-// class, whatever their CKA_ID.
+// class that could be read, whatever their CKA_ID.
 func (s *session) eachObject(class uint, visit func(id uuid.UUID, label string)) (found int, err error) {
 	handles, err := s.FindObjects([]*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, class), p11.NewAttribute(p11.CKA_TOKEN, true),
@@ -78,11 +78,12 @@ func (s *session) eachObject(class uint, visit func(id uuid.UUID, label string))
 		if err != nil {
 			return 0, err
 		}
+		found++
 		if id, err := uuid.FromBytes(values[0]); err == nil {
 			visit(id, string(values[1]))
 		}
 	}
-	return len(handles), nil
+	return found, nil
 }
 
 // DestroyWrappingKey implements hsm.Module. It destroys the private half first, so that a crash leaves only a public key.

@@ -21,7 +21,7 @@ import (
 // an RSA-4096 key pair. A call that takes longer hangs.
 const initializeWait = 15 * time.Second
 
-// maxOpening bounds the calls of Open on one token at a time, including those that hang in the library after their callers
+// maxOpening bounds the calls of Open with one selector at a time, including those that hang in the library after their callers
 // gave up. Key stores are opened again and again, and each Open that hangs holds a thread of the operating system.
 const maxOpening = 4
 
@@ -59,7 +59,7 @@ type library struct {
 	parameters        string
 	reinitializations *rate.Limiter
 
-	mu          sync.Mutex // guards the fields up to the blank line; not held during calls into the library
+	mu          sync.Mutex // guards the fields up to the blank line; not held during calls that may hang in the library
 	c           Cryptoki
 	initialized bool
 	generation  uint64              // counts C_Initialize calls

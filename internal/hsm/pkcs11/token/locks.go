@@ -33,7 +33,7 @@ func acquire(ctx context.Context, s *semaphore.Weighted, n int64) error {
 }
 
 // byKey has one value per key, created on first use. The zero value is ready for use. Values are never removed, so keys must
-// be few: tokens, for example.
+// be few: the selectors of key stores, for example.
 type byKey[K comparable, V any] struct {
 	mu     sync.Mutex
 	values map[K]V

@@ -81,17 +81,20 @@ func (l *Libraries) Open(ctx context.Context, cfg Config, test func(*Session) er
 	}
 	// A C call that hangs does so in this goroutine, which cleans up if the call ever returns. It releases the semaphore only
 	// then, so no more than maxOpening goroutines hang.
-	done := make(chan error, 1)
+	done := make(chan error) // without a buffer: what is sent was received
 	go func() {
 		defer opening.Release(1)
 		err := t.open(ctx, test)
-		if err == nil {
-			err = ctx.Err()
-		}
 		if err != nil {
 			_ = t.Close(context.WithoutCancel(ctx))
 		}
-		done <- err
+		select {
+		case done <- err:
+		case <-ctx.Done():
+			if err == nil { // the caller may have given up
+				_ = t.Close(context.WithoutCancel(ctx))
+			}
+		}
 	}()
 	select {
 	case err := <-done:
