@@ -41,11 +41,11 @@ var (
 		"Seconds until the first import token of a key that waits for its material ends; absent when none waits.", nil, nil)
 )
 
-// newLeftInModule makes the counter of keys that were left behind in a module.
+// newLeftInModule returns the counter of keys that may have been left in a module.
 func newLeftInModule() prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "keyconvoy_left_in_module_total",
-		Help: "ImportedKeys that were deleted while their module could not be reached any more, so that a key or import key pairs stayed in it.",
+		Help: "Keys that may have been left in a module: their ImportedKeys were deleted, or their material was to be destroyed, when the module could not be reached.",
 	})
 }
 

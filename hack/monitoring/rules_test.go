@@ -311,7 +311,7 @@ var cases = map[string]struct {
 
 	"a key is left in its module": {
 		[]string{up, `keyconvoy_left_in_module_total 0x30 1x60`}, 32 * time.Minute,
-		alerts{"KeyconvoyKeysLeftInModule": {"An ImportedKey was deleted and left a key or import key pairs in its module."}},
+		alerts{"KeyconvoyKeysLeftInModule": {"A key or import key pairs were left in a module."}},
 	},
 	"no key is left in its module": {[]string{up, `keyconvoy_left_in_module_total 0x90`}, time.Hour, nil},
 	"the audit log cannot be written": {

@@ -27,7 +27,7 @@ var remedies = map[string]string{
 	"KeyState":            "The state of an ImportedKey changed. The event is a warning if the material expired or was deleted, or the key was destroyed. If that was not intended, import the same material again.",
 	"KeyInUse":            "A key is about to be destroyed, but DataKeys still depend on it. If that was not intended, cancel the deletion (`desiredState: Enabled`).",
 	"KeyDestroyed":        "The object was deleted with `deletionPolicy: Delete`, and the operator destroyed the key in the module.",
-	"LeftInModule":        "The object was deleted after its key store, so its key is still in the module. To remove it, create the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",
+	"LeftInModule":        "The object was deleted after its key store, or the key store was changed to another token, so the key may still be in the module. To remove it, create the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",
 	"KeyStoreAvailable":   "A key store is available again. Objects that waited for it continue automatically.",
 	"KeyStoreUnavailable": "A key store is unavailable, so nothing is imported, generated or exported in it. See its conditions. The operator retries.",
 	"RecipientChanged":    "The operator exported the data key again, for another public key. Check that the recipient has the matching private key. If the change was not intended, find out who made it.",
