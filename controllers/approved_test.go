@@ -6,13 +6,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // Someone without the verb export deletes a DataKey and creates another one with its name, under a key whose material

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -22,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 func TestClusterExport_selectorThatIsNone_isRefused_andLeavesWhatIsThere(t *testing.T) {

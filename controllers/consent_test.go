@@ -5,14 +5,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 type policy = v1alpha1.ExportPolicy

@@ -3,13 +3,12 @@ package controllers_test
 import (
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {

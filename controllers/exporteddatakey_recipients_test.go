@@ -8,12 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 

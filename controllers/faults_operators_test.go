@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -20,6 +18,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // patientTiming is longer than any machine stalls.

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"github.com/google/uuid"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/client-go/rest"
@@ -30,6 +28,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // fuse kills the process that it is in, or stops it, right after so many of the operator's outside effects: calls that

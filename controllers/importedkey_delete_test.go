@@ -6,13 +6,12 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // inModule says whether the module that was opened last holds a key.

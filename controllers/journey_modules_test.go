@@ -5,10 +5,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // A data key under a key in one module becomes a key in another module. Everything is applied at once;

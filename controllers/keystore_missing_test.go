@@ -5,11 +5,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // missing waits until a key store reports that its module lacks these keys; none is that it lacks no key.

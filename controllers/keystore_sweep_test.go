@@ -5,14 +5,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"github.com/google/uuid"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 

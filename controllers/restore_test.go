@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,6 +18,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // backup is what a backup tool keeps of a test's namespaces: of each object the kind, the name, labels,

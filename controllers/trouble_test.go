@@ -4,14 +4,13 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
-
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 var errCable = hsm.Errorf(hsm.Unavailable, "The device does not answer.")
