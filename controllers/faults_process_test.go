@@ -130,7 +130,7 @@ const (
 
 type givenOperator struct {
 	Kubeconfig, Namespace, OwnNamespace, Library string
-	// Identity is whom the operator is in the election of a leader; empty for none.
+	// Identity is the operator's identity in the election of a leader; empty without an election.
 	Identity string
 	Timing   lease.Timing
 }

@@ -127,7 +127,7 @@ func (r *importedKeyReconciler) adoptInModule(ctx context.Context, s *importScop
 		if err != nil {
 			return err
 		}
-		// A holder in another namespace is mentioned only to those to whom the module would give the key.
+		// Mention a holder in another namespace only if the module would give the key to this namespace.
 		if holder != nil && holder.Name().Namespace == s.object.Namespace {
 			return errKeyVersionTaken
 		}

@@ -2,12 +2,14 @@ package controllers_test
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
@@ -88,15 +90,56 @@ func TestKeyStore_keyThatItsOwnerDestroyed_isNotMissing(t *testing.T) {
 	o.missing(t, store)
 }
 
-// A key is destroyed in the token that its key store has now. Its material may still be in the one that it was imported into.
-func TestImportedKey_destroyedWhileItsStoreHasAnotherToken_saysWhatIsLeft(t *testing.T) {
+// A key is destroyed after the sweep has looked up which keys must be there, and before it lists those that are.
+func TestKeyStore_keyThatIsDestroyedDuringTheSweep_isNotMissing(t *testing.T) {
 	t.Parallel()
+	var o *operator
+	var key *v1alpha1.ImportedKey
+	var armed, destroyed atomic.Bool
+	o = startOperator(t, harness.WithModules(func(m *hsmtest.Recorder) {
+		m.Before("ListKeys", func() {
+			if armed.CompareAndSwap(true, false) {
+				o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "now")
+				o.Waits(t, key, v1alpha1.ReasonPendingImport)
+				destroyed.Store(true)
+			}
+		})
+	}))
+	store := o.store(t, onSoftware)
+	key = o.enabledKey(t, "key", nil)
+	armed.Store(true)
+	o.Restart(t)
+	harness.Eventually(t, func() string {
+		if !destroyed.Load() {
+			return "the sweep has not listed the keys"
+		}
+		return ""
+	})
+	o.Settled(t, store)
+	o.missing(t, store)
+	for _, e := range o.Events(t, store) {
+		if strings.HasPrefix(e, v1alpha1.ConditionKeysMissing) {
+			t.Errorf("the event is %s", e)
+		}
+	}
+}
+
+// startWithMissingKey starts an operator with a key store that was changed to a token without its key.
+func startWithMissingKey(t *testing.T) (*operator, *v1alpha1.KeyStore, *v1alpha1.ImportedKey) {
+	t.Helper()
 	token, empty := ownToken(t), ownToken(t)
 	o := startOperator(t)
 	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
 	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
 	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
 	o.missing(t, store, key)
+	return o, store, key
+}
+
+// A key is destroyed in the token that its key store has now. Its material may still be in the one that it was imported into.
+func TestImportedKey_destroyedWhileItsStoreHasAnotherToken_saysWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	o, _, key := startWithMissingKey(t)
 
 	o.Annotate(t, key, v1alpha1.AnnotationDeleteKeyMaterial, "now")
 	harness.WantWords(t, o.Event(t, key, "LeftInModule"), []string{`KeyStore "store" now has another token`, key.Status.KeyVersionID})
@@ -106,12 +149,7 @@ func TestImportedKey_destroyedWhileItsStoreHasAnotherToken_saysWhatIsLeft(t *tes
 // A report about another spec is not kept: it may be about another module.
 func TestKeyStore_thatLacksKeysAndGetsAWrongSpec_noLongerReportsThem(t *testing.T) {
 	t.Parallel()
-	token, empty := ownToken(t), ownToken(t)
-	o := startOperator(t)
-	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
-	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
-	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
-	o.missing(t, store, key)
+	o, store, _ := startWithMissingKey(t)
 
 	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = "no-such-token" })
 	o.missing(t, store)

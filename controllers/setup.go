@@ -47,7 +47,7 @@ type Options struct {
 	Metrics prometheus.Registerer
 	// Audit is where operations on keys are recorded; nil for nowhere.
 	Audit *audit.Log
-	// Caches observes the manager's caches; nil for not at all.
+	// Caches observes the manager's caches; nil if nothing observes them.
 	Caches *Caches
 	// Clock defaults to the wall clock.
 	Clock clock.PassiveClock

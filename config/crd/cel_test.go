@@ -39,30 +39,9 @@ const (
 	pkcs11   = `type: PKCS11, pkcs11: {module: m, token: {label: l}}`
 )
 
-func material(fields string) string { return imported + `, material: {` + fields + `}}` }
-
 func recipient(fields string) string {
 	return `{dataKeyRef: {name: d}, wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256, publicKey: {` + fields + `}}`
 }
-
-func wrappedWith(spec, algorithm string) string {
-	return fmt.Sprintf(`{dataKeyRef: {name: d}, publicKey: {type: Blob, blob: AA==}, wrappingKeySpec: %s, wrappingAlgorithm: %s`, spec, algorithm)
-}
-
-func importedWith(spec, algorithm string) string {
-	return fmt.Sprintf(`{keyStoreRef: {kind: KeyStore, name: s}, keySpec: AES_256, importParameters: {wrappingKeySpec: %s, wrappingAlgorithm: %s}}`, spec, algorithm)
-}
-
-// adopting is a field of an imported key; the digit tells one key version from another.
-func adopting(digit string) string {
-	return `, adopt: {keyVersionID: "` + digit + `0000000-0000-5000-8000-000000000000"}`
-}
-
-func exportPolicySelector() (before, after string) {
-	return imported + `, exportPolicy: {namespaces: {from: Selector, selector: `, `}}}`
-}
-
-func exportPolicy(fields string) string { return imported + `, exportPolicy: {` + fields + `}}` }
 
 // clusterExport exports to all namespaces that match; template is all of the template but its braces.
 func clusterExport(template string) string {
@@ -75,45 +54,12 @@ const (
 	distributed = fromDataKey + `publicKey: {type: Blob, blob: AA==}, ` + underRSA
 )
 
-func distributedWith(spec, algorithm, rest string) string {
-	return clusterExport(fromDataKey + `publicKey: {type: Blob, blob: AA==}, wrappingKeySpec: ` + spec + `, wrappingAlgorithm: ` + algorithm + rest)
-}
-
-func distributedTo(fields string) string {
-	return clusterExport(fromDataKey + `publicKey: {` + fields + `}, ` + underRSA)
-}
-
-// ofTemplate makes examples of a template from those of a whole spec.
-func ofTemplate(all map[string]examples) map[string]examples {
-	template := func(spec string) string {
-		return clusterExport(strings.TrimSuffix(strings.TrimPrefix(spec, `{`), `}`))
-	}
-	templates := func(specs []string) (out []string) {
-		for _, spec := range specs {
-			out = append(out, template(spec))
-		}
-		return out
-	}
-	out := map[string]examples{}
-	for start, e := range all {
-		changed := examples{accepted: templates(e.accepted), rejected: templates(e.rejected)}
-		if e.before != "" {
-			changed.before = template(e.before)
-		}
-		out[start] = changed
-	}
-	return out
-}
-
 // members are the fields of the unions, by their names.
 var members = map[string]string{
 	"pkcs11": `pkcs11: {module: m, token: {label: l}}`, "blob": `blob: AA==`,
 	"secretKeyRef": `secretKeyRef: {name: e, key: k}`, "configMapKeyRef": `configMapKeyRef: {name: e, key: k}`,
 	"importedKeyRef": `importedKeyRef: {name: i}`,
 }
-
-// member is a field of a union and its type.
-func member(field string) string { return `type: ` + typeOf(field) + `, ` + members[field] }
 
 // typeOf is the name of a field of a union as a type.
 func typeOf(field string) string { return strings.ToUpper(field[:1]) + field[1:] }
@@ -132,15 +78,6 @@ func unionRules(kind, path string, spec func(fields string) string, fields ...st
 		all[rule{kind, path, field + " must be set if type is " + typeOf(field) + ", and only then"}] = only(e)
 	}
 	return all
-}
-
-// materialFrom is a source of the material, and importTokenFrom one of its import token.
-func materialFrom(fields string) string {
-	return material(`encryptedKeyMaterialFrom: {` + fields + `}, importToken: AA==`)
-}
-
-func importTokenFrom(fields string) string {
-	return material(`encryptedKeyMaterial: AA==, importTokenFrom: {` + fields + `}`)
 }
 
 var ofPKCS11 = examples{
@@ -192,47 +129,6 @@ func targetName(spec string) map[string]examples {
 }
 
 func only(e examples) map[string]examples { return map[string]examples{"": e} }
-
-// contexts are EncryptionContexts in a spec of which start is the first part.
-func contexts(start string) examples {
-	with := func(text string) string { return start + `, encryptionContext: {` + text + `}}` }
-	long := func(n int) string { return strings.Repeat("a", n) }
-	return examples{
-		accepted: []string{
-			with(``), with(`a: b`), with(`a: ` + long(8184)), with(`? ` + long(8184) + ` : b`), with(`"": ` + long(8185)),
-			with(`a: ` + long(4088) + `, b: ` + long(4089)), with(`a: ` + strings.Repeat("密", 8184)),
-		},
-		rejected: []string{
-			with(`a: ` + long(8185)), with(`? ` + long(8185) + ` : b`), with(`? ` + long(100000) + ` : b`),
-			with(`a: ` + long(4088) + `, b: ` + long(4090)), with(`a: ` + strings.Repeat("密", 8185)),
-		},
-	}
-}
-
-// targetMetadata are labels or annotations of a target, whose values are at most that long.
-func targetMetadata(start, field string, value int) examples {
-	with := func(name, value int) string {
-		return start + `, target: {` + field + `: {` + strings.Repeat("a", name) + `: ` + strings.Repeat("a", value) + `}}}`
-	}
-	e := examples{accepted: []string{with(1, 1), with(317, value)}, rejected: []string{with(318, 1)}}
-	if field == "labels" {
-		e.rejected = append(e.rejected, with(1, value+1))
-	}
-	return e
-}
-
-// selectors are label selectors in a spec of which before and after are the rest: rules for names, and for values.
-func selectors(before, after string) (names, values examples) {
-	with := func(text string) string { return before + `{` + text + `}` + after }
-	name := func(n int) string { return with(`matchLabels: {` + strings.Repeat("a", n) + `: b}`) }
-	names = examples{accepted: []string{with(``), name(1), name(317)}, rejected: []string{name(318)}}
-	needs := func(text string) string { return with(`matchExpressions: [{key: a, operator: ` + text + `}]`) }
-	values = examples{
-		accepted: []string{needs(`In, values: [a]`), needs(`NotIn, values: [a, b]`), needs(`Exists`), needs(`DoesNotExist`), needs(`Exists, values: []`)},
-		rejected: []string{needs(`In`), needs(`NotIn`), needs(`In, values: []`), needs(`Exists, values: [a]`), needs(`DoesNotExist, values: [a]`)},
-	}
-	return names, values
-}
 
 func first(a, _ examples) map[string]examples  { return only(a) }
 func second(_, b examples) map[string]examples { return only(b) }

@@ -65,7 +65,7 @@ func (f *clusterFlags) completeContext(_ *cobra.Command, _ []string, prefix stri
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// list reads objects for shell completion: quickly or not at all, and without output.
+// list reads objects for shell completion: within a short time limit, and without output.
 func (f *clusterFlags) list(cmd *cobra.Command, into client.ObjectList, inNamespace bool) bool {
 	c, err := f.connect(io.Discard)
 	if err != nil {

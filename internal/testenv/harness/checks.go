@@ -84,11 +84,11 @@ func statusProblem(object client.Object) string {
 	for _, c := range conditions {
 		switch {
 		case c.ObservedGeneration != object.GetGeneration():
-			return c.Type + " speaks of another generation"
+			return c.Type + " has another observedGeneration"
 		case c.Type != v1alpha1.ConditionReady && c.Status != metav1.ConditionTrue:
-			return c.Type + " is there although it is not True"
+			return c.Type + " exists although it is not True"
 		case c.Message == "" || len([]rune(c.Message)) > 1024 || !strings.HasSuffix(c.Message, "."):
-			return c.Type + " does not speak in a sentence of bearable length"
+			return c.Type + "'s message is not a sentence of at most 1024 characters"
 		}
 	}
 	isReady := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
