@@ -49,6 +49,8 @@ type Error struct {
 	Detail string
 	// Err is the private cause, for the operator's log only.
 	Err error
+	// Probes are those of a self-test that ended with this error. The last one may not have returned.
+	Probes []Probe
 }
 
 // Errorf returns an error with a public detail and no cause.
