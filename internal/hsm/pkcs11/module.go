@@ -24,6 +24,11 @@ type Module struct {
 
 var _ hsm.Module = (*Module)(nil)
 
+// List returns what a library reports about itself and its tokens.
+func List(ctx context.Context, path, parameters string) (hsm.LibraryInfo, error) {
+	return libraries.List(ctx, path, parameters)
+}
+
 // Open finds the token, logs in and tests what the token can do. It leaves no objects in the token.
 //
 // Kinds of error: Misconfigured (the library does not load, no token or two match, no PIN), Locked, PINUntried, NotSupported
@@ -37,7 +42,7 @@ func open(ctx context.Context, libraries *token.Libraries, cfg Config) (*Module,
 	var err error
 	m.token, err = libraries.Open(ctx, token.Config{
 		Path: cfg.Path, Parameters: cfg.Parameters, Selector: cfg.Token,
-		PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, PINs: cfg.PINs, MaxSessions: cfg.MaxSessions,
+		PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, PINs: cfg.PINs, MaxSessions: cfg.MaxSessions, ReadOnly: cfg.ReadOnly,
 	}, func(s *token.Session) (err error) {
 		m.can, err = runSelfTest(s, &m.cfg, func(done []hsm.Probe) { probes.Store(&done) })
 		return err

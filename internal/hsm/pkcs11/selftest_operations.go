@@ -72,7 +72,11 @@ func (t *selfTest) testDataKeys() error {
 
 // tryDataKey generates a data key and opens it on the host and in the token, which must reject a changed blob.
 func (t *selfTest) tryDataKey(length int) (bool, error) {
-	return t.try(fmt.Sprintf("wrap and unwrap a data key of %d bytes", length), func(s *session) error {
+	name := fmt.Sprintf("wrap and unwrap a data key of %d bytes", length)
+	if t.can.needsValueLen {
+		name += ", with CKA_VALUE_LEN"
+	}
+	return t.try(name, func(s *session) error {
 		generated, err := s.generateInside(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: length, Binding: t.binding})
 		if err != nil {
 			return err
