@@ -22,7 +22,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
 )
 
@@ -129,7 +128,7 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	caches := controllers.NewCaches()
 	err = errors.Join(
 		controllers.Setup(ctx, mgr, controllers.Options{
-			Modules: inprocess.Provider(libraries.find), OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
+			Modules: libraries.provider(), OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
 		}),
 		addProbes(mgr, o.probeAddress, caches.Check),
 	)

@@ -52,6 +52,15 @@ func (l libraries) find(name string) (inprocess.Library, error) {
 	return allowed, nil
 }
 
+// moduleProvider opens the tokens of libraries and lists them.
+type moduleProvider interface {
+	hsm.Provider
+	hsm.Lister
+}
+
+// provider is how every command opens modules.
+func (l libraries) provider() moduleProvider { return inprocess.Provider(l.find) }
+
 func (l libraries) names() string {
 	if len(l) == 0 {
 		return "none"
