@@ -49,8 +49,8 @@ const moduleCheckExample = `  # List the tokens of a library
     --pkcs11-parameters "nss=configdir='sql:/var/lib/nss' certPrefix='' keyPrefix='' secmod='secmod.db' flags=" \
     --token "NSS Certificate DB" --pin-file pin`
 
-// moduleTimeout bounds the self-test, as the operator bounds a reconcile. A context does not end a C call.
-const moduleTimeout = 2 * time.Minute
+// moduleTimeout bounds the self-test. The operator does not wait longer for a module either.
+const moduleTimeout = 90 * time.Second
 
 // The formats of a report.
 const (

@@ -155,7 +155,7 @@ func TestModuleCheck_unusable_exitsWith1AndSaysWhatToDo(t *testing.T) {
 		"no library":           {checkModule(t, "m", missingLibrary, softhsm.PIN), []string{"the library does not load", "hint: see the troubleshooting"}, []string{"/does/not/exist.so"}},
 		"a file of other type": {checkModule(t, "m", noLibrary, softhsm.PIN), []string{"the library does not load", "hint:"}, nil},
 		"NSS without its string": {
-			checkModule(t, "m", nss, nss.PIN), []string{"hint:"}, nil,
+			checkModule(t, "m", nss, nss.PIN), []string{"rejects its parameters", "cause: C_Initialize: 0x7: CKR_ARGUMENTS_BAD", "hint:"}, nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

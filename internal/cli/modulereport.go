@@ -141,8 +141,10 @@ func reportToken(t *hsm.TokenInfo) tokenReport {
 // setError records an error of the module. detail is its text for the user.
 func (r *moduleReport) setError(e *hsm.Error, detail string) {
 	r.Error = &errorReport{Kind: e.Kind, Detail: detail}
-	if e.Err != nil && strings.Contains(e.Err.Error(), "CKR_") {
-		r.Error.Cause = e.Err.Error()
+	if e.Err != nil {
+		if before, code, ok := strings.Cut(e.Err.Error(), "pkcs11: "); ok { // the library of Go says so before a return code
+			r.Error.Cause = printable(before + strings.TrimSuffix(code, ": "))
+		}
 	}
 	r.setProbes(e.Probes)
 	if e.Kind == hsm.NotSupported {
