@@ -35,6 +35,7 @@ type StartRequest struct {
 type StartReply struct {
 	// Missing are the protections that are not in effect, each with its reason.
 	Missing []string
+	Error   *wireError
 }
 
 // OpenRequest opens a module in the child.
@@ -154,7 +155,7 @@ func encodeError(err error) *wireError {
 	return out
 }
 
-func (e *wireError) decode() error {
+func (e *wireError) decode() *hsm.Error {
 	if e == nil {
 		return nil
 	}
