@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,28 +27,13 @@ import (
 
 // children returns the process identifiers of the children of this process that run a library.
 func children(library string) (pids []int, err error) {
-	all, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		return nil, err
+	all, err := hsmtest.Children(os.Getpid())
+	for pid, runs := range all {
+		if runs == library {
+			pids = append(pids, pid)
+		}
 	}
-	for _, path := range all {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		// The fields after the name in parentheses are the state and the parent (proc_pid_stat(5)).
-		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		command, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
-		if fields[0] == "Z" || fields[1] != strconv.Itoa(os.Getpid()) || !strings.HasSuffix(string(command), childArgument+"\x00"+library+"\x00") {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err != nil {
-			return nil, err
-		}
-		pids = append(pids, pid)
-	}
-	return pids, nil
+	return pids, err
 }
 
 func childrenOf(t testing.TB, library string) []int {

@@ -204,7 +204,14 @@ type header struct {
 	Error    string `cbor:",omitempty"`
 }
 
-func newCodec(conn net.Conn) *codec { return &codec{conn: conn} }
+func newCodec(conn net.Conn) *codec {
+	c := &codec{conn: conn}
+	c.out.Grow(enough)
+	return c
+}
+
+// enough is the length of a buffer that holds every frame with a PIN: a buffer that grows leaves its former bytes in memory.
+const enough = 8 << 10
 
 // write sends a frame and wipes it.
 func (c *codec) write(h header, body any) error {
