@@ -10,7 +10,10 @@ present() {
     libc6-dev) test -e /usr/include/stdlib.h ;;
     libnss3)   compgen -G '/usr/lib/*/libsoftokn3.so' || compgen -G '/usr/lib/*/nss/libsoftokn3.so' ;;
     libnss3-tools) command -v certutil ;;
+    opencryptoki) compgen -G '/usr/lib/*/opencryptoki/libopencryptoki.so.0' && test -x /usr/sbin/pkcsslotd && test -x /usr/sbin/pkcsconf ;;
     openssl)   command -v openssl ;;
+    p11-kit)   command -v p11-kit && test -x /usr/libexec/p11-kit/p11-kit-server ;;
+    p11-kit-modules) compgen -G '/usr/lib/*/pkcs11/p11-kit-client.so' ;;
     softhsm2)  test -e /usr/lib/softhsm/libsofthsm2.so && command -v softhsm2-util ;;
     *)         echo "packages.sh: unknown package: $1" >&2; exit 2 ;;
   esac >/dev/null

@@ -242,7 +242,7 @@ func TestMasterKey_lessProtected_isNotUsed(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		id := uuid.New()
 		err := m.do(t.Context(), func(s *session) error {
-			template := masterTemplate(id, hsm.AES256, "", true)
+			template := byEncryptData.masterTemplate(id, hsm.AES256, "", true, 0)
 			for _, a := range template {
 				if a.Type == p11.CKA_EXTRACTABLE {
 					a.Value = []byte{1}

@@ -37,7 +37,7 @@ func TestKeyProtection_isTheSameForKeysInTheToken(t *testing.T) {
 				return err
 			}
 			test := newSelfTest(s)
-			for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(), private: wrappingKeyAttacks()} {
+			for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(s.can.derivation), private: wrappingKeyAttacks()} {
 				for _, a := range attacks {
 					allowed, err := test.try(func(s *session) error { return a.run(test, s, target) })
 					if err != nil {
@@ -167,7 +167,7 @@ func TestKeys_areHardened(t *testing.T) {
 					handle     p11.ObjectHandle
 					mechanisms []uint
 				}{
-					"master key": {master, masterMechanisms}, "import key": {private, pairMechanisms(s.can.needsRawRSA(s.cfg), false)}, "MAC key": {mac, macMechanisms},
+					"master key": {master, s.can.derivation.mechanisms()}, "import key": {private, pairMechanisms(s.can.needsRawRSA(s.cfg), false)}, "MAC key": {mac, macMechanisms},
 				} {
 					if err := s.checkHardened(key.handle, hardenedBy[kind], key.mechanisms); err != nil {
 						t.Errorf("the %s: %v", name, err)
@@ -218,7 +218,7 @@ func TestMasterKey_withoutHardening_isUsed(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		id := uuid.New()
 		err := m.do(t.Context(), func(s *session) error {
-			_, err := s.CreateObject(append(masterTemplate(id, hsm.AES256, "", true), p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
+			_, err := s.CreateObject(append(byEncryptData.masterTemplate(id, hsm.AES256, "", true, 0), p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
 			return err
 		})
 		if err != nil {
@@ -236,7 +236,7 @@ func TestSelfTest_destroysWhatACrashedOneLeft(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		leave := func(created time.Time) {
 			err := m.do(t.Context(), func(s *session) error {
-				template := masterTemplate(uuid.New(), hsm.AES256, "", true)
+				template := byEncryptData.masterTemplate(uuid.New(), hsm.AES256, "", true, 0)
 				for _, a := range template {
 					switch a.Type {
 					case p11.CKA_LABEL:
