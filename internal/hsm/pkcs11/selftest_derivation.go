@@ -88,7 +88,7 @@ var requirements = []requirement{
 		_, err := s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, append(sessionKey(p11.CKK_AES, false), p11.NewAttribute(p11.CKA_VALUE_LEN, 32)))
 		return err
 	}}},
-	{{"RSA key pairs that it generates (C_GenerateKeyPair with CKM_RSA_PKCS_KEY_PAIR_GEN)", func(t *selfTest, _ *session) error {
+	{{"RSA key pairs that are session objects (C_GenerateKeyPair with CKM_RSA_PKCS_KEY_PAIR_GEN)", func(t *selfTest, _ *session) error {
 		if t.public == nil {
 			return errNoPair
 		}
@@ -124,7 +124,7 @@ func (t *selfTest) errMissing() error {
 		return err
 	}
 	return hsm.Wrap(hsm.NotSupported, errors.Join(causes...), fmt.Sprintf(
-		"the token lacks what every key store requires: %s: use another token or a software key store", strings.Join(missing, "; ")))
+		"the token lacks what every key store requires: %s. Use another token or a software key store", strings.Join(missing, "; ")))
 }
 
 // lacks returns the names of a requirement's ways if the token supports none of them.

@@ -7,11 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // The software token of openCryptoki. Its files, its slot number and the PINs of a new token are fixed.
@@ -74,20 +74,23 @@ func lockFile(t testing.TB, path string) {
 	}
 }
 
-// checkNoDaemon fails if a daemon runs. A daemon of an earlier test ends with its test process.
+// checkNoDaemon fails if a daemon runs. A daemon of an earlier test process ends with that process, shortly after it.
 func checkNoDaemon(t testing.TB) {
 	t.Helper()
-	content, err := os.ReadFile(openCryptokiPID)
+	for limit := time.Now().Add(10 * time.Second); daemonRuns(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("pkcsslotd runs already, and the tests need their own: stop it, for example with systemctl stop pkcsslotd")
+		}
+	}
+}
+
+func daemonRuns() bool {
+	pid, err := os.ReadFile(openCryptokiPID)
 	if err != nil {
-		return
+		return false
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
-	if err != nil {
-		return
-	}
-	if name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm")); err == nil && strings.TrimSpace(string(name)) == "pkcsslotd" {
-		t.Fatalf("pkcsslotd runs already, as process %d, and the tests need their own: stop it, for example with systemctl stop pkcsslotd", pid)
-	}
+	name, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "comm"))
+	return err == nil && strings.TrimSpace(string(name)) == "pkcsslotd"
 }
 
 // clearOpenCryptoki removes the files of a token of these tests.

@@ -10,11 +10,14 @@ import (
 	"testing"
 )
 
-// p11KitAddress is the environment variable with the address of the server. The client reads it when it is initialized.
+// p11KitAddress is the environment variable with the address of the server. The client library reads it once.
 const p11KitAddress = "P11_KIT_SERVER_ADDRESS"
 
 // p11Kit is held by the test that uses the client library, because a process has one address of the server.
 var p11Kit sync.Mutex
+
+// p11KitDir returns the directory of the sockets of this process, which exists while a test uses it.
+var p11KitDir = sync.OnceValues(func() (string, error) { return directory("p11-kit") })
 
 // P11KitServer is the process and the connection behind the client library of p11-kit.
 type P11KitServer struct {
@@ -33,7 +36,10 @@ func P11Kit(t testing.TB) (Token, *P11KitServer) {
 		t.Fatal("another test of this process uses p11-kit: run them one after the other")
 	}
 	t.Cleanup(p11Kit.Unlock)
-	dir, err := directory("p11-kit")
+	dir, err := p11KitDir()
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

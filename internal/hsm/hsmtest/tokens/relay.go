@@ -19,7 +19,7 @@ type Relay struct {
 	conns    map[net.Conn]struct{}
 	silent   bool
 	waiting  int // connections that have data which the relay holds back
-	cutNext  bool
+	cutAt    int // the number of responses after which the connections are cut; 0 for never
 	closed   bool
 }
 
@@ -73,11 +73,19 @@ func (r *Relay) cut() {
 	clear(r.conns)
 }
 
-// CutInCall closes all connections after the next request has reached the server, before its response reaches the client.
-func (r *Relay) CutInCall() {
+// CutInCall closes all connections instead of forwarding the nth piece of a response from now on: the server has run the call, and
+// the client does not know.
+func (r *Relay) CutInCall(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cutNext = true
+	r.cutAt = n
+}
+
+// CutPending returns whether the connections have not been cut since CutInCall.
+func (r *Relay) CutPending() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cutAt > 0
 }
 
 // Silence holds back all data until Resume. The connections remain.
@@ -159,10 +167,11 @@ func (r *Relay) pass(response bool) bool {
 		}
 		r.waiting--
 	}
-	if response && r.cutNext {
-		r.cutNext = false
-		r.cut()
-		return false
+	if response && r.cutAt > 0 {
+		if r.cutAt--; r.cutAt == 0 {
+			r.cut()
+			return false
+		}
 	}
 	return !r.closed
 }

@@ -352,6 +352,13 @@ func (s *Spy) SignInit(h p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHa
 	return s.Ctx.SignInit(h, m, key)
 }
 
+// Sign implements C_Sign.
+func (s *Spy) Sign(h p11.SessionHandle, message []byte) ([]byte, error) {
+	signature, err := s.Ctx.Sign(h, message)
+	s.keep(signature)
+	return signature, err
+}
+
 // Decrypt implements C_Decrypt.
 func (s *Spy) Decrypt(h p11.SessionHandle, ciphertext []byte) ([]byte, error) {
 	plaintext, err := s.Ctx.Decrypt(h, ciphertext)
