@@ -23,47 +23,56 @@ import (
 
 // The self-test attacks session keys. Its result must be the same for the keys in the token, and in the threat model.
 func TestKeyProtection_isTheSameForKeysInTheToken(t *testing.T) {
-	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
-		f := newFixture(t, configOf(tok))
-		found := describe(t, f.m).KeyProtection
-		var methods []string
-		err := f.m.do(t.Context(), func(s *session) error {
-			master, err := s.master(f.id)
-			if err != nil {
-				return err
-			}
-			private, err := s.private(f.pair.ID)
-			if err != nil {
-				return err
-			}
-			test := newSelfTest(s)
-			for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(s.can.derivation), private: wrappingKeyAttacks()} {
-				for _, a := range attacks {
-					allowed, err := test.try(func(s *session) error { return a.run(test, s, target) })
-					if err != nil {
-						return err
-					}
-					if allowed {
-						methods = append(methods, a.method)
-					}
+	tokens.OnEach(t, keyProtectionIsTheSame)
+	for name, newToken := range served {
+		t.Run(name, func(t *testing.T) {
+			tok, _ := newToken(t)
+			keyProtectionIsTheSame(t, tok)
+		})
+	}
+}
+
+func keyProtectionIsTheSame(t *testing.T, tok tokens.Token) {
+	t.Helper()
+	f := newFixture(t, configOf(tok))
+	found := describe(t, f.m).KeyProtection
+	var methods []string
+	err := f.m.do(t.Context(), func(s *session) error {
+		master, err := s.master(f.id)
+		if err != nil {
+			return err
+		}
+		private, err := s.private(f.pair.ID)
+		if err != nil {
+			return err
+		}
+		test := newSelfTest(s)
+		for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(s.can.derivation), private: wrappingKeyAttacks()} {
+			for _, a := range attacks {
+				allowed, err := test.try(func(s *session) error { return a.run(test, s, target) })
+				if err != nil {
+					return err
+				}
+				if allowed {
+					methods = append(methods, a.method)
 				}
 			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
-		slices.Sort(methods)
-		if reported := slices.Sorted(slices.Values(found.Methods)); !slices.Equal(methods, reported) {
-			t.Errorf("the self-test reports\n%q; on a real key\n%q work", reported, methods)
-		}
-		f.mustWork(t) // the attacks did not damage the keys
-
-		state, inPage := threatModel(t, describe(t, f.m).Info.Manufacturer)
-		if state != string(found.State) || !slices.Equal(slices.Sorted(slices.Values(inPage)), methods) {
-			t.Errorf("docs/threat-model.md has %s, %q; the self-test reports %+v", state, inPage, found)
-		}
+		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(methods)
+	if reported := slices.Sorted(slices.Values(found.Methods)); !slices.Equal(methods, reported) {
+		t.Errorf("the self-test reports\n%q; on a real key\n%q work", reported, methods)
+	}
+	f.mustWork(t) // the attacks did not damage the keys
+
+	state, inPage := threatModel(t, describe(t, f.m).Info.Manufacturer)
+	if state != string(found.State) || !slices.Equal(slices.Sorted(slices.Values(inPage)), methods) {
+		t.Errorf("docs/threat-model.md has %s, %q; the self-test reports %+v", state, inPage, found)
+	}
 }
 
 // threatModel returns what the page has about the modules of a manufacturer.

@@ -99,7 +99,7 @@ func clearOpenCryptoki(t testing.TB) {
 	content, err := os.ReadFile(filepath.Join(openCryptokiDir, "NVTOK.DAT"))
 	initialized := err == nil && !bytes.HasPrefix(content, []byte("IBM OS PKCS#11"))
 	if initialized && !bytes.HasPrefix(content, []byte(openCryptokiLabel+" ")) {
-		t.Fatalf("the software token of openCryptoki has label %q, and the tests only replace their own token: remove the files in %s if nobody needs it",
+		t.Fatalf("the software token of openCryptoki has label %q, and the tests only replace their own token: remove the files in %s if it is not needed",
 			bytes.TrimRight(content[:min(32, len(content))], " "), openCryptokiDir)
 	}
 	files, err := filepath.Glob(filepath.Join(openCryptokiDir, "*"))
