@@ -77,11 +77,8 @@ func lockFile(t testing.TB, path string) {
 // checkNoDaemon fails if a daemon runs. A daemon of an earlier test process ends with that process, shortly after it.
 func checkNoDaemon(t testing.TB) {
 	t.Helper()
-	for limit := time.Now().Add(10 * time.Second); daemonRuns(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatal("pkcsslotd runs already, and the tests need their own: stop it, for example with systemctl stop pkcsslotd")
-		}
-	}
+	const condition = "pkcsslotd does not run; the tests start their own, so stop it, for example with systemctl stop pkcsslotd"
+	waitFor(t, 10*time.Second, condition, func() bool { return !daemonRuns() })
 }
 
 func daemonRuns() bool {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Relay forwards the connections of a Unix socket to another one, and injects faults of the connection.
@@ -106,7 +107,7 @@ func (r *Relay) Resume() {
 // AwaitHeldData waits until the relay holds back data of a connection.
 func (r *Relay) AwaitHeldData(t testing.TB) {
 	t.Helper()
-	waitFor(t, "the relay holds back data", func() bool {
+	waitFor(t, time.Minute, "the relay holds back data", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.waiting > 0

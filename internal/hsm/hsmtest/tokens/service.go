@@ -45,7 +45,7 @@ func (s *Service) Start(t testing.TB) {
 	if err := <-started; err != nil {
 		t.Fatalf("start %s: %v", s.args[0], err)
 	}
-	waitFor(t, s.args[0]+" is ready", func() bool {
+	waitFor(t, time.Minute, s.args[0]+" is ready", func() bool {
 		select {
 		case <-s.done:
 			t.Fatalf("%s ended: %s", s.args[0], s.log.String())
@@ -95,12 +95,17 @@ func (s *Service) signal(t testing.TB, signal syscall.Signal) {
 	s.pid = 0
 }
 
-// waitFor waits for a condition that another process fulfills. The limit is for a condition that never holds.
-func waitFor(t testing.TB, what string, holds func() bool) {
+// waitFor waits for a condition that another process fulfills, and fails if it does not hold within a limit.
+func waitFor(t testing.TB, limit time.Duration, condition string, holds func() bool) {
 	t.Helper()
-	for limit := time.Now().Add(time.Minute); !holds(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatalf("waited a minute, and it does not hold that %s", what)
+	ticker := time.NewTicker(2 * time.Millisecond)
+	defer ticker.Stop()
+	deadline := time.After(limit)
+	for !holds() {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatalf("after %s, this condition does not hold: %s", limit, condition)
 		}
 	}
 }
