@@ -133,7 +133,7 @@ func (f *fixture) wantAllRejected(t *testing.T, blob hsm.OpenRequest, old deriva
 	}
 	for call, err := range errs {
 		detail := hsmtest.WantKind(t, err, hsm.NotSupported, "%s", call)
-		if !strings.Contains(detail, "created for "+old.String()) || !strings.Contains(detail, "works by "+f.m.can.derivation.String()) {
+		if !strings.Contains(detail, "is for "+old.String()) || !strings.Contains(detail, "must be for "+f.m.can.derivation.String()) {
 			t.Errorf("%s: %q does not name both derivations", call, detail)
 		}
 	}

@@ -112,7 +112,7 @@ func (s *session) checkMaster(h p11.ObjectHandle) error {
 	for _, other := range derivations {
 		if slices.Equal(has, other.usages()) {
 			return hsm.Errorf(hsm.NotSupported,
-				"the key in the token was created for %s, and the token now works by %s, so Keyconvoy does not use the key: use the library with which the key was created, or destroy the key and import its material again",
+				"the key in the token is for %s, and keys in this token must be for %s, so Keyconvoy does not use it: use the library with which the key was created, or destroy the key and import its material again",
 				other, s.can.derivation)
 		}
 	}
