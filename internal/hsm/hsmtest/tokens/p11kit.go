@@ -3,7 +3,6 @@
 package tokens
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -48,13 +47,7 @@ func P11Kit(t testing.TB) (Token, *P11KitServer) {
 		Socket: filepath.Join(dir, "server"),
 		env:    behind.Env,
 	}
-	service.ready = func() bool {
-		conn, err := net.Dial("unix", service.Socket)
-		if err == nil {
-			_ = conn.Close()
-		}
-		return err == nil
-	}
+	service.ready = func() bool { return accepts(service.Socket) }
 	service.args = []string{
 		lookPath(t, "p11-kit", "p11-kit"), "server", "-f", "-n", service.Socket, "--provider", behind.Path, "pkcs11:token=" + behind.Label,
 	}

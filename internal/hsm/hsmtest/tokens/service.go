@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -108,6 +109,15 @@ func waitFor(t testing.TB, limit time.Duration, condition string, holds func() b
 			t.Fatalf("after %s, this condition does not hold: %s", limit, condition)
 		}
 	}
+}
+
+// accepts returns whether a process accepts connections on a Unix socket.
+func accepts(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
 }
 
 // lookPath returns the path of a program.

@@ -35,10 +35,7 @@ func TPM2(t testing.TB) Token {
 		lookPath(t, "swtpm", "swtpm"), "socket", "--tpm2", "--tpmstate", "dir=" + dir, "--flags", "not-need-init,startup-clear",
 		"--server", "type=unixio,path=" + service.Socket, "--ctrl", "type=unixio,path=" + control,
 	}
-	service.ready = func() bool {
-		_, err := os.Stat(control) // it is made after the other one
-		return err == nil
-	}
+	service.ready = func() bool { return accepts(service.Socket) && accepts(control) }
 	t.Cleanup(func() { service.Kill(t) })
 	service.Start(t)
 	for name, value := range map[string]string{
