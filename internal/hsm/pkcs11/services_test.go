@@ -31,7 +31,11 @@ func TestServed_keepTheContract(t *testing.T) {
 	for name, newToken := range served {
 		t.Run(name, func(t *testing.T) {
 			tok, _ := newToken(t)
-			keepsTheContract(t, configOf(tok), expected(name, hsm.CustodyHost, false))
+			cfg := configOf(tok)
+			if name == "openCryptoki" {
+				cfg.MaxSessions = 1 // concurrent calls crashed version 3.8.1 in C_FindObjectsInit
+			}
+			keepsTheContract(t, cfg, expected(name, hsm.CustodyHost, false))
 		})
 	}
 }
