@@ -192,7 +192,8 @@ docker-build: ## Build the container image (IMG=…)
 
 .PHONY: packages
 packages:
-	@hack/packages.sh gcc libc6-dev openssl softhsm2 libnss3 libnss3-tools
+	@hack/packages.sh gcc libc6-dev openssl softhsm2 libnss3 libnss3-tools opencryptoki p11-kit p11-kit-modules \
+		libtpm2-pkcs11-1 libtss2-tcti-swtpm0 swtpm
 
 .PHONY: demo-packages
 demo-packages:

@@ -8,10 +8,16 @@ present() {
   case $1 in
     gcc)       command -v gcc ;;
     libc6-dev) test -e /usr/include/stdlib.h ;;
+    libtpm2-pkcs11-1) compgen -G '/usr/lib/*/libtpm2_pkcs11.so.1' ;;
+    libtss2-tcti-swtpm0) compgen -G '/usr/lib/*/libtss2-tcti-swtpm.so.0' ;;
     libnss3)   compgen -G '/usr/lib/*/libsoftokn3.so' || compgen -G '/usr/lib/*/nss/libsoftokn3.so' ;;
     libnss3-tools) command -v certutil ;;
+    opencryptoki) compgen -G '/usr/lib/*/opencryptoki/libopencryptoki.so.0' && test -x /usr/sbin/pkcsslotd && test -x /usr/sbin/pkcsconf ;;
     openssl)   command -v openssl ;;
+    p11-kit)   command -v p11-kit && test -x /usr/libexec/p11-kit/p11-kit-server ;;
+    p11-kit-modules) compgen -G '/usr/lib/*/pkcs11/p11-kit-client.so' ;;
     softhsm2)  test -e /usr/lib/softhsm/libsofthsm2.so && command -v softhsm2-util ;;
+    swtpm)     command -v swtpm ;;
     *)         echo "packages.sh: unknown package: $1" >&2; exit 2 ;;
   esac >/dev/null
 }
@@ -45,3 +51,8 @@ for package in "${missing[@]}"; do
     exit 1
   fi
 done
+
+# The tests start their own daemon, and there can be one on a machine.
+if [[ " ${missing[*]} " == *" opencryptoki "* ]] && command -v systemctl >/dev/null; then
+  systemctl disable --quiet --now pkcsslotd 2>/dev/null || true
+fi

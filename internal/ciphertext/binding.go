@@ -41,7 +41,7 @@ func Bind(keyVersionID uuid.UUID, encryptionContext map[string]string) Binding {
 	return sha256.Sum256(buf)
 }
 
-// Derivation is the data over which a scheme's key is derived from the master key: 32 bytes, two
+// Derivation is the data over which the key of DerivedKeyWrap or DerivedGCM is derived from the master key: 32 bytes, two
 // cipher blocks. Each scheme has its own, so that no key is used with two algorithms.
 func (b Binding) Derivation(scheme Scheme) [32]byte {
 	if scheme == DerivedKeyWrap {

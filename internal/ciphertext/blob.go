@@ -31,7 +31,18 @@ const (
 	// DirectGCM: GCM directly under the master key (AES or SM4), laid out as DerivedGCM. For
 	// modules and ciphers that cannot derive.
 	DirectGCM Scheme = 3
+	// KDFKeyWrap: as DerivedKeyWrap, but the key-encryption key is derived by an SP 800-108 KDF with AES-CMAC (KDFInput).
+	// For modules that do not support CKM_AES_ECB_ENCRYPT_DATA.
+	KDFKeyWrap Scheme = 4
+	// KDFGCM: as DerivedGCM, but the key is derived as that of KDFKeyWrap. For lengths that RFC 3394 cannot wrap.
+	KDFGCM Scheme = 5
 )
+
+// Schemes lists every scheme.
+func Schemes() []Scheme { return []Scheme{DerivedKeyWrap, DerivedGCM, DirectGCM, KDFKeyWrap, KDFGCM} }
+
+// WrapsKeys returns whether the scheme wraps data keys by RFC 3394, so that a module can do so inside.
+func (s Scheme) WrapsKeys() bool { return s == DerivedKeyWrap || s == KDFKeyWrap }
 
 // String returns the scheme's name, as capabilities show it.
 func (s Scheme) String() string {
@@ -42,6 +53,10 @@ func (s Scheme) String() string {
 		return "DERIVED_GCM"
 	case DirectGCM:
 		return "DIRECT_GCM"
+	case KDFKeyWrap:
+		return "KDF_KEY_WRAP"
+	case KDFGCM:
+		return "KDF_GCM"
 	}
 	return fmt.Sprintf("SCHEME_%d", byte(s))
 }
@@ -79,11 +94,11 @@ func (b Blob) String() string { return base64.StdEncoding.EncodeToString(b.Bytes
 // such a payload.
 func (b Blob) DataKeyLen() int {
 	switch b.Scheme {
-	case DerivedKeyWrap:
+	case DerivedKeyWrap, KDFKeyWrap:
 		if n := len(b.Payload) - keyWrapOverhead; n >= 16 && n%8 == 0 {
 			return n
 		}
-	case DerivedGCM, DirectGCM:
+	case DerivedGCM, DirectGCM, KDFGCM:
 		return max(0, len(b.Payload)-gcmOverhead)
 	}
 	return 0

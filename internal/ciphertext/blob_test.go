@@ -66,6 +66,8 @@ func TestDataKeyLen_showsWithoutOpening(t *testing.T) {
 		"wrapped, no whole block":        {ciphertext.DerivedKeyWrap, 41, 0},
 		"under a derived key":            {ciphertext.DerivedGCM, 29, 1},
 		"under the master key":           {ciphertext.DirectGCM, 60, 32},
+		"a KDF and RFC 3394":             {ciphertext.KDFKeyWrap, 40, 32},
+		"a KDF and GCM":                  {ciphertext.KDFGCM, 29, 1},
 		"IV and tag, and nothing within": {ciphertext.DerivedGCM, 28, 0},
 		"nothing":                        {ciphertext.DirectGCM, 0, 0},
 		"in an unknown way":              {9, 40, 0},
@@ -89,7 +91,7 @@ func TestDataKeyLen_showsWithoutOpening(t *testing.T) {
 func TestScheme_hasAName(t *testing.T) {
 	t.Parallel()
 	for scheme, want := range map[ciphertext.Scheme]string{
-		0: "SCHEME_0", 1: "DERIVED_KEY_WRAP", 2: "DERIVED_GCM", 3: "DIRECT_GCM", 255: "SCHEME_255",
+		0: "SCHEME_0", 1: "DERIVED_KEY_WRAP", 2: "DERIVED_GCM", 3: "DIRECT_GCM", 4: "KDF_KEY_WRAP", 5: "KDF_GCM", 255: "SCHEME_255",
 	} {
 		if scheme.String() != want {
 			t.Errorf("%d is %s; want %s", scheme, scheme, want)

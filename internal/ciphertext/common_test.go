@@ -73,6 +73,8 @@ func sealings(t testing.TB) map[string]sealing {
 	return map[string]sealing{
 		"DERIVED_KEY_WRAP": {ciphertext.DerivedKeyWrap, aesBlock(t, a), aesBlock(t, b), 32},
 		"DERIVED_GCM":      {ciphertext.DerivedGCM, aesBlock(t, a), aesBlock(t, b), 17},
+		"KDF_KEY_WRAP":     {ciphertext.KDFKeyWrap, aesBlock(t, a), aesBlock(t, b), 32},
+		"KDF_GCM":          {ciphertext.KDFGCM, aesBlock(t, a), aesBlock(t, b), 17},
 		"DIRECT_GCM AES":   {ciphertext.DirectGCM, aesBlock(t, a), aesBlock(t, b), 32},
 		"DIRECT_GCM SM4":   {ciphertext.DirectGCM, sm4Block(t, a[:16]), sm4Block(t, b[:16]), 16},
 	}

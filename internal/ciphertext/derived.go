@@ -16,9 +16,9 @@ func SealWithKey(random io.Reader, scheme Scheme, keyVersionID uuid.UUID, derive
 	}
 	var payload []byte
 	switch scheme {
-	case DerivedKeyWrap:
+	case DerivedKeyWrap, KDFKeyWrap:
 		payload, err = wrapKey(derived, dataKey)
-	case DerivedGCM: // the same as DirectGCM, but under the derived key
+	case DerivedGCM, KDFGCM: // the same as DirectGCM, but under the derived key
 		payload, err = seal(random, DirectGCM, block, binding, dataKey)
 	default:
 		err = fmt.Errorf("scheme %d has no derived key", scheme)
@@ -37,9 +37,9 @@ func OpenWithKey(blob Blob, derived []byte, binding Binding) ([]byte, error) {
 		return nil, err
 	}
 	switch blob.Scheme {
-	case DerivedKeyWrap:
+	case DerivedKeyWrap, KDFKeyWrap:
 		return unwrapKey(derived, blob.Payload)
-	case DerivedGCM:
+	case DerivedGCM, KDFGCM:
 		blob.Scheme = DirectGCM
 		return openGCM(blob, block, binding)
 	}

@@ -21,7 +21,7 @@ func TestSealWithKey_isSealWithAKeyThatAModuleDerived(t *testing.T) {
 	id := uuid.New()
 	binding := ciphertext.Bind(id, map[string]string{"app": "ledger"})
 	dataKey := bytes.Repeat([]byte{9}, 32)
-	for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedKeyWrap, ciphertext.DerivedGCM} {
+	for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedKeyWrap, ciphertext.DerivedGCM, ciphertext.KDFKeyWrap, ciphertext.KDFGCM} {
 		derived := ciphertext.DeriveKey(master, scheme, binding)
 		blob, err := ciphertext.SealWithKey(rand.Reader, scheme, id, derived, binding, dataKey)
 		if err != nil {

@@ -109,7 +109,7 @@ func TestKnownAnswers_sealAndOpen(t *testing.T) {
 			t.Errorf("%s: Open = %x, %v; want %s", a.Name, dataKey, err, a.DataKey)
 		}
 	}
-	for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedKeyWrap, ciphertext.DerivedGCM, ciphertext.DirectGCM} {
+	for _, scheme := range ciphertext.Schemes() {
 		if seen[scheme] < 2 {
 			t.Errorf("%s has %d known answers; want two", scheme, seen[scheme])
 		}
@@ -146,15 +146,22 @@ func opensslBlob(t *testing.T, a knownAnswer, binding []byte) string {
 	}
 	dataKey := unhex(t, a.DataKey)
 	var payload []byte
+	name, key := "aes-256", a.Master
 	switch a.Scheme {
 	case ciphertext.DerivedKeyWrap:
-		payload = enc("id-aes256-wrap", derive(binding), dataKey, "-iv", "A6A6A6A6A6A6A6A6")
+		key = derive(binding)
+	case ciphertext.DerivedGCM:
+		key = derive(openssl(t, append([]byte("keyconvoy.io/derived-gcm/1"), binding...), "dgst", "-sha256", "-binary"))
+	case ciphertext.KDFKeyWrap:
+		key = opensslKDF(t, a, "keyconvoy.io/kdf-key-wrap/1", binding)
+	case ciphertext.KDFGCM:
+		key = opensslKDF(t, a, "keyconvoy.io/kdf-gcm/1", binding)
 	default:
-		name, key := a.Cipher, a.Master
-		if a.Scheme == ciphertext.DerivedGCM {
-			name = "aes-256"
-			key = derive(openssl(t, append([]byte("keyconvoy.io/derived-gcm/1"), binding...), "dgst", "-sha256", "-binary"))
-		}
+		name = a.Cipher
+	}
+	if a.Scheme.WrapsKeys() {
+		payload = enc("id-aes256-wrap", key, dataKey, "-iv", "A6A6A6A6A6A6A6A6")
+	} else {
 		masked := enc(name+"-ctr", key, dataKey, "-iv", a.IV+"00000002")
 		h := enc(name+"-ecb", key, make([]byte, 16), "-nopad")
 		tag := ghash(h, binding, masked)
@@ -165,6 +172,13 @@ func opensslBlob(t *testing.T, a knownAnswer, binding []byte) string {
 	}
 	raw := slices.Concat([]byte(a.KeyVersionID.String()), []byte{byte(a.Scheme)}, payload)
 	return base64.StdEncoding.EncodeToString(raw)
+}
+
+// opensslKDF returns the key of a scheme with a KDF in hexadecimal digits.
+func opensslKDF(t *testing.T, a knownAnswer, label string, binding []byte) string {
+	t.Helper()
+	return hex.EncodeToString(openssl(t, nil, "kdf", "-keylen", "32", "-binary", "-kdfopt", "mac:CMAC", "-kdfopt", "cipher:"+a.Cipher+"-cbc",
+		"-kdfopt", "hexkey:"+a.Master, "-kdfopt", "hexsalt:"+hex.EncodeToString([]byte(label)), "-kdfopt", "hexinfo:"+hex.EncodeToString(binding), "KBKDF"))
 }
 
 // ghash is GHASH over additional data and ciphertext (NIST SP 800-38D, sections 6.3, 6.4 and 7.1), a

@@ -38,11 +38,11 @@ func seal(random io.Reader, scheme Scheme, master cipher.Block, binding Binding,
 		return nil, errors.New("a data key must have at least one byte")
 	}
 	switch scheme {
-	case DerivedKeyWrap:
+	case DerivedKeyWrap, KDFKeyWrap:
 		kek := DeriveKey(master, scheme, binding)
 		defer clear(kek)
 		return wrapKey(kek, dataKey)
-	case DerivedGCM, DirectGCM:
+	case DerivedGCM, DirectGCM, KDFGCM:
 		return sealGCM(random, scheme, master, binding, dataKey)
 	}
 	return nil, fmt.Errorf("unknown scheme %d", scheme)
@@ -51,19 +51,23 @@ func seal(random io.Reader, scheme Scheme, master cipher.Block, binding Binding,
 // Open decrypts a blob on the host. The caller must wipe the result.
 func Open(blob Blob, master cipher.Block, binding Binding) ([]byte, error) {
 	switch blob.Scheme {
-	case DerivedKeyWrap:
+	case DerivedKeyWrap, KDFKeyWrap:
 		kek := DeriveKey(master, blob.Scheme, binding)
 		defer clear(kek)
 		return unwrapKey(kek, blob.Payload)
-	case DerivedGCM, DirectGCM:
+	case DerivedGCM, DirectGCM, KDFGCM:
 		return openGCM(blob, master, binding)
 	}
 	return nil, ErrOpen
 }
 
-// DeriveKey derives a scheme's 256-bit key from the master key as CKM_AES_ECB_ENCRYPT_DATA does:
-// the encryption of Derivation, block by block (PKCS #11 v2.40 mechanisms, section 2.14).
+// DeriveKey derives a scheme's 256-bit key from the master key: for DerivedKeyWrap and DerivedGCM as CKM_AES_ECB_ENCRYPT_DATA
+// does, which is the encryption of Derivation, block by block (PKCS #11 v2.40 mechanisms, section 2.14), and for KDFKeyWrap and
+// KDFGCM by the KDF.
 func DeriveKey(master cipher.Block, scheme Scheme, binding Binding) []byte {
+	if scheme == KDFKeyWrap || scheme == KDFGCM {
+		return deriveByKDF(master, scheme, binding)
+	}
 	key := binding.Derivation(scheme)
 	for off := 0; off < len(key); off += master.BlockSize() {
 		master.Encrypt(key[off:], key[off:])
@@ -105,7 +109,7 @@ func openGCM(blob Blob, master cipher.Block, binding Binding) ([]byte, error) {
 func gcmFor(scheme Scheme, master cipher.Block, binding Binding) (cipher.AEAD, func(), error) {
 	wipe := func() {}
 	block := master
-	if scheme == DerivedGCM {
+	if scheme != DirectGCM {
 		key := DeriveKey(master, scheme, binding)
 		wipe = func() { clear(key) }
 		var err error

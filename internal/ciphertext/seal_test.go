@@ -88,7 +88,9 @@ func TestSeal_refuses(t *testing.T) {
 		"no bytes for GCM, derived":       {ciphertext.DerivedGCM, 0},
 		"no bytes for GCM":                {ciphertext.DirectGCM, 0},
 		"a scheme that does not exist, 0": {0, 32},
-		"a scheme that does not exist, 4": {4, 32},
+		"a scheme that does not exist, 6": {6, 32},
+		"no bytes for RFC 3394, KDF":      {ciphertext.KDFKeyWrap, 0},
+		"no bytes for GCM, KDF":           {ciphertext.KDFGCM, 0},
 	} {
 		blob, err := ciphertext.Seal(rand.Reader, tc.scheme, versionA, master, ciphertext.Binding{}, make([]byte, tc.length))
 		if err == nil || blob.Payload != nil {
@@ -96,7 +98,7 @@ func TestSeal_refuses(t *testing.T) {
 		}
 	}
 	broken := iotest.ErrReader(errors.New("no randomness"))
-	for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedGCM, ciphertext.DirectGCM} {
+	for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedGCM, ciphertext.DirectGCM, ciphertext.KDFGCM} {
 		if _, err := ciphertext.Seal(broken, scheme, versionA, master, ciphertext.Binding{}, make([]byte, 32)); err == nil {
 			t.Errorf("%s: sealed without an IV", scheme)
 		}
@@ -131,7 +133,7 @@ func TestSeal_drawsANewIVEachTime(t *testing.T) {
 	for name, s := range sealings(t) {
 		dataKey := make([]byte, s.length)
 		same := bytes.Equal(sealed(t, s, dataKey), sealed(t, s, dataKey))
-		if same != (s.scheme == ciphertext.DerivedKeyWrap) { // RFC 3394 is deterministic
+		if same != s.scheme.WrapsKeys() { // RFC 3394 is deterministic
 			t.Errorf("%s: sealed twice to the same: %t", name, same)
 		}
 	}

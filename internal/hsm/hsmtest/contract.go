@@ -23,7 +23,8 @@ type Target struct {
 	Capabilities []hsm.Capability
 
 	// Reads returns whether a blob of that scheme, encrypted by another module, must open under a key of that type. The module
-	// must reject the others with NotSupported. nil means the schemes that Capabilities has for Generate.
+	// must reject the others with NotSupported. nil means the schemes that Capabilities has for Generate, and with DERIVED_GCM
+	// also the other derived schemes: their keys can be computed on the host, too.
 	Reads func(hsm.KeySpec, ciphertext.Scheme) bool
 }
 

@@ -150,7 +150,7 @@ func (s *suite) refusedBlobs(t *testing.T, key master, good hsm.OpenRequest) map
 	payload("random", random(len(p)))
 	payload("longer than any", random(4096))
 
-	for _, scheme := range append([]ciphertext.Scheme{0, 4, 0x7f, 0xff}, schemes...) {
+	for _, scheme := range append([]ciphertext.Scheme{0, 6, 0x7f, 0xff}, schemes...) {
 		if scheme != good.Blob.Scheme {
 			bad := good
 			bad.Blob.Scheme = scheme

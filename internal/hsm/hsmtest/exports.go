@@ -89,7 +89,10 @@ func (s *suite) mustRefuseLonger(t *testing.T, to *wrapping.PublicKey, alg wrapp
 	for _, spec := range s.keySpecs() {
 		key := s.masters[spec]
 		scheme, fits, tooLong := ciphertext.DerivedKeyWrap, longest/8*8, longest/8*8+8
-		for _, s2 := range []ciphertext.Scheme{ciphertext.DerivedGCM, ciphertext.DirectGCM} {
+		if !s.reads(spec, scheme) {
+			scheme = ciphertext.KDFKeyWrap
+		}
+		for _, s2 := range []ciphertext.Scheme{ciphertext.KDFGCM, ciphertext.DerivedGCM, ciphertext.DirectGCM} {
 			if s.reads(spec, s2) {
 				scheme, fits, tooLong = s2, longest, longest+1
 			}

@@ -273,13 +273,16 @@ func (s *suite) reads(spec hsm.KeySpec, scheme ciphertext.Scheme) bool {
 	if s.Reads != nil {
 		return s.Reads(spec, scheme)
 	}
+	if s.has(hsm.OperationGenerate, ciphertext.DerivedGCM.String()) && scheme != ciphertext.DirectGCM {
+		return true
+	}
 	return s.has(hsm.OperationGenerate, scheme.String())
 }
 
-var schemes = []ciphertext.Scheme{ciphertext.DerivedKeyWrap, ciphertext.DerivedGCM, ciphertext.DirectGCM}
+var schemes = ciphertext.Schemes()
 
 func holds(scheme ciphertext.Scheme, length int) bool {
-	return scheme != ciphertext.DerivedKeyWrap || ciphertext.SchemeFor(length) == scheme
+	return !scheme.WrapsKeys() || ciphertext.SchemeFor(length).WrapsKeys()
 }
 
 // pairSpecFor returns the shortest type of pair for an algorithm.

@@ -240,25 +240,29 @@ func TestOtherKeys_areProtected(t *testing.T) {
 func TestMasterKey_lessProtected_isNotUsed(t *testing.T) {
 	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
 		m := mustOpen(t, configOf(tok))
-		id := uuid.New()
-		err := m.do(t.Context(), func(s *session) error {
-			template := masterTemplate(id, hsm.AES256, "", true)
-			for _, a := range template {
-				if a.Type == p11.CKA_EXTRACTABLE {
-					a.Value = []byte{1}
+		for _, more := range []uint{
+			p11.CKA_EXTRACTABLE, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_VERIFY,
+		} {
+			id := uuid.New()
+			err := m.do(t.Context(), func(s *session) error {
+				template := byEncryptData.masterTemplate(id, hsm.AES256, "", true, 0)
+				for _, a := range template {
+					if a.Type == more {
+						a.Value = []byte{1}
+					}
 				}
+				_, err := s.CreateObject(append(template, p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
-			_, err := s.CreateObject(append(template, p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
+			defer func() { _ = m.DestroyKey(t.Context(), id) }()
+			_, err = m.FindKey(t.Context(), id)
+			hsmtest.WantKind(t, err, hsm.Internal, "FindKey of a key with attribute %#x", more)
+			_, err = m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: id, Length: 32})
+			hsmtest.WantKind(t, err, hsm.Internal, "GenerateDataKey under a key with attribute %#x", more)
 		}
-		defer func() { _ = m.DestroyKey(t.Context(), id) }()
-		_, err = m.FindKey(t.Context(), id)
-		hsmtest.WantKind(t, err, hsm.Internal, "FindKey")
-		_, err = m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: id, Length: 32})
-		hsmtest.WantKind(t, err, hsm.Internal, "GenerateDataKey")
 	})
 }
 

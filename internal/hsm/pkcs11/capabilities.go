@@ -16,11 +16,15 @@ import (
 
 // capabilities are what the self-test proved about the token, whatever the custody policy permits.
 type capabilities struct {
-	specs   map[hsm.KeySpec]bool
-	imports map[wrapping.Algorithm]hsm.Custody
-	exports map[wrapping.Algorithm]hsm.Custody
+	derivation derivation
+	specs      map[hsm.KeySpec]bool
+	imports    map[wrapping.Algorithm]hsm.Custody
+	exports    map[wrapping.Algorithm]hsm.Custody
 	// maxDataKeyLen is the length in bytes of the longest data key that the token generates, wraps and unwraps; 0 for none.
 	maxDataKeyLen int
+	// measuresByWrapping: the length of unwrapped material is that of its wrapping. Otherwise it is CKA_VALUE_LEN, if the self-test
+	// finds that it is right.
+	measuresByWrapping bool
 	// needsValueLen: the token requires CKA_VALUE_LEN for C_UnwrapKey. Luna requires it, SoftHSM rejects it.
 	needsValueLen bool
 	// hardened is the hardening that the token accepts for master keys; hardenedPair and hardenedMAC are the same or 0.
@@ -31,12 +35,13 @@ type capabilities struct {
 
 // wrapsInside returns whether a data key of that length never leaves the token.
 func (c *capabilities) wrapsInside(length int) bool {
-	return ciphertext.SchemeFor(length) == ciphertext.DerivedKeyWrap && length <= c.maxDataKeyLen
+	return ciphertext.SchemeFor(length).WrapsKeys() && length <= c.maxDataKeyLen
 }
 
 // opensInside returns whether a blob, whose data key has that length, opens without the data key leaving the token.
 func (c *capabilities) opensInside(blob ciphertext.Blob, length int) bool {
-	return blob.Scheme == ciphertext.DerivedKeyWrap && c.wrapsInside(length)
+	inside, _ := c.derivation.schemes()
+	return blob.Scheme == inside && c.wrapsInside(length)
 }
 
 // withValueLen adds the length to an unwrap template if the token requires it.
@@ -85,10 +90,11 @@ func (c *capabilities) permitted(cfg *Config) []hsm.Capability {
 			add(hsm.OperationImport, string(algorithm), custody)
 		}
 	}
+	inside, onHost := c.derivation.schemes()
 	if c.maxDataKeyLen > 0 {
-		add(hsm.OperationGenerate, ciphertext.DerivedKeyWrap.String(), hsm.CustodyModule)
+		add(hsm.OperationGenerate, inside.String(), hsm.CustodyModule)
 	}
-	add(hsm.OperationGenerate, ciphertext.DerivedGCM.String(), hsm.CustodyHost)
+	add(hsm.OperationGenerate, onHost.String(), hsm.CustodyHost)
 	for _, algorithm := range wrapping.Algorithms() {
 		if custody, ok := c.exports[algorithm]; ok {
 			add(hsm.OperationExport, string(algorithm), custody)

@@ -4,6 +4,9 @@
 // custody allows that. A self-test finds out which when the module is opened: it runs each operation and checks the result
 // with independent code, because mechanism lists and return codes are only hints.
 //
+// Tokens differ in how they compute the key of an EncryptionContext from a master key (see derivation). Only in a token that
+// derives does this key remain inside.
+//
 // The subpackage token has the connection: library, login, sessions and recovery. This package has the operations, the
 // templates of their keys, and the self-test, which runs these operations.
 package pkcs11

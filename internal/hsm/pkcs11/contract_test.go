@@ -39,6 +39,65 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
 		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
 	},
+	"openCryptoki": {
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
+	},
+	"p11-kit": {
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
+	},
+	"SoftHSM without derivation": {
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
+	},
+	"NSS without derivation": {
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
+	},
+	"NSS with the KDF": {
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationGenerate, Algorithm: "KDF_KEY_WRAP", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationGenerate, Algorithm: "KDF_GCM", Custody: hsm.CustodyHost},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
+		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
+	},
 }
 
 // expected is what is left of a token's capabilities under a policy.
@@ -67,17 +126,22 @@ func TestModule_keepsTheContract(t *testing.T) {
 			t.Run(kind+", "+name, func(t *testing.T) {
 				cfg := configOf(newToken(t))
 				cfg.Custody, cfg.AllowPKCS1v15Import = policy.custody, policy.pkcs1
-				hsmtest.Run(t, hsmtest.Target{
-					Open: func(t testing.TB) hsm.Module {
-						m, err := Open(t.Context(), cfg)
-						if err != nil {
-							t.Fatal(err)
-						}
-						return m
-					},
-					Capabilities: expected(kind, policy.custody, policy.pkcs1),
-				})
+				keepsTheContract(t, cfg, expected(kind, policy.custody, policy.pkcs1))
 			})
 		}
 	}
+}
+
+func keepsTheContract(t *testing.T, cfg Config, capabilities []hsm.Capability) {
+	t.Helper()
+	hsmtest.Run(t, hsmtest.Target{
+		Open: func(t testing.TB) hsm.Module {
+			m, err := Open(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		},
+		Capabilities: capabilities,
+	})
 }

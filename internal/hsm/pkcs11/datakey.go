@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -54,7 +55,8 @@ func (s *session) generateInside(master p11.ObjectHandle, req hsm.GenerateReques
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
-	blob := ciphertext.Blob{KeyVersionID: req.KeyVersionID, Scheme: ciphertext.DerivedKeyWrap, Payload: wrapped}
+	scheme, _ := s.can.derivation.schemes()
+	blob := ciphertext.Blob{KeyVersionID: req.KeyVersionID, Scheme: scheme, Payload: wrapped}
 	if blob.DataKeyLen() != req.Length {
 		return hsm.DataKey{}, hsm.Errorf(hsm.Internal, "the token generated a data key of another length than requested")
 	}
@@ -70,28 +72,17 @@ func (s *session) generateOnHost(master p11.ObjectHandle, req hsm.GenerateReques
 	if len(dataKey) != req.Length {
 		return hsm.DataKey{}, hsm.Errorf(hsm.Internal, "the token returned fewer random bytes than requested")
 	}
-	key, err := s.deriveOnHost(master, ciphertext.DerivedGCM, req.Binding)
+	_, scheme := s.can.derivation.schemes()
+	key, err := s.deriveOnHost(master, scheme, req.Binding)
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
 	defer key.Wipe()
-	blob, err := ciphertext.SealWithKey(rand.Reader, ciphertext.DerivedGCM, req.KeyVersionID, key, req.Binding, dataKey)
+	blob, err := ciphertext.SealWithKey(rand.Reader, scheme, req.KeyVersionID, key, req.Binding, dataKey)
 	if err != nil {
 		return hsm.DataKey{}, hsm.Wrap(hsm.Internal, err, "")
 	}
 	return hsm.DataKey{Blob: blob, Custody: hsm.CustodyHost}, nil
-}
-
-// deriveKEK derives the key-encryption key of a binding inside the token. template is wrappingKEK or unwrappingKEK.
-func (s *session) deriveKEK(master p11.ObjectHandle, binding ciphertext.Binding, template []*p11.Attribute) (p11.ObjectHandle, error) {
-	data := binding.Derivation(ciphertext.DerivedKeyWrap)
-	return s.DeriveEncrypted(master, data[:], template)
-}
-
-// deriveOnHost derives the key of a scheme and reads it. The caller wipes it.
-func (s *session) deriveOnHost(master p11.ObjectHandle, scheme ciphertext.Scheme, binding ciphertext.Binding) (redact.Bytes, error) {
-	data := binding.Derivation(scheme)
-	return s.DeriveEncryptedValue(master, data[:])
 }
 
 // VerifyDataKey implements hsm.Module.
@@ -106,12 +97,15 @@ func (m *Module) VerifyDataKey(ctx context.Context, req hsm.OpenRequest) error {
 // checkReadable rejects blobs that this module cannot open, valid or not.
 func (m *Module) checkReadable(blob ciphertext.Blob) error {
 	length, err := dataKeyLen(blob)
+	inside, _ := m.can.derivation.schemes()
 	switch {
-	case blob.Scheme == ciphertext.DirectGCM:
-		return hsm.Errorf(hsm.NotSupported, "a blob of scheme %s requires a master key that encrypts, and master keys in a token only derive", blob.Scheme)
+	case !slices.Contains(ciphertext.Schemes(), blob.Scheme):
+		return nil // invalid
+	case !m.can.derivation.reads(blob.Scheme):
+		return hsm.Errorf(hsm.NotSupported, "master keys in this token are for %s, which opens no blob of scheme %s", m.can.derivation, blob.Scheme)
 	case m.cfg.allows(hsm.CustodyHost):
 		return nil
-	case blob.Scheme == ciphertext.DerivedGCM, err == nil && !m.can.opensInside(blob, length):
+	case blob.Scheme != inside, err == nil && !m.can.opensInside(blob, length):
 		return hsm.Errorf(hsm.NotSupported, "this data key can be decrypted on the host only, which custody ModuleOnly forbids; %s", m.can.describeLengths())
 	}
 	return nil

@@ -29,11 +29,8 @@ const (
 
 const fullyHardened = restricted | uncopyable | unmodifiable
 
-// The mechanisms of each class of key, for CKA_ALLOWED_MECHANISMS.
-var (
-	masterMechanisms = []uint{p11.CKM_AES_ECB_ENCRYPT_DATA}
-	macMechanisms    = []uint{p11.CKM_SHA256_HMAC}
-)
+// macMechanisms are the mechanisms of the MAC key, for CKA_ALLOWED_MECHANISMS.
+var macMechanisms = []uint{p11.CKM_SHA256_HMAC}
 
 // pairMechanisms returns the mechanisms of the private half of a wrapping key pair. raw is for algorithms whose padding is removed
 // on the host.

@@ -140,7 +140,7 @@ func (s *session) fingerprintIncoming(in *incoming) (hsm.Fingerprint, error) {
 // inspect is fingerprintIncoming inside the token: it unwraps the material into a session key.
 func (s *session) inspect(in *incoming) (hsm.Fingerprint, error) {
 	req, private := in.request, in.private
-	template := s.can.withValueLen(materialTemplate(p11.CKK_AES), req.Spec.Len())
+	template := s.can.withValueLen(s.can.materialTemplate(), req.Spec.Len())
 	h, err := s.UnwrapSessionKey(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, template)
 	if err != nil {
 		return hsm.Fingerprint{}, s.unwrapError(req, private, err)
@@ -150,7 +150,7 @@ func (s *session) inspect(in *incoming) (hsm.Fingerprint, error) {
 	if in.last, err = s.lastBlock(h); err != nil {
 		return hsm.Fingerprint{}, token.BlameInput(wrongLength, err)
 	}
-	fingerprint, err := s.encryptBlock(h, in.last)
+	fingerprint, err := s.fingerprintOf(h, in.last)
 	if err != nil {
 		return hsm.Fingerprint{}, token.BlameInput(wrongLength, err)
 	}
@@ -177,7 +177,7 @@ func wrongLengthError(req hsm.ImportRequest) *hsm.Error {
 // a generic secret, material of any length unwraps.
 func (s *session) unwrapError(req hsm.ImportRequest, private p11.ObjectHandle, cause error) error {
 	if token.ClassOf(cause) == token.InvalidInput && req.Algorithm != wrapping.RSAESPKCS1V15 {
-		_, err := s.UnwrapSessionKey(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, materialTemplate(p11.CKK_GENERIC_SECRET))
+		_, err := s.UnwrapSessionKey(unwrapMechanism(req.Algorithm), private, req.EncryptedMaterial, s.can.anyMaterialTemplate())
 		if err == nil {
 			return token.BlameInput(wrongLengthError(req), cause)
 		}
@@ -186,8 +186,15 @@ func (s *session) unwrapError(req hsm.ImportRequest, private p11.ObjectHandle, c
 }
 
 // keyLen returns the length of a key in bytes by wrapping it: RFC 3394 adds 8 bytes. Some tokens pad a key to a multiple of 8
-// bytes, so the result is exact only for a key that works as an AES key.
+// bytes, so the result is exact only for a key that works as an AES key. If the token does not wrap, it returns CKA_VALUE_LEN.
 func (s *session) keyLen(h p11.ObjectHandle) (int, error) {
+	if !s.can.measuresByWrapping {
+		values, err := s.GetAttributes(h, p11.CKA_VALUE_LEN)
+		if err != nil {
+			return 0, err
+		}
+		return int(ulong(values[0])), nil //nolint:gosec // a key's length
+	}
 	with, err := s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, append(sessionKey(p11.CKK_AES, false),
 		p11.NewAttribute(p11.CKA_VALUE_LEN, 32), p11.NewAttribute(p11.CKA_WRAP, true)))
 	if err != nil {
@@ -239,7 +246,7 @@ func (s *session) createMaster(in incoming, fingerprint hsm.Fingerprint) error {
 	}
 	err = s.checkCreated(h, in.last, fingerprint)
 	if err == nil {
-		err = s.checkHardened(h, s.can.hardened, masterMechanisms)
+		err = s.checkHardened(h, s.can.hardened, s.can.derivation.mechanisms())
 	}
 	if err != nil {
 		_ = s.DestroyObject(h)
@@ -251,8 +258,7 @@ func (s *session) createMaster(in incoming, fingerprint hsm.Fingerprint) error {
 
 func (s *session) storeMaster(in incoming, token bool) (p11.ObjectHandle, error) {
 	req := in.request
-	template := append(masterTemplate(req.KeyVersionID, req.Spec, req.Owner, token), s.can.hardened.attributes(masterMechanisms)...)
-	return s.storeKey(in, template)
+	return s.storeKey(in, s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, token, s.can.hardened))
 }
 
 // storeKey creates a key from material: by its value if that is on the host, otherwise by unwrapping it.
@@ -269,7 +275,7 @@ func (s *session) checkCreated(h p11.ObjectHandle, last [16]byte, fingerprint hs
 	if err := s.checkMaster(h); err != nil {
 		return err
 	}
-	made, err := s.encryptBlock(h, last)
+	made, err := s.fingerprintOf(h, last)
 	if err == nil && made != fingerprint {
 		err = hsm.Errorf(hsm.Internal, "the token created a key whose fingerprint differs from that of the material")
 	}

@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 
 	"github.com/google/uuid"
 	p11 "github.com/miekg/pkcs11"
@@ -84,25 +85,38 @@ func (s *session) master(id uuid.UUID) (p11.ObjectHandle, error) {
 	return h, err
 }
 
-// checkMaster rejects a key that is less protected than masterTemplate requires: tokens may ignore a template.
+// checkMaster rejects a key that is less protected than masterTemplate requires: tokens may ignore a template. It also rejects a
+// key for another derivation. Above all, a key that encrypts must not be used in a token that derives, where it would be less
+// protected than its key store shows.
 func (s *session) checkMaster(h p11.ObjectHandle) error {
-	values, err := s.GetAttributes(h, p11.CKA_SENSITIVE, p11.CKA_DERIVE, // these must be set
-		p11.CKA_EXTRACTABLE, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_SIGN, p11.CKA_VERIFY)
+	usages := []uint{p11.CKA_DERIVE, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_SIGN, p11.CKA_VERIFY}
+	values, err := s.GetAttributes(h, append([]uint{p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE}, usages...)...)
 	if err != nil {
 		return err
 	}
-	const set = 2
-	for i, value := range values {
+	if !isTrue(values[0]) || !isFalse(values[1]) {
+		return errUnprotected
+	}
+	var has []uint
+	for i, value := range values[2:] {
 		switch {
-		case i < set && isTrue(value):
-		case i >= set && isFalse(value):
-		case i > set && value == nil: // the token does not know this usage
-		default:
-			return hsm.Errorf(hsm.Internal,
-				"the key in the token is not sensitive, non-extractable and for derivation only, so Keyconvoy does not use it: find out who created or changed it")
+		case isTrue(value):
+			has = append(has, usages[i])
+		case !isFalse(value) && value != nil: // nil if the token does not know this usage
+			return errUnprotected
 		}
 	}
-	return nil
+	if slices.Equal(has, s.can.derivation.usages()) {
+		return nil
+	}
+	for _, other := range derivations {
+		if slices.Equal(has, other.usages()) {
+			return hsm.Errorf(hsm.NotSupported,
+				"the key in the token is for %s, and keys in this token must be for %s, so Keyconvoy does not use it: use the library with which the key was created, or destroy the key and import its material again",
+				other, s.can.derivation)
+		}
+	}
+	return errUnprotected
 }
 
 // ulong returns the value of a CK_ULONG attribute, or 0 if the attribute is missing.
@@ -139,22 +153,25 @@ func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, string, error) {
 // aesSpecs are the supported types of master keys. SM4 has no portable mechanism numbers.
 var aesSpecs = []hsm.KeySpec{hsm.AES128, hsm.AES192, hsm.AES256}
 
-// fingerprint computes the CMAC of hsm.FingerprintLabel with a key that only derives. The label is one block M, so the CMAC is
-// E(M ⊕ K1), where K1 is E(0) doubled (NIST SP 800-38B, sections 6.1 and 6.2), and CKM_AES_ECB_ENCRYPT_DATA over one block is
-// E. Neither E(0) nor the result reveals anything about the key or about keys derived from it with other data.
+// fingerprint computes the CMAC of hsm.FingerprintLabel with a master key. The label is one block M, so the CMAC is E(M ⊕ K1),
+// where K1 is E(0) doubled (NIST SP 800-38B, sections 6.1 and 6.2), and CKM_AES_ECB_ENCRYPT_DATA over one block is E. Neither E(0)
+// nor the result reveals anything about the key or about keys derived from it with other data.
 func (s *session) fingerprint(h p11.ObjectHandle) (hsm.Fingerprint, error) {
 	block, err := s.lastBlock(h)
 	if err != nil {
 		return hsm.Fingerprint{}, err
 	}
 	defer clear(block[:])
-	return s.encryptBlock(h, block)
+	return s.fingerprintOf(h, block)
 }
 
-// lastBlock returns M ⊕ K1. The caller wipes it.
+// lastBlock returns M ⊕ K1, for fingerprintOf. The caller wipes it.
 func (s *session) lastBlock(h p11.ObjectHandle) ([16]byte, error) {
 	var zeros [16]byte
-	l, err := s.DeriveEncryptedValue(h, zeros[:])
+	if s.can.derivation == byKDF {
+		return zeros, nil // the token computes the whole CMAC
+	}
+	l, err := s.encryptData(h, zeros[:])
 	if err != nil {
 		return zeros, err
 	}
@@ -178,10 +195,16 @@ func lastBlock(l []byte) (block [16]byte) {
 	return block
 }
 
-// encryptBlock returns E of one block.
-func (s *session) encryptBlock(h p11.ObjectHandle, block [16]byte) (hsm.Fingerprint, error) {
-	defer clear(block[:])
-	tag, err := s.DeriveEncryptedValue(h, block[:])
+// fingerprintOf returns the fingerprint of a key, for which last is the result of lastBlock.
+func (s *session) fingerprintOf(h p11.ObjectHandle, last [16]byte) (hsm.Fingerprint, error) {
+	defer clear(last[:])
+	var tag []byte
+	var err error
+	if s.can.derivation == byKDF {
+		tag, err = s.cmac(h, []byte(hsm.FingerprintLabel))
+	} else {
+		tag, err = s.encryptData(h, last[:])
+	}
 	if err != nil {
 		return hsm.Fingerprint{}, err
 	}

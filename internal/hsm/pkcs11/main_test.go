@@ -48,6 +48,7 @@ func configOf(tok tokens.Token) Config {
 	return Config{
 		Config: hsm.Config{
 			Library: "test", Token: hsm.TokenSelector{Label: tok.Label}, PIN: redact.WireBytes(tok.PIN), Custody: hsm.CustodyHost,
+			MaxSessions: tok.MaxSessions,
 		},
 		Path: tok.Path, Parameters: tok.Parameters,
 	}

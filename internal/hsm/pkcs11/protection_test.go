@@ -23,47 +23,56 @@ import (
 
 // The self-test attacks session keys. Its result must be the same for the keys in the token, and in the threat model.
 func TestKeyProtection_isTheSameForKeysInTheToken(t *testing.T) {
-	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
-		f := newFixture(t, configOf(tok))
-		found := describe(t, f.m).KeyProtection
-		var methods []string
-		err := f.m.do(t.Context(), func(s *session) error {
-			master, err := s.master(f.id)
-			if err != nil {
-				return err
-			}
-			private, err := s.private(f.pair.ID)
-			if err != nil {
-				return err
-			}
-			test := newSelfTest(s)
-			for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(), private: wrappingKeyAttacks()} {
-				for _, a := range attacks {
-					allowed, err := test.try(a.method, func(s *session) error { return a.run(test, s, target) })
-					if err != nil {
-						return err
-					}
-					if allowed {
-						methods = append(methods, a.method)
-					}
+	tokens.OnEach(t, keyProtectionIsTheSame)
+	for name, newToken := range served {
+		t.Run(name, func(t *testing.T) {
+			tok, _ := newToken(t)
+			keyProtectionIsTheSame(t, tok)
+		})
+	}
+}
+
+func keyProtectionIsTheSame(t *testing.T, tok tokens.Token) {
+	t.Helper()
+	f := newFixture(t, configOf(tok))
+	found := describe(t, f.m).KeyProtection
+	var methods []string
+	err := f.m.do(t.Context(), func(s *session) error {
+		master, err := s.master(f.id)
+		if err != nil {
+			return err
+		}
+		private, err := s.private(f.pair.ID)
+		if err != nil {
+			return err
+		}
+		test := newSelfTest(s)
+		for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(s.can.derivation), private: wrappingKeyAttacks()} {
+			for _, a := range attacks {
+				allowed, err := test.try(a.method, func(s *session) error { return a.run(test, s, target) })
+				if err != nil {
+					return err
+				}
+				if allowed {
+					methods = append(methods, a.method)
 				}
 			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
-		slices.Sort(methods)
-		if reported := slices.Sorted(slices.Values(found.Methods)); !slices.Equal(methods, reported) {
-			t.Errorf("the self-test reports\n%q; on a real key\n%q work", reported, methods)
-		}
-		f.mustWork(t) // the attacks did not damage the keys
-
-		state, inPage := threatModel(t, describe(t, f.m).Info.Manufacturer)
-		if state != string(found.State) || !slices.Equal(slices.Sorted(slices.Values(inPage)), methods) {
-			t.Errorf("docs/threat-model.md has %s, %q; the self-test reports %+v", state, inPage, found)
-		}
+		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(methods)
+	if reported := slices.Sorted(slices.Values(found.Methods)); !slices.Equal(methods, reported) {
+		t.Errorf("the self-test reports\n%q; on a real key\n%q work", reported, methods)
+	}
+	f.mustWork(t) // the attacks did not damage the keys
+
+	state, inPage := threatModel(t, describe(t, f.m).Info.Manufacturer)
+	if state != string(found.State) || !slices.Equal(slices.Sorted(slices.Values(inPage)), methods) {
+		t.Errorf("docs/threat-model.md has %s, %q; the self-test reports %+v", state, inPage, found)
+	}
 }
 
 // threatModel returns what the page has about the modules of a manufacturer.
@@ -167,7 +176,7 @@ func TestKeys_areHardened(t *testing.T) {
 					handle     p11.ObjectHandle
 					mechanisms []uint
 				}{
-					"master key": {master, masterMechanisms}, "import key": {private, pairMechanisms(s.can.needsRawRSA(s.cfg), false)}, "MAC key": {mac, macMechanisms},
+					"master key": {master, s.can.derivation.mechanisms()}, "import key": {private, pairMechanisms(s.can.needsRawRSA(s.cfg), false)}, "MAC key": {mac, macMechanisms},
 				} {
 					if err := s.checkHardened(key.handle, hardenedBy[kind], key.mechanisms); err != nil {
 						t.Errorf("the %s: %v", name, err)
@@ -218,7 +227,7 @@ func TestMasterKey_withoutHardening_isUsed(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		id := uuid.New()
 		err := m.do(t.Context(), func(s *session) error {
-			_, err := s.CreateObject(append(masterTemplate(id, hsm.AES256, "", true), p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
+			_, err := s.CreateObject(append(byEncryptData.masterTemplate(id, hsm.AES256, "", true, 0), p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
 			return err
 		})
 		if err != nil {
@@ -236,7 +245,7 @@ func TestSelfTest_destroysWhatACrashedOneLeft(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		leave := func(created time.Time) {
 			err := m.do(t.Context(), func(s *session) error {
-				template := masterTemplate(uuid.New(), hsm.AES256, "", true)
+				template := byEncryptData.masterTemplate(uuid.New(), hsm.AES256, "", true, 0)
 				for _, a := range template {
 					switch a.Type {
 					case p11.CKA_LABEL:

@@ -46,6 +46,7 @@ type selfTest struct {
 	public    *wrapping.PublicKey
 	failure   error // of the last call of try
 	probes    probeLog
+	rejected  []error // of the derivations, by findDerivation
 }
 
 // runSelfTest finds out what the token can do. It fails if the connection is lost, and with NotSupported if the token lacks what
@@ -60,14 +61,14 @@ func runSelfTest(s *token.Session, cfg *Config, publish func([]hsm.Probe)) (capa
 	t.probes.publish = publish
 	defer t.wipe()
 	for _, step := range []func() error{
-		t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testDataKeys, t.testImports, t.testExports, t.testProtection,
+		t.findDerivation, t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testDataKeys, t.testImports, t.testExports, t.testProtection,
 	} {
 		if err := step(); err != nil {
 			return capabilities{}, err
 		}
 	}
 	// A device that fails during the test must not count as one that supports little.
-	if passed, err := t.try("check the token's health", func(s *session) error { return s.HealthCheck() }); !passed {
+	if passed, err := t.try("check the token's health", (*session).checkHealth); !passed {
 		return capabilities{}, errors.Join(err, t.failure)
 	}
 	t.can.probes = t.probes.all
@@ -93,6 +94,9 @@ func (t *selfTest) wipe() {
 
 // try runs a probe in a new session, because a failed call may leave a session unusable. It returns whether the probe passed; an
 // error ends the self-test.
+//
+// p11-kit returns CKR_DEVICE_ERROR for what its protocol cannot carry. So a probe that loses the connection twice, while a health
+// check succeeds each time, did not pass.
 func (t *selfTest) try(name string, probe func(*session) error) (passed bool, err error) {
 	return t.tryProbe(hsm.Probe{Name: name}, probe)
 }
@@ -100,15 +104,29 @@ func (t *selfTest) try(name string, probe func(*session) error) (passed bool, er
 func (t *selfTest) tryProbe(p hsm.Probe, probe func(*session) error) (passed bool, err error) {
 	t.probes.begin(p)
 	defer func() { t.probes.end(cmp.Or(err, t.failure)) }()
-	err = t.s.InNewSession(func(s *token.Session) error {
+	for range 2 {
+		if err = t.inNewSession(probe); err != nil || token.ClassOf(t.failure) != token.ConnectionLost {
+			return err == nil && t.failure == nil, err
+		}
+		lost := t.failure
+		err = t.inNewSession((*session).checkHealth)
+		if err != nil || t.failure != nil {
+			return false, lost
+		}
+		t.failure = lost
+	}
+	return false, nil
+}
+
+// inNewSession runs a probe in a new session and sets failure to its result. It returns an error of C_OpenSession.
+func (t *selfTest) inNewSession(probe func(*session) error) error {
+	return t.s.InNewSession(func(s *token.Session) error {
 		t.failure = probe(&session{Session: s, cfg: t.s.cfg, can: t.can})
 		return nil
 	})
-	if err == nil && token.ClassOf(t.failure) == token.ConnectionLost {
-		err = t.failure
-	}
-	return err == nil && t.failure == nil, err
 }
+
+func (s *session) checkHealth() error { return s.HealthCheck() }
 
 // testPair generates the key pair under which material is imported. Without one, the module imports nothing.
 func (t *selfTest) testPair() error {
@@ -124,7 +142,10 @@ func (t *selfTest) testPair() error {
 	if t.canCreate {
 		return t.testUnwrapped()
 	}
-	// The token accepts only wrapped keys, so the first call of testHardening found nothing.
+	// The token accepts only wrapped keys, so the first calls of findDerivation and testHardening found nothing.
+	if err := t.findDerivation(); err != nil {
+		return err
+	}
 	if err := t.testHardening(); err != nil || t.can.hardened == 0 {
 		return err
 	}
@@ -162,6 +183,9 @@ func (t *selfTest) tryPair() (generated bool, err error) {
 
 // testMasterKeys creates a key of known value for each type and compares fingerprints.
 func (t *selfTest) testMasterKeys() error {
+	if t.can.derivation == 0 {
+		return t.errMissing()
+	}
 	for _, spec := range aesSpecs {
 		passed, err := t.try("create a master key "+string(spec)+" and derive from it", func(s *session) error {
 			h, err := t.createMaster(s, spec)
@@ -181,7 +205,7 @@ func (t *selfTest) testMasterKeys() error {
 			return t.failure // the device may have failed
 		}
 		return hsm.Wrap(hsm.NotSupported, t.failure,
-			"the token cannot hold an AES key that derives by CKM_AES_ECB_ENCRYPT_DATA, which every master key requires: use another token or a software key store")
+			"the token does not accept an AES_256 master key as a session object: use another token or a software key store")
 	}
 	var err error
 	if t.master, err = t.createMaster(t.s, hsm.AES256); err != nil {
@@ -194,7 +218,7 @@ func (t *selfTest) testMasterKeys() error {
 
 // createMaster creates a session key like a master key, of known value.
 func (t *selfTest) createMaster(s *session, spec hsm.KeySpec) (p11.ObjectHandle, error) {
-	return t.store(s, spec, append(masterTemplate(t.id, spec, "", false), t.can.hardened.attributes(masterMechanisms)...))
+	return t.store(s, spec, t.can.derivation.masterTemplate(t.id, spec, "", false, t.can.hardened))
 }
 
 // store creates a key of known value, by its value, or wrapped if the token does not accept values.

@@ -34,6 +34,9 @@ func selfTestID(now time.Time) []byte {
 // testHardening finds the largest set that the token accepts for a master key. It finds none if it cannot create a token object
 // yet, because the token does not accept a key's value and there is no wrapping key pair so far.
 func (t *selfTest) testHardening() error {
+	if t.can.derivation == 0 {
+		return nil
+	}
 	unlock, err := t.s.LockID(selfTestLock)
 	if err != nil {
 		return err
@@ -68,7 +71,7 @@ func (t *selfTest) findHardening() error {
 
 // tryHardening creates a key and uses it. The key is in the token unless that must not change. undestroyed means that the token did not destroy the key.
 func (t *selfTest) tryHardening(s *session, set hardening) (undestroyed bool, err error) {
-	template := append(masterTemplate(t.id, hsm.AES256, "", !t.s.cfg.ReadOnly), set.attributes(masterMechanisms)...)
+	template := t.can.derivation.masterTemplate(t.id, hsm.AES256, "", !t.s.cfg.ReadOnly, set)
 	for _, a := range template {
 		switch a.Type {
 		case p11.CKA_LABEL:
@@ -81,7 +84,7 @@ func (t *selfTest) tryHardening(s *session, set hardening) (undestroyed bool, er
 	if err != nil {
 		return false, err
 	}
-	err = s.checkHardened(h, set, masterMechanisms)
+	err = s.checkHardened(h, set, t.can.derivation.mechanisms())
 	if err == nil {
 		err = t.checkFingerprint(s, h, hsm.AES256)
 	}
@@ -121,12 +124,12 @@ func (t *selfTest) tryUnwrapped(algorithm wrapping.Algorithm, set hardening) (bo
 		if err != nil {
 			return err
 		}
-		h, err := s.storeKey(in, append(masterTemplate(t.id, hsm.AES256, "", false), set.attributes(masterMechanisms)...))
+		h, err := s.storeKey(in, t.can.derivation.masterTemplate(t.id, hsm.AES256, "", false, set))
 		if err != nil {
 			return err
 		}
 		s.DestroyOnRelease(h)
-		if err := s.checkHardened(h, set, masterMechanisms); err != nil {
+		if err := s.checkHardened(h, set, t.can.derivation.mechanisms()); err != nil {
 			return err
 		}
 		return t.checkFingerprint(s, h, hsm.AES256)

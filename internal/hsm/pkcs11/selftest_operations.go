@@ -16,16 +16,17 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// testDerivation derives a key for the host, as scheme DERIVED_GCM does.
+// testDerivation derives a key for the host, as for a data key that the host encrypts.
 func (t *selfTest) testDerivation() error {
-	t.probes.begin(hsm.Probe{Name: "derive a key for " + ciphertext.DerivedGCM.String()})
-	got, err := t.s.deriveOnHost(t.master, ciphertext.DerivedGCM, t.binding)
+	_, scheme := t.can.derivation.schemes()
+	t.probes.begin(hsm.Probe{Name: "derive a key for " + scheme.String()})
+	got, err := t.s.deriveOnHost(t.master, scheme, t.binding)
 	t.probes.end(err)
 	if err != nil {
 		return err
 	}
 	defer got.Wipe()
-	want := ciphertext.DeriveKey(t.block, ciphertext.DerivedGCM, t.binding)
+	want := ciphertext.DeriveKey(t.block, scheme, t.binding)
 	defer clear(want)
 	if !bytes.Equal(got, want) {
 		t.probes.end(errWrongResult)
@@ -38,6 +39,9 @@ func (t *selfTest) testDerivation() error {
 // C_UnwrapKey.
 func (t *selfTest) testDataKeys() error {
 	const shortest, step = 16, 8
+	if inside, _ := t.can.derivation.schemes(); inside == 0 {
+		return nil
+	}
 	for _, needsValueLen := range []bool{false, true} {
 		t.can.needsValueLen = needsValueLen
 		passed, err := t.tryDataKey(shortest)
@@ -119,6 +123,9 @@ func (t *selfTest) testImports() error {
 	if t.public == nil {
 		return nil
 	}
+	if err := t.testMeasuring(); err != nil {
+		return err
+	}
 	if err := t.tryImports(); err != nil || len(t.can.imports) > 0 || t.can.hardenedPair == 0 {
 		return err
 	}
@@ -127,6 +134,24 @@ func (t *selfTest) testImports() error {
 		return err
 	}
 	return t.tryImports()
+}
+
+// testMeasuring finds out whether the length of a key can be measured by wrapping it.
+func (t *selfTest) testMeasuring() (err error) {
+	t.can.measuresByWrapping = true
+	t.can.measuresByWrapping, err = t.try("measure the length of a key by wrapping it", func(s *session) error {
+		h, err := t.store(s, hsm.AES256, sessionKey(p11.CKK_AES, true))
+		if err != nil {
+			return err
+		}
+		s.DestroyOnRelease(h)
+		length, err := s.keyLen(h)
+		if err == nil && length != len(t.material[hsm.AES256]) {
+			err = errWrongResult
+		}
+		return err
+	})
+	return err
 }
 
 // tryImports tries each algorithm inside the token, then with the padding removed on the host.
@@ -234,7 +259,8 @@ func (t *selfTest) tryExport(s *session, algorithm wrapping.Algorithm, recipient
 	dataKey := make(redact.Bytes, 32)
 	defer dataKey.Wipe()
 	_, _ = rand.Read(dataKey[1:31]) // it never fails (Go 1.24)
-	blob, err := ciphertext.Seal(rand.Reader, ciphertext.DerivedKeyWrap, t.id, t.block, t.binding, dataKey)
+	inside, _ := t.can.derivation.schemes()
+	blob, err := ciphertext.Seal(rand.Reader, inside, t.id, t.block, t.binding, dataKey)
 	if err != nil {
 		return err
 	}

@@ -137,13 +137,14 @@ func (s *session) deriveByte(mechanism []*p11.Mechanism, base p11.ObjectHandle) 
 }
 
 // usageAttacks add usages to a key or to a copy of it.
-func usageAttacks() []attack {
+func usageAttacks(d derivation) []attack {
 	var all []attack
+	further := slices.DeleteFunc(d.otherUsages(), func(usage uint) bool { return usage == p11.CKA_VERIFY })
 	for _, change := range []struct {
 		name string
 		to   []*p11.Attribute
 	}{
-		{"for further usages", boolAttributes(true, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_SIGN)},
+		{"for further usages", boolAttributes(true, further...)},
 		{"for CKA_EXTRACTABLE", boolAttributes(true, p11.CKA_EXTRACTABLE)},
 		{"for CKA_SENSITIVE", boolAttributes(false, p11.CKA_SENSITIVE)},
 	} {
@@ -219,9 +220,9 @@ func (t *selfTest) knownKey(s *session, usage uint) (p11.ObjectHandle, error) {
 	return h, err
 }
 
-// masterKeyAttacks are the attacks on a master key.
-func masterKeyAttacks() []attack {
-	return slices.Concat(wrapAttacks("", false), exportAttacks(), deriveAttacks(), usageAttacks(), []attack{readAttack})
+// masterKeyAttacks are the attacks on a master key for that derivation.
+func masterKeyAttacks(d derivation) []attack {
+	return slices.Concat(wrapAttacks("", false), exportAttacks(), deriveAttacks(), usageAttacks(d), []attack{readAttack})
 }
 
 // wrappingKeyAttacks are the attacks on the private half of a wrapping key pair. It decrypts imported material that someone kept
@@ -232,7 +233,7 @@ func wrappingKeyAttacks() []attack { return wrapAttacks(" of an import key", tru
 func (t *selfTest) testProtection() error {
 	t.can.protection = hsm.KeyProtection{State: hsm.Enforced}
 	master := func(s *session) (p11.ObjectHandle, error) { return t.createMaster(s, hsm.AES256) }
-	if err := t.runAttacks(masterKeyAttacks(), master); err != nil || t.public == nil {
+	if err := t.runAttacks(masterKeyAttacks(t.can.derivation), master); err != nil || t.public == nil {
 		return err
 	}
 	private := func(*session) (p11.ObjectHandle, error) { return t.private, nil }

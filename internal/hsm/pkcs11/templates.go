@@ -103,22 +103,34 @@ func kekTemplate(usage uint) []*p11.Attribute {
 	return slices.Clip(append(t, boolAttributes(false, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_SIGN, p11.CKA_VERIFY)...))
 }
 
-// masterTemplate is a master key: it is not extractable, derives and does nothing else. So it cannot decrypt data keys directly.
-func masterTemplate(id uuid.UUID, spec hsm.KeySpec, owner string, tokenObject bool) []*p11.Attribute {
+// masterTemplate is a master key: it is not extractable, has the usages of the derivation and no other. So it cannot decrypt data
+// keys directly. set is the hardening that the token accepts.
+func (d derivation) masterTemplate(id uuid.UUID, spec hsm.KeySpec, owner string, tokenObject bool, set hardening) []*p11.Attribute {
 	t := append(secretKey(p11.CKK_AES, tokenObject),
 		p11.NewAttribute(p11.CKA_PRIVATE, true),
 		p11.NewAttribute(p11.CKA_SENSITIVE, true),
-		p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
-		p11.NewAttribute(p11.CKA_DERIVE, true),
+		p11.NewAttribute(p11.CKA_EXTRACTABLE, false))
+	t = append(t, boolAttributes(true, d.usages()...)...)
+	t = append(t,
 		p11.NewAttribute(p11.CKA_ID, id[:]),
 		p11.NewAttribute(p11.CKA_LABEL, keyLabel(id, spec, owner)))
-	return append(t, boolAttributes(false, p11.CKA_ENCRYPT, p11.CKA_DECRYPT, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_SIGN, p11.CKA_VERIFY)...)
+	t = append(t, boolAttributes(false, d.otherUsages()...)...)
+	return append(t, set.attributes(d.mechanisms())...)
 }
 
-// materialTemplate is the session key on which an import inspects its material. It derives, as the master key will, for the
-// fingerprint, and can be wrapped, for the length.
-func materialTemplate(keyType uint) []*p11.Attribute {
-	return append(sessionKey(keyType, true), p11.NewAttribute(p11.CKA_DERIVE, true))
+// materialTemplate is the session key on which an import inspects its material. It has the usages of a master key, for the
+// fingerprint, and can be wrapped if that is how the length is measured.
+func (c *capabilities) materialTemplate() []*p11.Attribute {
+	return append(sessionKey(p11.CKK_AES, c.measuresByWrapping), boolAttributes(true, c.derivation.usages()...)...)
+}
+
+// anyMaterialTemplate is a session key of any length, as which unwrapError unwraps material.
+func (c *capabilities) anyMaterialTemplate() []*p11.Attribute {
+	t := sessionKey(p11.CKK_GENERIC_SECRET, c.measuresByWrapping)
+	if c.derivation == byEncryption {
+		return t // a generic secret does not encrypt
+	}
+	return append(t, boolAttributes(true, c.derivation.usages()...)...)
 }
 
 // macTemplate is the MAC key of import tokens.

@@ -6,6 +6,7 @@ package tokens
 import "C"
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ type Spy struct {
 	unplugged bool
 	forbidden []uint
 	lenient   string
+	rejected  []uint
 	secrets   [][]byte
 }
 
@@ -58,7 +60,7 @@ func (s *Spy) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.calls)
-	s.fault, s.flags, s.unplugged, s.forbidden, s.lenient, s.secrets = nil, 0, false, nil, "", nil
+	s.fault, s.flags, s.unplugged, s.forbidden, s.lenient, s.rejected, s.secrets = nil, 0, false, nil, "", nil, nil
 }
 
 // Inject calls fault before each call of a function, which fails if fault returns an error. fault may block. nil ends it.
@@ -104,6 +106,23 @@ func (s *Spy) Forbid(attributes ...uint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forbidden = attributes
+}
+
+// Reject has C_DeriveKey, C_EncryptInit, C_SignInit and C_WrapKey fail with CKR_MECHANISM_INVALID for these mechanisms.
+func (s *Spy) Reject(mechanisms ...uint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rejected = mechanisms
+}
+
+// rejects returns the error for a mechanism of Reject.
+func (s *Spy) rejects(m []*p11.Mechanism) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.Contains(s.rejected, m[0].Mechanism) {
+		return p11.Error(p11.CKR_MECHANISM_INVALID)
+	}
+	return nil
 }
 
 // Forgive has the function return CKR_OK if the library rejects the call.
@@ -307,6 +326,39 @@ func (s *Spy) FindObjects(h p11.SessionHandle, limit int) ([]p11.ObjectHandle, b
 	return s.Ctx.FindObjects(h, limit)
 }
 
+// EncryptInit implements C_EncryptInit.
+func (s *Spy) EncryptInit(h p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error {
+	if err := cmp.Or(s.before("C_EncryptInit"), s.rejects(m)); err != nil {
+		return err
+	}
+	return s.Ctx.EncryptInit(h, m, key)
+}
+
+// Encrypt implements C_Encrypt.
+func (s *Spy) Encrypt(h p11.SessionHandle, plaintext []byte) ([]byte, error) {
+	if err := s.before("C_Encrypt"); err != nil {
+		return nil, err
+	}
+	ciphertext, err := s.Ctx.Encrypt(h, plaintext)
+	s.keep(ciphertext)
+	return ciphertext, err
+}
+
+// SignInit implements C_SignInit.
+func (s *Spy) SignInit(h p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error {
+	if err := cmp.Or(s.before("C_SignInit"), s.rejects(m)); err != nil {
+		return err
+	}
+	return s.Ctx.SignInit(h, m, key)
+}
+
+// Sign implements C_Sign.
+func (s *Spy) Sign(h p11.SessionHandle, message []byte) ([]byte, error) {
+	signature, err := s.Ctx.Sign(h, message)
+	s.keep(signature)
+	return signature, err
+}
+
 // Decrypt implements C_Decrypt.
 func (s *Spy) Decrypt(h p11.SessionHandle, ciphertext []byte) ([]byte, error) {
 	plaintext, err := s.Ctx.Decrypt(h, ciphertext)
@@ -332,7 +384,7 @@ func (s *Spy) GenerateKeyPair(h p11.SessionHandle, m []*p11.Mechanism, public, p
 
 // WrapKey implements C_WrapKey.
 func (s *Spy) WrapKey(h p11.SessionHandle, m []*p11.Mechanism, wrapping, key p11.ObjectHandle) ([]byte, error) {
-	if err := s.before("C_WrapKey"); err != nil {
+	if err := cmp.Or(s.before("C_WrapKey"), s.rejects(m)); err != nil {
 		return nil, err
 	}
 	wrapped, err := s.Ctx.WrapKey(h, m, wrapping, key)
@@ -352,7 +404,7 @@ func (s *Spy) UnwrapKey(h p11.SessionHandle, m []*p11.Mechanism, unwrapping p11.
 
 // DeriveKey implements C_DeriveKey.
 func (s *Spy) DeriveKey(h p11.SessionHandle, m []*p11.Mechanism, base p11.ObjectHandle, template []*p11.Attribute) (p11.ObjectHandle, error) {
-	if err := s.before("C_DeriveKey"); err != nil {
+	if err := cmp.Or(s.before("C_DeriveKey"), s.rejects(m)); err != nil {
 		return 0, err
 	}
 	return s.Ctx.DeriveKey(h, m, base, template)

@@ -1,6 +1,7 @@
 //go:build cgo
 
-// Package tokens makes real PKCS#11 tokens for tests: SoftHSM 2 and NSS softokn, as Debian installs them. A test fails if a
+// Package tokens makes real PKCS#11 tokens for tests: SoftHSM 2, NSS softokn, openCryptoki, and SoftHSM behind p11-kit, as Debian
+// installs them. A test fails if a
 // library is missing. A Spy counts calls into a library and injects faults.
 package tokens
 
@@ -20,6 +21,8 @@ type Token struct {
 	PIN        string   // the user PIN
 	Env        []string // the environment with which a child process finds the token
 	Dir        string   // what the library reads and writes
+	// MaxSessions is the number of sessions that the library can use at a time; 0 means any.
+	MaxSessions int
 }
 
 // pin is the user PIN and the security officer's PIN of every token: the longest that openCryptoki accepts, and nothing that is in a
@@ -34,7 +37,7 @@ func find(t testing.TB, paths ...string) string {
 			return found[0]
 		}
 	}
-	t.Fatalf("none of %s exists: apt-get install softhsm2 libnss3", strings.Join(paths, ", "))
+	t.Fatalf("none of %s exists: run make packages", strings.Join(paths, ", "))
 	return ""
 }
 

@@ -122,6 +122,18 @@ func (w around) FindObjectsFinal(s p11.SessionHandle) error {
 	return w.c.FindObjectsFinal(s)
 }
 
+// EncryptInit implements Cryptoki.
+func (w around) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error {
+	defer w.begin("C_EncryptInit")()
+	return w.c.EncryptInit(s, m, key)
+}
+
+// Encrypt implements Cryptoki.
+func (w around) Encrypt(s p11.SessionHandle, plaintext []byte) ([]byte, error) {
+	defer w.begin("C_Encrypt")()
+	return w.c.Encrypt(s, plaintext)
+}
+
 // DecryptInit implements Cryptoki.
 func (w around) DecryptInit(s p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error {
 	defer w.begin("C_DecryptInit")()

@@ -34,6 +34,42 @@ struct stringData {
 	unsigned char *data;
 	unsigned long len;
 };
+
+// The parameter of CKM_SP800_108_COUNTER_KDF (PKCS #11 v3.0 mechanisms, section 2.42) and what it refers to.
+struct kdfParameter {
+	struct {
+		unsigned long prf, numData;
+		struct kdfData *data;
+		unsigned long numKeys;
+		void *keys;
+	} params; // CK_SP800_108_KDF_PARAMS
+	struct kdfData {
+		unsigned long type;
+		void *value;
+		unsigned long len;
+	} data[2]; // CK_PRF_DATA_PARAM
+	struct {
+		unsigned char littleEndian;
+		unsigned long bits;
+	} counter; // CK_SP800_108_COUNTER_FORMAT
+};
+
+// newKDFParameter returns the parameter for AES-CMAC over a big-endian counter of 32 bits and the input. The caller frees it
+// after the input.
+static struct kdfParameter *newKDFParameter(void *input, unsigned long len) {
+	struct kdfParameter *p = calloc(1, sizeof(struct kdfParameter));
+	p->counter.bits = 32;
+	p->data[0].type = 1; // CK_SP800_108_ITERATION_VARIABLE
+	p->data[0].value = &p->counter;
+	p->data[0].len = sizeof(p->counter);
+	p->data[1].type = 4; // CK_SP800_108_BYTE_ARRAY
+	p->data[1].value = input;
+	p->data[1].len = len;
+	p->params.prf = 0x108A; // CKM_AES_CMAC
+	p->params.numData = 2;
+	p->params.data = p->data;
+	return p;
+}
 */
 import "C"
 
@@ -64,6 +100,8 @@ type Cryptoki interface {
 	FindObjectsInit(s p11.SessionHandle, template []*p11.Attribute) error
 	FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle, bool, error)
 	FindObjectsFinal(s p11.SessionHandle) error
+	EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error
+	Encrypt(s p11.SessionHandle, plaintext []byte) ([]byte, error)
 	DecryptInit(s p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error
 	Decrypt(s p11.SessionHandle, ciphertext []byte) ([]byte, error)
 	SignInit(s p11.SessionHandle, m []*p11.Mechanism, key p11.ObjectHandle) error
@@ -114,3 +152,16 @@ func StringDataMechanism(mechanism uint, data []byte) (m []*p11.Mechanism, free 
 	return []*p11.Mechanism{p11.NewMechanism(mechanism, append([]byte(nil), raw...))},
 		func() { C.free(buf) }
 }
+
+// KDFMechanism returns CKM_SP800_108_COUNTER_KDF with AES-CMAC over a counter of 32 bits and the input, and a function that frees
+// the parameter after the call.
+func KDFMechanism(input []byte) (m []*p11.Mechanism, free func()) {
+	buf := C.CBytes(input)
+	parameter := C.newKDFParameter(buf, C.ulong(len(input)))
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(&parameter.params)), unsafe.Sizeof(parameter.params))
+	return []*p11.Mechanism{p11.NewMechanism(CKMCounterKDF, append([]byte(nil), raw...))},
+		func() { C.free(buf); C.free(unsafe.Pointer(parameter)) }
+}
+
+// CKMCounterKDF is CKM_SP800_108_COUNTER_KDF (PKCS #11 v3.0), which miekg/pkcs11 does not have.
+const CKMCounterKDF = 0x3AC

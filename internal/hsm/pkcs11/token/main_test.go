@@ -94,7 +94,7 @@ func check(ctx context.Context, tok *Token) error { return tok.Do(ctx, (*Session
 
 // derive generates a session key and derives from it once.
 func derive(s *Session) error {
-	key, err := s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, healthKey)
+	key, err := s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, healthKeys[DerivationProof])
 	if err != nil {
 		return err
 	}

@@ -189,6 +189,13 @@ func (s *Session) DeriveEncrypted(base p11.ObjectHandle, data []byte, template [
 	return s.DeriveSessionKey(mechanism, base, template)
 }
 
+// DeriveByKDF derives a session key by CKM_SP800_108_COUNTER_KDF (see KDFMechanism).
+func (s *Session) DeriveByKDF(base p11.ObjectHandle, input []byte, template []*p11.Attribute) (p11.ObjectHandle, error) {
+	mechanism, free := KDFMechanism(input)
+	defer free()
+	return s.DeriveSessionKey(mechanism, base, template)
+}
+
 // DeriveEncryptedValue is DeriveEncrypted for 16 or 32 bytes of data. It returns the value, which the caller wipes.
 func (s *Session) DeriveEncryptedValue(base p11.ObjectHandle, data []byte) (redact.Bytes, error) {
 	h, err := s.DeriveEncrypted(base, data, readableTemplates[len(data)])
@@ -221,6 +228,16 @@ func (s *Session) Decrypt(mechanism uint, key p11.ObjectHandle, ciphertext []byt
 	}
 	plaintext, err := s.c.Decrypt(s.handle, ciphertext)
 	return plaintext, s.check("C_Decrypt", err)
+}
+
+// Encrypt encrypts with a mechanism without parameters. The caller wipes the result, of which miekg/pkcs11 makes another copy in
+// C memory, as of that of Decrypt.
+func (s *Session) Encrypt(mechanism uint, key p11.ObjectHandle, plaintext []byte) (redact.Bytes, error) {
+	if err := s.c.EncryptInit(s.handle, Mechanism(mechanism), key); err != nil {
+		return nil, s.check("C_EncryptInit", err)
+	}
+	ciphertext, err := s.c.Encrypt(s.handle, plaintext)
+	return ciphertext, s.check("C_Encrypt", err)
 }
 
 // Sign signs with a mechanism without parameters.
@@ -358,40 +375,6 @@ func (s *Session) LookUpUnconfirmed(name ObjectName, check func(p11.ObjectHandle
 	s.Remember(name, handles[0])
 	s.used = append(s.used, name)
 	return handles[0], true, nil
-}
-
-// healthKey is the template of the key that HealthCheck generates.
-var healthKey = []*p11.Attribute{
-	p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
-	p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
-	p11.NewAttribute(p11.CKA_TOKEN, false),
-	p11.NewAttribute(p11.CKA_PRIVATE, true),
-	p11.NewAttribute(p11.CKA_SENSITIVE, true),
-	p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
-	p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
-	p11.NewAttribute(p11.CKA_DERIVE, true),
-}
-
-// HealthCheck proves by an operation that token, login and session work: it generates a private session key and derives from
-// it twice. C_GetSessionInfo and C_GenerateRandom prove less: tpm2-pkcs11 answers the former long after the device is lost, and
-// NSS the latter in a closed session.
-func (s *Session) HealthCheck() error {
-	key, err := s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, healthKey)
-	if err != nil {
-		return err
-	}
-	values := make([]redact.Bytes, 2)
-	for i := range values {
-		block := make([]byte, 16)
-		block[0] = byte(i)
-		if values[i], err = s.DeriveEncryptedValue(key, block); err != nil {
-			return err
-		}
-	}
-	if string(values[0]) == string(values[1]) {
-		return p11.Error(p11.CKR_DEVICE_ERROR) // the token returns CKR_OK and derives nothing
-	}
-	return nil
 }
 
 // Mechanism returns a mechanism without parameters.

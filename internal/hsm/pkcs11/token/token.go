@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -65,6 +66,7 @@ type Token struct {
 	operations   *semaphore.Weighted // one of MaxSessions for each operation, including those that hang
 	connecting   mutex               // held while the token is found and the user is logged in
 	reconnecting mutex               // held while one operation reconnects; the others wait
+	proof        atomic.Int32        // the Proof of health checks
 
 	mu      sync.Mutex // guards the fields below; not held during calls into the library
 	pin     redact.Bytes
