@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/keyconvoy/keyconvoy/internal/coredump"
 )
 
 // version is set by the linker (make build).
@@ -97,7 +99,7 @@ func newRoot(program string) *cobra.Command {
 		SilenceErrors: true, // run prints them
 		SilenceUsage:  true,
 		// Before any command reads a key or a PIN.
-		PersistentPreRunE: func(*cobra.Command, []string) error { return disableCoreDumps() },
+		PersistentPreRunE: func(*cobra.Command, []string) error { return coredump.Disable() },
 	}
 	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand())
 	if calledAs(program, pluginName) {

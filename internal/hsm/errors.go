@@ -3,6 +3,7 @@ package hsm
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
@@ -47,6 +48,8 @@ type Error struct {
 	// Detail is the text for the user: what is wrong and what to do. It is the same in every retry. It has no secrets and no
 	// text from outside, except that of the dynamic linker about a library. It may be empty.
 	Detail string
+	// After is the time after which a retry makes sense; 0 if that is unknown.
+	After time.Duration
 	// Err is the private cause, for the operator's log only.
 	Err error
 }

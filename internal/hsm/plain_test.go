@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -27,12 +28,12 @@ func TestModule_hasPlainParametersAndResults(t *testing.T) {
 	}
 }
 
-// PINs and Storage are what a module calls while it works.
-func TestConfig_isPlainExceptForPINsAndStorage(t *testing.T) {
+// PINs, Storage and Lost are what a module calls while it works.
+func TestConfig_isPlainExceptForWhatAModuleCalls(t *testing.T) {
 	t.Parallel()
 	config := reflect.TypeFor[hsm.Config]()
 	for i := range config.NumField() {
-		if field := config.Field(i); field.Name != "PINs" && field.Name != "Storage" {
+		if field := config.Field(i); !slices.Contains([]string{"PINs", "Storage", "Lost"}, field.Name) {
 			mustBePlain(t, "Config."+field.Name, field.Type)
 		}
 	}

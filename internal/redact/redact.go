@@ -45,8 +45,8 @@ var (
 func (Bytes) MarshalBinary() ([]byte, error) { return nil, errStays }
 
 // WireBytes is secret material in a request to another process of ours. It prints as little as Bytes does. A binary
-// encoding (encoding/gob) carries it. An encoding in text, which is what logs and files hold, fails, so that "[redacted]"
-// is never sent for a PIN. Wipe it when done.
+// encoding (CBOR, encoding/gob) carries it. An encoding in text, which is what logs and files hold, fails, so that
+// "[redacted]" is never sent for a PIN. Wipe it after use.
 type WireBytes []byte
 
 // Wipe overwrites the bytes with zeros. It is safe on a nil or empty value.
@@ -58,8 +58,8 @@ func (WireBytes) String() string { return redacted }
 // Format implements fmt.Formatter, as for Bytes.
 func (WireBytes) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
-// MarshalBinary implements encoding.BinaryMarshaler.
-func (b WireBytes) MarshalBinary() ([]byte, error) { return bytes.Clone(b), nil }
+// MarshalBinary implements encoding.BinaryMarshaler. It returns the bytes themselves: a copy would not be wiped.
+func (b WireBytes) MarshalBinary() ([]byte, error) { return b, nil }
 
 // UnmarshalBinary implements encoding.BinaryUnmarshaler.
 func (b *WireBytes) UnmarshalBinary(data []byte) error {

@@ -83,6 +83,34 @@ type Storage interface {
 	Save(ctx context.Context, content []byte, version string) (newVersion string, err error)
 }
 
+// Authority decides which PIN may be tried. A Guard decides in this process.
+type Authority interface {
+	// Begin decides whether a PIN may be tried, and records the guess. It fails with one of the errors above, or because the
+	// record cannot be read or written.
+	Begin(ctx context.Context, p Presented, asked Asked) (Attempt, error)
+}
+
+// Attempt is a PIN that may be tried.
+type Attempt interface {
+	// End records the outcome. The caller must call it once.
+	End(ctx context.Context, outcome Outcome)
+}
+
+// Outcome is the outcome of an attempt.
+type Outcome string
+
+// The outcomes.
+const (
+	// Accepted: the PIN is right.
+	Accepted Outcome = "Accepted"
+	// Refused: the token rejected the PIN.
+	Refused Outcome = "Refused"
+	// Other: the token is logged in with another PIN. The PIN may be right later, so it does not count as rejected.
+	Other Outcome = "Other"
+	// Undecided: the token did not check the PIN.
+	Undecided Outcome = "Undecided"
+)
+
 // Guard applies the rules. It is safe for concurrent use.
 type Guard struct {
 	storage Storage
@@ -101,23 +129,22 @@ func New(storage Storage, now func() time.Time) *Guard {
 	return g
 }
 
-// Attempt is a PIN that may be tried. The caller must call one of Accepted, Refused, Other and Undecided once.
-type Attempt struct {
+// attempt implements Attempt.
+type attempt struct {
 	guard   *Guard
 	of      Presented // without the PIN
 	digest  digest
 	charged bool
 }
 
-// Begin decides whether a PIN may be tried, and records the guess. It fails with one of the errors above, or with that of the
-// storage.
-func (g *Guard) Begin(ctx context.Context, p Presented, asked Asked) (*Attempt, error) {
+// Begin implements Authority.
+func (g *Guard) Begin(ctx context.Context, p Presented, asked Asked) (Attempt, error) {
 	if err := g.mu.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
 	defer g.mu.Release(1)
 	loadErr := g.load(ctx)
-	a := &Attempt{guard: g, of: p, digest: g.record.digest(p)}
+	a := &attempt{guard: g, of: p, digest: g.record.digest(p)}
 	a.of.PIN = nil
 	t := g.record.token(p.Token)
 	known := t.isRight(a.digest)
@@ -168,54 +195,53 @@ func (a Asked) other() error {
 	return ErrCountLow
 }
 
-// Accepted records that the PIN is right.
-func (a *Attempt) Accepted(ctx context.Context) {
-	a.settle(ctx, func(t *token, n *namespace) bool {
-		if t.isRight(a.digest) && n.Trusted && !a.charged {
-			return false
-		}
-		if !t.isRight(a.digest) {
-			t.forgetRight()
-			t.Right = a.digest
-		}
-		n.Trusted = true
-		n.returnGuess(a.charged)
-		return true
-	})
+// End implements Attempt.
+func (a *attempt) End(ctx context.Context, outcome Outcome) {
+	end := map[Outcome]func(*token, *namespace) (changed bool){
+		Accepted: a.accepted, Refused: a.refused, Other: a.other, Undecided: a.undecided,
+	}[outcome]
+	if end != nil {
+		a.settle(ctx, end)
+	}
 }
 
-// Refused records that the token rejected the PIN.
-func (a *Attempt) Refused(ctx context.Context) {
-	a.settle(ctx, func(t *token, n *namespace) bool {
-		if t.isRight(a.digest) { // the PIN of the token was changed
-			t.forgetRight()
-		}
-		n.Refused = remember(n.Refused, a.refusal())
-		return true
-	})
+func (a *attempt) accepted(t *token, n *namespace) bool {
+	if t.isRight(a.digest) && n.Trusted && !a.charged {
+		return false
+	}
+	if !t.isRight(a.digest) {
+		t.forgetRight()
+		t.Right = a.digest
+	}
+	n.Trusted = true
+	n.returnGuess(a.charged)
+	return true
 }
 
-// Other records that the token is logged in with another PIN. The PIN may be right later, so it does not count as rejected.
-func (a *Attempt) Other(ctx context.Context) {
-	a.settle(ctx, func(_ *token, n *namespace) bool {
-		n.Compared = remember(n.Compared, a.digest)
-		return true
-	})
+func (a *attempt) refused(t *token, n *namespace) bool {
+	if t.isRight(a.digest) { // the PIN of the token was changed
+		t.forgetRight()
+	}
+	n.Refused = remember(n.Refused, a.refusal())
+	return true
 }
 
-// Undecided returns the guess: the token did not check the PIN.
-func (a *Attempt) Undecided(ctx context.Context) {
-	a.settle(ctx, func(_ *token, n *namespace) bool {
-		n.returnGuess(a.charged)
-		return a.charged
-	})
+func (a *attempt) other(_ *token, n *namespace) bool {
+	n.Compared = remember(n.Compared, a.digest)
+	return true
+}
+
+// undecided returns the guess.
+func (a *attempt) undecided(_ *token, n *namespace) bool {
+	n.returnGuess(a.charged)
+	return a.charged
 }
 
 // settleTime bounds how long it takes to record the result. The result is recorded even if the caller's context is done.
 const settleTime = 10 * time.Second
 
 // settle changes the record and saves it if change returns true. If that fails, the guess that Begin recorded still counts.
-func (a *Attempt) settle(ctx context.Context, change func(*token, *namespace) bool) {
+func (a *attempt) settle(ctx context.Context, change func(*token, *namespace) bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	g := a.guard
@@ -271,7 +297,7 @@ func (r *record) digest(p Presented) digest {
 }
 
 // refusal identifies a PIN of a token from one Secret.
-func (a *Attempt) refusal() digest {
+func (a *attempt) refusal() digest {
 	return mac(a.guard.record.Key, a.digest, []byte(a.of.Source))[:16]
 }
 

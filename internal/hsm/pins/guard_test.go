@@ -53,11 +53,11 @@ func (b *bench) logIn(p pins.Presented) error {
 	b.tried++
 	if string(p.PIN) != b.right {
 		b.low = b.counts
-		attempt.Refused(b.Context())
+		attempt.End(b.Context(), pins.Refused)
 		return errWrong
 	}
 	b.low = false
-	attempt.Accepted(b.Context())
+	attempt.End(b.Context(), pins.Accepted)
 	return nil
 }
 
@@ -69,10 +69,10 @@ func (b *bench) compare(p pins.Presented) error {
 		return err
 	}
 	if string(p.PIN) != b.right {
-		attempt.Other(b.Context())
+		attempt.End(b.Context(), pins.Other)
 		return errWrong
 	}
-	attempt.Accepted(b.Context())
+	attempt.End(b.Context(), pins.Accepted)
 	return nil
 }
 
@@ -246,7 +246,7 @@ func TestGuard_tokenDoesNotAnswer_returnsTheGuess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		attempt.Undecided(t.Context())
+		attempt.End(t.Context(), pins.Undecided)
 	}
 	b.want(b.logIn(presented("tenant", b.right)), nil, "the PIN when the token answers again")
 }
@@ -276,7 +276,7 @@ func TestGuard_recordWrittenByAnotherGuard_isNotOverwritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		attempt.Refused(t.Context())
+		attempt.End(t.Context(), pins.Refused)
 	}
 	if err := b.logIn(presented("thief", "x")); err == nil || errors.Is(err, errWrong) {
 		t.Errorf("a guess on an old record: %v", err)

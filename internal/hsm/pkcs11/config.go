@@ -17,4 +17,7 @@ type Config struct {
 	Path string
 	// Parameters is the reserved string of CK_C_INITIALIZE_ARGS, which NSS requires; or "".
 	Parameters string
+	// Watch, if not nil, is called before each call into the library, with the name of the function, and what it returns after
+	// the call. It must be the same for all tokens of a library.
+	Watch func(function string) (end func())
 }

@@ -35,7 +35,7 @@ func open(ctx context.Context, libraries *token.Libraries, cfg Config) (*Module,
 	var err error
 	m.token, err = libraries.Open(ctx, token.Config{
 		Path: cfg.Path, Parameters: cfg.Parameters, Selector: cfg.Token,
-		PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, PINs: cfg.PINs, MaxSessions: cfg.MaxSessions,
+		PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, PINs: cfg.PINs, MaxSessions: cfg.MaxSessions, Watch: cfg.Watch,
 	}, func(s *token.Session) (err error) {
 		m.can, err = runSelfTest(s, &m.cfg)
 		return err

@@ -65,7 +65,7 @@ func FreshNSS(t testing.TB) Token {
 
 func nssToken(t testing.TB, dir string) Token {
 	t.Helper()
-	return Token{Path: nssPath(t), Parameters: nssParameters(dir), Label: nssLabel, PIN: pin}
+	return Token{Path: nssPath(t), Parameters: nssParameters(dir), Label: nssLabel, PIN: pin, Dir: dir}
 }
 
 func nssPath(t testing.TB) string {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -49,7 +50,7 @@ func SoftHSMLabelled(t testing.TB, label string) Token {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make a SoftHSM token: %v\n%s", err, out)
 	}
-	return Token{Path: path, Label: label, PIN: pin, Env: []string{env}}
+	return Token{Path: path, Label: label, PIN: pin, Env: []string{env}, Dir: filepath.Dir(strings.TrimPrefix(env, softHSMConf+"="))}
 }
 
 // useSoftHSM creates the directory if needed. The end of the last test that uses it removes it.

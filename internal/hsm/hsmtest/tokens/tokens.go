@@ -19,6 +19,7 @@ type Token struct {
 	Label      string   // the token's
 	PIN        string   // the user PIN
 	Env        []string // the environment with which a child process finds the token
+	Dir        string   // what the library reads and writes
 }
 
 // pin is the user PIN and the security officer's PIN of every token.

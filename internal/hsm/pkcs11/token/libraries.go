@@ -99,23 +99,23 @@ func (l *Libraries) get(path string) *library {
 	return lib
 }
 
-// acquire makes the caller a user of the library at path. The first user initializes the library, and initialized is true for
-// it. Each successful acquire needs one release.
-func (l *Libraries) acquire(ctx context.Context, path, parameters string) (lib *library, initialized bool, err error) {
-	lib = l.get(path)
+// acquire makes the caller a user of its library. The first user initializes the library, and initialized is true for it. Each
+// successful acquire needs one release.
+func (l *Libraries) acquire(ctx context.Context, cfg *Config) (lib *library, initialized bool, err error) {
+	lib = l.get(cfg.Path)
 	if err := lib.admin.lock(ctx); err != nil {
 		return nil, false, timeoutError(err)
 	}
 	defer lib.admin.unlock()
-	if lib.users > 0 && lib.parameters != parameters {
+	if lib.users > 0 && lib.parameters != cfg.Parameters {
 		return nil, false, hsm.Errorf(hsm.Misconfigured,
 			"another key store uses the library with other parameters, and a process can initialize a library only once: use the same parameters in every key store of this library")
 	}
-	if err := lib.load(); err != nil {
+	if err := lib.load(cfg.Watch); err != nil {
 		return nil, false, err
 	}
 	if _, ok := lib.currentGeneration(); !ok {
-		lib.parameters = parameters
+		lib.parameters = cfg.Parameters
 		if err := lib.initialize(ctx); err != nil {
 			return nil, false, err
 		}
@@ -143,7 +143,7 @@ func (l *library) release(ctx context.Context) {
 	l.setInitialized(false)
 }
 
-func (l *library) load() error {
+func (l *library) load(watch func(string) func()) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.c != nil {
@@ -153,11 +153,17 @@ func (l *library) load() error {
 	if load == nil {
 		load = LoadLibrary
 	}
+	if watch != nil {
+		defer watch("dlopen")()
+	}
 	c, err := load(l.path)
 	if err != nil {
 		// Tenants' key stores show this text. It names files of the operator's image, which the administrator chose and which
 		// are no secret. An administrator needs it to repair the library.
 		return hsm.Wrap(hsm.Misconfigured, err, "the library does not load: "+printable(err.Error(), 512))
+	}
+	if watch != nil {
+		c = Around(c, watch)
 	}
 	l.c = c
 	return nil

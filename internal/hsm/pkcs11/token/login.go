@@ -152,10 +152,10 @@ func (t *Token) comparePIN(ctx context.Context, conn *connection, login, digest 
 		return untriedError(err)
 	}
 	if subtle.ConstantTimeCompare(login[:], digest[:]) == 1 {
-		attempt.Accepted(ctx)
+		attempt.End(ctx, pins.Accepted)
 		return nil
 	}
-	attempt.Other(ctx)
+	attempt.End(ctx, pins.Other)
 	return errPINDiffers
 }
 
@@ -184,24 +184,24 @@ func (t *Token) tryPIN(ctx context.Context, conn *connection, pin []byte, knownP
 	}
 	switch {
 	case err == nil:
-		attempt.Accepted(ctx)
+		attempt.End(ctx, pins.Accepted)
 		return nil
 	case HasCode(err, p11.CKR_USER_ALREADY_LOGGED_IN):
-		attempt.Undecided(ctx)
+		attempt.End(ctx, pins.Undecided)
 		if knownPIN { // some devices answer this after they were lost
 			return nil
 		}
 	case HasCode(err, p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED):
-		attempt.Refused(ctx)
+		attempt.End(ctx, pins.Refused)
 		return hsm.Wrap(hsm.Locked, callError("C_Login", err), errPINRejected.Detail)
 	case HasCode(err, p11.CKR_PIN_LOCKED):
-		attempt.Undecided(ctx)
+		attempt.End(ctx, pins.Undecided)
 		return hsm.Wrap(hsm.PINUntried, callError("C_Login", err), errPINLocked.Detail)
 	case HasCode(err, p11.CKR_USER_PIN_NOT_INITIALIZED):
-		attempt.Undecided(ctx)
+		attempt.End(ctx, pins.Undecided)
 		return hsm.Wrap(hsm.Misconfigured, callError("C_Login", err), "the token has no user PIN yet: set one with the token's own tools")
 	default:
-		attempt.Undecided(ctx)
+		attempt.End(ctx, pins.Undecided)
 	}
 	return callError("C_Login", err)
 }

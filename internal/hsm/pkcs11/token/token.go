@@ -36,9 +36,12 @@ type Config struct {
 	// PINOrigin identifies the namespace and the Secret of the PIN.
 	PINOrigin pins.Origin
 	// PINs decides whether the PIN may be tried; nil means a guard in memory, which the process shares.
-	PINs *pins.Guard
+	PINs pins.Authority
 	// MaxSessions bounds the operations at a time; 0 means 8.
 	MaxSessions int
+	// Watch, if not nil, is called before each call into the library, with the name of the function ("dlopen" while the library
+	// is loaded), and what it returns after the call. It applies if this token is the first to use the library.
+	Watch func(function string) (end func())
 }
 
 // Token is a connection to one token. It is safe for concurrent use.
@@ -131,7 +134,7 @@ func (l *Libraries) newToken(cfg Config) *Token {
 }
 
 func (t *Token) open(ctx context.Context, test func(*Session) error) error {
-	lib, initialized, err := t.libraries.acquire(ctx, t.cfg.Path, t.cfg.Parameters)
+	lib, initialized, err := t.libraries.acquire(ctx, &t.cfg)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package cli
+package coredump
 
 import (
 	"fmt"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disableCoreDumps keeps keys and PINs out of core dumps, until the process ends.
-func disableCoreDumps() error {
+// Disable keeps keys and PINs out of core dumps, until the process ends.
+func Disable() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("disabling core dumps (RLIMIT_CORE): %w", err)
 	}

@@ -1,4 +1,5 @@
-package cli
+// Package coredump prevents core dumps.
+package coredump
 
 import (
 	"fmt"
@@ -6,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disableCoreDumps keeps keys and PINs out of core dumps until the process ends. RLIMIT_CORE also applies to child
+// Disable keeps keys and PINs out of core dumps until the process ends. RLIMIT_CORE also applies to child
 // processes, but not if the kernel pipes dumps into a program (core(5)). PR_SET_DUMPABLE prevents all dumps, and
 // prevents other processes of the same user from attaching or reading memory.
-func disableCoreDumps() error {
+func Disable() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("disabling core dumps (RLIMIT_CORE): %w", err)
 	}

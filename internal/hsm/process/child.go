@@ -1,0 +1,279 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/rpc"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+)
+
+const (
+	// startTime bounds the start of a child, without the initialization of the library.
+	startTime = 30 * time.Second
+	// stopTime is how long a child may take to finalize the library.
+	stopTime = 5 * time.Second
+	// A child that does not answer a ping for silentTime is killed: it may have been suspended.
+	pingInterval = 10 * time.Second
+	silentTime   = 30 * time.Second
+)
+
+// child is a child process, as its parent knows it.
+type child struct {
+	library *library
+	process *os.Process
+	calls   *rpc.Client
+	parent  *parentServer
+	hang    atomic.Pointer[HangReport]
+	silent  atomic.Bool
+	stops   atomic.Bool
+
+	done    chan struct{} // closed when the process has ended
+	cause   string        // of the end, for the metric; set before done is closed
+	failure *hsm.Error    // of calls after the end; set before done is closed
+
+	mu      sync.Mutex
+	modules map[uint64]*module
+	lost    bool // loseModules has begun
+	last    uint64
+}
+
+// startChild starts a child and waits until it has restricted itself.
+func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.Error) {
+	c := &child{library: l, done: make(chan struct{}), modules: map[uint64]*module{}}
+	c.parent = newParentServer(c)
+	toChild, fromChild, err := c.spawn(allowed)
+	if err != nil {
+		return nil, hsm.Wrap(hsm.Unavailable, err, fmt.Sprintf("the process of PKCS#11 library %q cannot be started; see the operator's log", l.name))
+	}
+	c.calls = rpc.NewClientWithCodec(newCodec(toChild))
+	go c.serveParent(fromChild)
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	var reply StartReply
+	if err := c.call(ctx, "Start", &StartRequest{Name: l.name, Library: allowed}, &reply); err != nil {
+		c.kill()
+		<-c.done
+		return nil, err
+	}
+	l.log.Info("Started the process of a PKCS#11 library", "pid", c.process.Pid, "notInEffect", reply.Missing)
+	go c.watch()
+	return c, nil
+}
+
+// spawn starts the process, and returns the connections for calls to it and from it.
+func (c *child) spawn(allowed Library) (toChild, fromChild net.Conn, err error) {
+	options := &c.library.provider.options
+	toChild, childIn, err := socketPair()
+	if err != nil {
+		return nil, nil, err
+	}
+	fromChild, childOut, err := socketPair()
+	if err != nil {
+		return nil, nil, errors.Join(err, toChild.Close(), childIn.Close())
+	}
+	cmd := exec.Command(options.Command[0], append(options.Command[1:len(options.Command):len(options.Command)], c.library.name)...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = environment(os.Environ(), allowed.Environment)
+	if options.Dumpable {
+		cmd.Env = append(cmd.Env, dumpableVariable+"=1")
+	}
+	// A library may write to its standard output, which is the audit log of the operator.
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.ExtraFiles = []*os.File{childIn, childOut}
+	started := make(chan error, 1)
+	go c.run(cmd, started)
+	err = <-started
+	err = errors.Join(err, childIn.Close(), childOut.Close())
+	if err != nil {
+		return nil, nil, errors.Join(err, toChild.Close(), fromChild.Close())
+	}
+	return toChild, fromChild, nil
+}
+
+// serveParent answers the requests of the child.
+func (c *child) serveParent(conn net.Conn) {
+	server := rpc.NewServer()
+	if err := server.RegisterName(parentService, c.parent); err != nil {
+		panic(err) // a method that net/rpc does not accept: a mistake in this package
+	}
+	server.ServeCodec(newCodec(conn))
+}
+
+// end records why the process ended.
+func (c *child) end(state *os.ProcessState, err error) {
+	how := "ended"
+	switch hang := c.hang.Load(); {
+	case hang != nil:
+		how, c.cause = fmt.Sprintf("was ended, because %s did not return within %s", hang.Function, hang.After), "hang"
+	case c.silent.Load():
+		how, c.cause = fmt.Sprintf("was ended, because it did not respond for %s", silentTime), "silent"
+	case state != nil:
+		how, c.cause = describeEnd(state)
+	}
+	c.failure = hsm.Wrap(hsm.Unavailable, err, fmt.Sprintf("the process of PKCS#11 library %q %s", c.library.name, how))
+	close(c.done)
+}
+
+// call calls a method of the child. Its errors are those of the connection: the child has ended, or it ends now.
+func (c *child) call(ctx context.Context, method string, args, reply any) *hsm.Error {
+	call := c.calls.Go(childService+"."+method, args, reply, make(chan *rpc.Call, 1))
+	select {
+	case <-call.Done:
+	case <-ctx.Done():
+		return timeoutError(ctx.Err())
+	}
+	if call.Error == nil {
+		return nil
+	}
+	var refused rpc.ServerError
+	if errors.As(call.Error, &refused) {
+		return hsm.Wrap(hsm.Internal, call.Error, "")
+	}
+	// The connection ends with the process, or before it.
+	c.kill()
+	<-c.done
+	return c.failure
+}
+
+// watch kills a child that does not respond at all.
+func (c *child) watch() {
+	for {
+		select {
+		case <-time.After(pingInterval):
+		case <-c.done:
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), silentTime)
+		answered := make(chan *hsm.Error, 1)
+		go func() { answered <- c.call(ctx, "Ping", &Nothing{}, &Nothing{}) }() // which blocks if the connection is full
+		select {
+		case <-answered:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			c.silent.Store(true)
+			c.kill()
+		}
+		cancel()
+	}
+}
+
+func (c *child) kill() { _ = c.process.Kill() }
+
+// stop has the child finalize the library and end. It waits for the end.
+func (c *child) stop() {
+	c.stops.Store(true)
+	_ = c.calls.Close() // which the child takes as the request to end
+	select {
+	case <-c.done:
+	case <-time.After(stopTime):
+		c.kill()
+		<-c.done
+	}
+}
+
+// stopped returns whether the operator stopped the child.
+func (c *child) stopped() bool { return c.stops.Load() }
+
+// newModule adds a module to those of the child.
+func (c *child) newModule(cfg hsm.Config) *module {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last++
+	m := &module{child: c, id: c.last, origin: cfg.PINOrigin, pins: cfg.PINs, lost: cfg.Lost}
+	c.modules[m.id] = m
+	return m
+}
+
+func (c *child) module(id uint64) *module {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.modules[id]
+}
+
+// remove removes a module, which is then not reported as lost.
+func (c *child) remove(m *module) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.modules, m.id)
+}
+
+// loseModules tells the callers of all open modules that they are lost.
+func (c *child) loseModules() {
+	c.mu.Lock()
+	lost := c.modules
+	c.modules = map[uint64]*module{}
+	c.mu.Unlock()
+	for _, m := range lost {
+		if m.lost != nil && m.opened.Load() {
+			m.lost(c.failure)
+		}
+	}
+}
+
+// parentServer answers the requests of a child.
+type parentServer struct {
+	child *child
+
+	mu       sync.Mutex
+	attempts map[uint64]pins.Attempt
+	last     uint64
+}
+
+func newParentServer(c *child) *parentServer {
+	return &parentServer{child: c, attempts: map[uint64]pins.Attempt{}}
+}
+
+var errNoModule = errors.New("the module is closed")
+
+// BeginPIN asks the authority of the module whether a PIN may be tried.
+func (s *parentServer) BeginPIN(req PINRequest, reply *PINReply) error {
+	defer req.PIN.Wipe()
+	m := s.child.module(req.Module)
+	if m == nil {
+		return errNoModule
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), pinTime)
+	defer cancel()
+	attempt, err := m.authority().Begin(ctx, pins.Presented{Token: req.Token, Origin: m.origin, PIN: []byte(req.PIN)}, req.Asked)
+	if err != nil {
+		reply.Refusal = err.Error()
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last++
+	s.attempts[s.last] = attempt
+	reply.Attempt = s.last
+	return nil
+}
+
+// EndPIN records the outcome of an attempt. If the child ends without a call, the guess counts.
+func (s *parentServer) EndPIN(req PINOutcome, _ *Nothing) error {
+	s.mu.Lock()
+	attempt := s.attempts[req.Attempt]
+	delete(s.attempts, req.Attempt)
+	s.mu.Unlock()
+	if attempt != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), pinTime)
+		defer cancel()
+		attempt.End(ctx, req.Outcome)
+	}
+	return nil
+}
+
+// Hang ends a child in which a call hangs.
+func (s *parentServer) Hang(report HangReport, _ *Nothing) error {
+	s.child.hang.CompareAndSwap(nil, &report)
+	s.child.kill()
+	return nil
+}

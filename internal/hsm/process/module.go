@@ -1,0 +1,170 @@
+package process
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+)
+
+// module implements hsm.Module by calls to a module in a child.
+type module struct {
+	child  *child
+	id     uint64
+	origin pins.Origin
+	pins   pins.Authority
+	lost   func(*hsm.Error)
+	opened atomic.Bool
+	closed atomic.Bool
+}
+
+var errClosed = hsm.Errorf(hsm.Unavailable, "the key store's module is closed")
+
+// open opens the module in the child. If ctx is done first, the opening continues in the child, and the module is closed
+// afterwards. If open fails, the module needs no Close.
+func (m *module) open(ctx context.Context, cfg hsm.Config) error {
+	req := &OpenRequest{Module: m.id, Timeout: remaining(ctx), Config: wireConfig{
+		Library: cfg.Library, Token: cfg.Token, PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, MaxSessions: cfg.MaxSessions,
+		Custody: cfg.Custody, AllowPKCS1v15Import: cfg.AllowPKCS1v15Import,
+	}}
+	var reply incomingReply
+	err := m.child.call(ctx, "Open", req, &reply)
+	if err == nil {
+		if reply.Error == nil {
+			m.opened.Store(true)
+			return nil
+		}
+		m.abandon()
+		return reply.Error.decode()
+	}
+	go m.close(context.Background()) // which the child does when the opening has ended
+	return err
+}
+
+// abandon forgets a module that the child does not have.
+func (m *module) abandon() {
+	m.closed.Store(true)
+	m.child.remove(m)
+	m.child.library.release(m.child)
+}
+
+// Close implements hsm.Module.
+func (m *module) Close(ctx context.Context) error {
+	m.close(ctx)
+	return nil
+}
+
+// close closes the module in the child, and ends the child if it has no other.
+func (m *module) close(ctx context.Context) {
+	if m.closed.Swap(true) {
+		return
+	}
+	_ = m.child.call(ctx, "Call", &outgoingCall{Module: m.id, Method: "Close", Timeout: remaining(ctx)}, &incomingReply{})
+	m.child.remove(m)
+	m.child.library.release(m.child)
+}
+
+// remaining returns the time until the deadline of ctx, or 0 if it has none.
+func remaining(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return max(time.Until(deadline), 1)
+}
+
+// invoke calls a method with a result.
+func invoke[T any](ctx context.Context, m *module, method string, parameter any) (T, error) {
+	var none, result T
+	if err := ctx.Err(); err != nil {
+		return none, timeoutError(err)
+	}
+	if m.closed.Load() {
+		return none, errClosed
+	}
+	var reply incomingReply
+	call := &outgoingCall{Module: m.id, Method: method, Timeout: remaining(ctx), Parameter: parameter}
+	if err := m.child.call(ctx, "Call", call, &reply); err != nil {
+		return none, err
+	}
+	if reply.Error != nil {
+		return none, reply.Error.decode()
+	}
+	if err := decoding.Unmarshal(reply.Result, &result); err != nil {
+		return none, hsm.Wrap(hsm.Internal, err, "")
+	}
+	return result, nil
+}
+
+// do calls a method without a result.
+func (m *module) do(ctx context.Context, method string, parameter any) error {
+	_, err := invoke[Nothing](ctx, m, method, parameter)
+	return err
+}
+
+// Describe implements hsm.Module.
+func (m *module) Describe(ctx context.Context) (hsm.Description, error) {
+	return invoke[hsm.Description](ctx, m, "Describe", nil)
+}
+
+// Check implements hsm.Module.
+func (m *module) Check(ctx context.Context) error { return m.do(ctx, "Check", nil) }
+
+// Authenticate implements hsm.Module.
+func (m *module) Authenticate(ctx context.Context, message []byte) ([]byte, error) {
+	return invoke[[]byte](ctx, m, "Authenticate", message)
+}
+
+// CreateWrappingKey implements hsm.Module.
+func (m *module) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyRequest) (hsm.WrappingKey, error) {
+	return invoke[hsm.WrappingKey](ctx, m, "CreateWrappingKey", req)
+}
+
+// ListWrappingKeys implements hsm.Module.
+func (m *module) ListWrappingKeys(ctx context.Context) ([]hsm.WrappingKey, error) {
+	return invoke[[]hsm.WrappingKey](ctx, m, "ListWrappingKeys", nil)
+}
+
+// DestroyWrappingKey implements hsm.Module.
+func (m *module) DestroyWrappingKey(ctx context.Context, id uuid.UUID) error {
+	return m.do(ctx, "DestroyWrappingKey", id)
+}
+
+// ImportKey implements hsm.Module.
+func (m *module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key, error) {
+	return invoke[hsm.Key](ctx, m, "ImportKey", req)
+}
+
+// FindKey implements hsm.Module.
+func (m *module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
+	return invoke[hsm.Key](ctx, m, "FindKey", id)
+}
+
+// ListKeys implements hsm.Module.
+func (m *module) ListKeys(ctx context.Context) ([]hsm.Key, error) {
+	return invoke[[]hsm.Key](ctx, m, "ListKeys", nil)
+}
+
+// DestroyKey implements hsm.Module.
+func (m *module) DestroyKey(ctx context.Context, id uuid.UUID) error {
+	return m.do(ctx, "DestroyKey", id)
+}
+
+// GenerateDataKey implements hsm.Module.
+func (m *module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (hsm.DataKey, error) {
+	return invoke[hsm.DataKey](ctx, m, "GenerateDataKey", req)
+}
+
+// VerifyDataKey implements hsm.Module.
+func (m *module) VerifyDataKey(ctx context.Context, req hsm.OpenRequest) error {
+	return m.do(ctx, "VerifyDataKey", req)
+}
+
+// ExportDataKey implements hsm.Module.
+func (m *module) ExportDataKey(ctx context.Context, req hsm.ExportRequest) (hsm.ExportedDataKey, error) {
+	return invoke[hsm.ExportedDataKey](ctx, m, "ExportDataKey", req)
+}

@@ -1,0 +1,238 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/rpc"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/coredump"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11"
+)
+
+const (
+	// The sockets are the first descriptors after the standard ones.
+	callsDescriptor  = 3
+	parentDescriptor = 4
+
+	// dumpableVariable is the environment variable that Options.Dumpable sets.
+	dumpableVariable = "KEYCONVOY_LIBRARY_DUMPABLE"
+
+	defaultTimeout = 30 * time.Second
+	slowFactor     = 4
+)
+
+// slow are the calls that may take slowFactor times as long as others.
+var slow = map[string]bool{"dlopen": true, "C_Initialize": true, "C_Finalize": true, "C_Login": true, "C_GenerateKeyPair": true}
+
+// Serve is the child process. It serves the modules of one library to the parent, and returns when the parent closes the
+// connection.
+func Serve() error {
+	if os.Getenv(dumpableVariable) == "" {
+		if err := coredump.Disable(); err != nil {
+			return err
+		}
+	}
+	// The parent decides when the child ends. A terminal sends its signals to both.
+	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	dieOfFaults()
+	calls, err := inherited(callsDescriptor)
+	if err != nil {
+		return err
+	}
+	toParent, err := inherited(parentDescriptor)
+	if err != nil {
+		return err
+	}
+	s := &server{parent: rpc.NewClientWithCodec(newCodec(toParent)), modules: map[uint64]hsm.Module{}}
+	rpcServer := rpc.NewServer()
+	if err := rpcServer.RegisterName(childService, s); err != nil {
+		return err
+	}
+	rpcServer.ServeCodec(newCodec(calls))
+	s.closeAll()
+	return nil
+}
+
+// inherited returns an inherited socket.
+func inherited(descriptor uintptr) (net.Conn, error) {
+	file := os.NewFile(descriptor, "socket")
+	if file == nil {
+		return nil, errNotInherited
+	}
+	conn, err := net.FileConn(file)
+	_ = file.Close() // FileConn has duplicated it
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotInherited, err)
+	}
+	return conn, nil
+}
+
+var errNotInherited = errors.New("this command is for the operator, which starts it with two sockets")
+
+// server is the service of the child.
+type server struct {
+	parent  *rpc.Client
+	library Library
+
+	mu      sync.Mutex
+	modules map[uint64]hsm.Module
+}
+
+// Start restricts the process to what the library needs.
+func (s *server) Start(req StartRequest, reply *StartReply) error {
+	s.library = req.Library
+	missing, err := restrict(req.Library)
+	reply.Missing = missing
+	return err
+}
+
+// Ping returns at once.
+func (s *server) Ping(Nothing, *Nothing) error { return nil }
+
+// Open opens a module.
+func (s *server) Open(req OpenRequest, reply *CallReply) error {
+	defer req.Config.PIN.Wipe()
+	ctx, cancel := withTimeout(req.Timeout)
+	defer cancel()
+	m, err := pkcs11.Open(ctx, pkcs11.Config{
+		Config: hsm.Config{
+			Library: req.Config.Library, Token: req.Config.Token, PIN: req.Config.PIN, PINOrigin: req.Config.PINOrigin,
+			PINs: &remotePINs{parent: s.parent, module: req.Module}, MaxSessions: req.Config.MaxSessions,
+			Custody: req.Config.Custody, AllowPKCS1v15Import: req.Config.AllowPKCS1v15Import,
+		},
+		Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.watch,
+	})
+	if err != nil {
+		reply.Error = encodeError(err)
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.modules[req.Module] = m
+	return nil
+}
+
+// Call calls a method of a module.
+func (s *server) Call(req CallRequest, reply *CallReply) error {
+	m := s.module(req)
+	if m == nil {
+		reply.Error = encodeError(errClosed)
+		return nil
+	}
+	call := methods[req.Method]
+	if call == nil {
+		return fmt.Errorf("hsm.Module has no method %q", req.Method)
+	}
+	ctx, cancel := withTimeout(req.Timeout)
+	defer cancel()
+	result, err := call(ctx, m, req.Parameter)
+	reply.Result, reply.Error = result, encodeError(err)
+	return nil
+}
+
+// module returns the module of a request, which it removes if the request closes it.
+func (s *server) module(req CallRequest) hsm.Module {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.modules[req.Module]
+	if req.Method == "Close" {
+		delete(s.modules, req.Module)
+	}
+	return m
+}
+
+// closeAll closes the modules that are open when the parent hangs up.
+func (s *server) closeAll() {
+	ctx, cancel := withTimeout(stopTime)
+	defer cancel()
+	var closing sync.WaitGroup
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.modules {
+		closing.Go(func() { _ = m.Close(ctx) })
+	}
+	closing.Wait()
+}
+
+// watch ends the process if a call into the library hangs: no other thread can end the call.
+func (s *server) watch(function string) (end func()) {
+	limit := s.library.Timeout
+	if limit <= 0 {
+		limit = defaultTimeout
+	}
+	if slow[function] {
+		limit *= slowFactor
+	}
+	timer := time.AfterFunc(limit, func() {
+		// The parent kills this process when it has noted why.
+		_ = s.parent.Call(parentService+".Hang", &HangReport{Function: function, After: limit}, &Nothing{})
+		os.Exit(1)
+	})
+	return func() { timer.Stop() }
+}
+
+// withTimeout returns a context with that deadline, or without one if timeout is 0.
+func withTimeout(timeout time.Duration) (context.Context, context.CancelFunc) {
+	if timeout == 0 {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeout(context.Background(), timeout)
+}
+
+// method calls a method of hsm.Module with an encoded parameter.
+type method func(ctx context.Context, m hsm.Module, parameter cbor.RawMessage) (any, error)
+
+// methods are the methods of hsm.Module, by name.
+var methods = map[string]method{
+	"Describe":           get(hsm.Module.Describe),
+	"Check":              act(hsm.Module.Check),
+	"Close":              act(hsm.Module.Close),
+	"Authenticate":       function(hsm.Module.Authenticate),
+	"CreateWrappingKey":  function(hsm.Module.CreateWrappingKey),
+	"ListWrappingKeys":   get(hsm.Module.ListWrappingKeys),
+	"DestroyWrappingKey": procedure[uuid.UUID](hsm.Module.DestroyWrappingKey),
+	"ImportKey":          function(hsm.Module.ImportKey),
+	"FindKey":            function(hsm.Module.FindKey),
+	"ListKeys":           get(hsm.Module.ListKeys),
+	"DestroyKey":         procedure[uuid.UUID](hsm.Module.DestroyKey),
+	"GenerateDataKey":    function(hsm.Module.GenerateDataKey),
+	"VerifyDataKey":      procedure[hsm.OpenRequest](hsm.Module.VerifyDataKey),
+	"ExportDataKey":      function(hsm.Module.ExportDataKey),
+}
+
+// function is a method with a parameter and a result.
+func function[P, R any](call func(hsm.Module, context.Context, P) (R, error)) method {
+	return func(ctx context.Context, m hsm.Module, parameter cbor.RawMessage) (any, error) {
+		var p P
+		if err := decoding.Unmarshal(parameter, &p); err != nil {
+			return nil, err
+		}
+		return call(m, ctx, p)
+	}
+}
+
+// procedure is a method with a parameter and without a result.
+func procedure[P any](call func(hsm.Module, context.Context, P) error) method {
+	return function(func(m hsm.Module, ctx context.Context, p P) (Nothing, error) { return Nothing{}, call(m, ctx, p) })
+}
+
+// get is a method with a result and without a parameter.
+func get[R any](call func(hsm.Module, context.Context) (R, error)) method {
+	return func(ctx context.Context, m hsm.Module, _ cbor.RawMessage) (any, error) { return call(m, ctx) }
+}
+
+// act is a method without a parameter and without a result.
+func act(call func(hsm.Module, context.Context) error) method {
+	return get(func(m hsm.Module, ctx context.Context) (Nothing, error) { return Nothing{}, call(m, ctx) })
+}

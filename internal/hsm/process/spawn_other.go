@@ -1,0 +1,21 @@
+//go:build !linux
+
+package process
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+)
+
+// SelfCommand is not supported.
+const SelfCommand = ""
+
+var errNoLinux = errors.New("a library runs in a process of its own on Linux only")
+
+func socketPair() (net.Conn, *os.File, error) { return nil, nil, errNoLinux }
+
+func (c *child) run(_ *exec.Cmd, started chan<- error) { started <- errNoLinux }
+
+func describeEnd(*os.ProcessState) (how, cause string) { return "ended", "unknown" }

@@ -1,0 +1,279 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/rpc"
+	"sync"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// The services of net/rpc: the parent calls the child, and the child its parent.
+const (
+	childService  = "Child"
+	parentService = "Parent"
+)
+
+// StartRequest is the first request to a child. (net/rpc requires exported types.)
+type StartRequest struct {
+	Name    string // of the library, for messages
+	Library Library
+}
+
+// StartReply says how the child is protected.
+type StartReply struct {
+	// Missing are the protections that are not in effect, each with its reason.
+	Missing []string
+}
+
+// OpenRequest opens a module in the child.
+type OpenRequest struct {
+	Module  uint64 // chosen by the parent
+	Timeout time.Duration
+	Config  wireConfig
+}
+
+// wireConfig has the plain fields of an hsm.Config.
+type wireConfig struct {
+	Library             string
+	Token               hsm.TokenSelector
+	PIN                 redact.WireBytes
+	PINOrigin           pins.Origin
+	MaxSessions         int
+	Custody             hsm.Custody
+	AllowPKCS1v15Import bool
+}
+
+// CallRequest calls a method of a module.
+type CallRequest struct {
+	Module  uint64
+	Method  string        // of hsm.Module
+	Timeout time.Duration // the time until the deadline of the caller; 0 if it has none
+	// Parameter is the method's parameter after the context. The child decodes it when it knows the method.
+	Parameter cbor.RawMessage
+}
+
+// outgoingCall is a CallRequest that is not encoded yet.
+type outgoingCall struct {
+	Module    uint64
+	Method    string
+	Timeout   time.Duration
+	Parameter any
+}
+
+// CallReply is the reply to a CallRequest or an OpenRequest.
+type CallReply struct {
+	Result any
+	Error  *wireError
+}
+
+// incomingReply is a CallReply whose result is not decoded yet.
+type incomingReply struct {
+	Result cbor.RawMessage
+	Error  *wireError
+}
+
+// PINRequest asks the parent whether a PIN may be tried. The parent knows the origin of the module's PIN.
+type PINRequest struct {
+	Module uint64
+	Token  pins.Token
+	PIN    redact.WireBytes
+	Asked  pins.Asked
+}
+
+// PINReply is the reply to a PINRequest.
+type PINReply struct {
+	Attempt uint64 // for PINOutcome
+	Refusal string // the text of one of package pins' errors, or another; "" if the PIN may be tried
+}
+
+// PINOutcome tells the parent how an attempt ended.
+type PINOutcome struct {
+	Attempt uint64
+	Outcome pins.Outcome
+}
+
+// HangReport tells the parent that a call into the library did not return.
+type HangReport struct {
+	Function string
+	After    time.Duration
+}
+
+// Nothing is an empty request or reply.
+type Nothing struct{}
+
+// wireError is an *hsm.Error.
+type wireError struct {
+	Kind   hsm.Kind
+	Detail string
+	Cause  string
+	// Timeout: the cause is that the context's deadline has passed.
+	Timeout bool
+}
+
+func encodeError(err error) *wireError {
+	if err == nil {
+		return nil
+	}
+	var e *hsm.Error
+	if !errors.As(err, &e) {
+		e = hsm.Wrap(hsm.Internal, err, "")
+	}
+	out := &wireError{Kind: e.Kind, Detail: e.Detail, Timeout: errors.Is(err, context.DeadlineExceeded)}
+	if e.Err != nil {
+		out.Cause = e.Err.Error()
+	}
+	return out
+}
+
+func (e *wireError) decode() error {
+	if e == nil {
+		return nil
+	}
+	out := hsm.Wrap(e.Kind, nil, e.Detail)
+	switch {
+	case e.Timeout:
+		out.Err = fmt.Errorf("in the process of the library: %w", context.DeadlineExceeded)
+	case e.Cause != "":
+		out.Err = errors.New(e.Cause)
+	}
+	return out
+}
+
+// maxFrame bounds a frame in bytes. The longest is the list of all keys of a token.
+const maxFrame = 64 << 20
+
+// The encoding. A child that has been taken over must not be able to make its parent use much memory or time.
+var (
+	encoding = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano}.UserBufferEncMode())
+	decoding = must(cbor.DecOptions{
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, MaxNestedLevels: 16, MaxArrayElements: 1 << 20,
+	}.DecMode())
+)
+
+func must[T any](mode T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return mode
+}
+
+// codec implements rpc.ClientCodec and rpc.ServerCodec. A frame is its length in four bytes, a header and a body.
+type codec struct {
+	conn net.Conn // without a buffer, which could not be wiped
+	body []byte   // of the frame that was read last
+	once sync.Once
+
+	mu  sync.Mutex // net/rpc writes replies one after the other, but not necessarily in one goroutine
+	out bytes.Buffer
+}
+
+// header is the header of a frame.
+type header struct {
+	Sequence uint64
+	Method   string `cbor:",omitempty"`
+	Error    string `cbor:",omitempty"`
+}
+
+func newCodec(conn net.Conn) *codec { return &codec{conn: conn} }
+
+// write sends a frame and wipes it.
+func (c *codec) write(h header, body any) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer func() {
+		clear(c.out.Bytes())
+		c.out.Reset()
+	}()
+	c.out.Write(make([]byte, 4))
+	if err := encoding.MarshalToBuffer(h, &c.out); err != nil {
+		return err
+	}
+	if err := encoding.MarshalToBuffer(body, &c.out); err != nil {
+		return err
+	}
+	frame := c.out.Bytes()
+	if len(frame)-4 > maxFrame {
+		return fmt.Errorf("a frame of %d bytes is longer than the limit", len(frame))
+	}
+	binary.BigEndian.PutUint32(frame, uint32(len(frame)-4)) //nolint:gosec // it is less than maxFrame
+	_, err := c.conn.Write(frame)
+	return err
+}
+
+// read receives a frame and decodes its header.
+func (c *codec) read() (h header, err error) {
+	var size [4]byte
+	if _, err := io.ReadFull(c.conn, size[:]); err != nil {
+		return h, err
+	}
+	length := binary.BigEndian.Uint32(size[:])
+	if length > maxFrame {
+		return h, fmt.Errorf("a frame of %d bytes is longer than the limit", length)
+	}
+	frame := make([]byte, length)
+	if _, err := io.ReadFull(c.conn, frame); err != nil {
+		return h, err
+	}
+	c.body, err = decoding.UnmarshalFirst(frame, &h)
+	return h, err
+}
+
+// readBody decodes the body and wipes it. out is nil for a body that is not needed.
+func (c *codec) readBody(out any) error {
+	defer clear(c.body)
+	if out == nil {
+		return nil
+	}
+	return decoding.Unmarshal(c.body, out)
+}
+
+// WriteRequest implements rpc.ClientCodec.
+func (c *codec) WriteRequest(r *rpc.Request, body any) error {
+	return c.write(header{Sequence: r.Seq, Method: r.ServiceMethod}, body)
+}
+
+// ReadResponseHeader implements rpc.ClientCodec.
+func (c *codec) ReadResponseHeader(r *rpc.Response) error {
+	h, err := c.read()
+	r.Seq, r.Error = h.Sequence, h.Error
+	return err
+}
+
+// ReadResponseBody implements rpc.ClientCodec.
+func (c *codec) ReadResponseBody(out any) error { return c.readBody(out) }
+
+// ReadRequestHeader implements rpc.ServerCodec.
+func (c *codec) ReadRequestHeader(r *rpc.Request) error {
+	h, err := c.read()
+	r.Seq, r.ServiceMethod = h.Sequence, h.Method
+	return err
+}
+
+// ReadRequestBody implements rpc.ServerCodec.
+func (c *codec) ReadRequestBody(out any) error { return c.readBody(out) }
+
+// WriteResponse implements rpc.ServerCodec.
+func (c *codec) WriteResponse(r *rpc.Response, body any) error {
+	if r.Error != "" {
+		body = Nothing{}
+	}
+	return c.write(header{Sequence: r.Seq, Error: r.Error}, body)
+}
+
+// Close implements rpc.ClientCodec and rpc.ServerCodec.
+func (c *codec) Close() (err error) {
+	c.once.Do(func() { err = c.conn.Close() })
+	return err
+}
