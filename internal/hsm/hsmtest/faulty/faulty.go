@@ -86,13 +86,15 @@ type Fault struct {
 }
 
 // Functions returns the names of the functions that can fail: all that Keyconvoy calls.
-func Functions() []string {
+func Functions() []string { return slices.Clone(functions()) }
+
+var functions = sync.OnceValue(func() []string {
 	names := make([]string, C.FAULTY_COUNT)
 	for i := range names {
 		names[i] = C.GoString(C.nameOf(C.int(i)))
 	}
 	return names
-}
+})
 
 // Control controls the library in all processes that have its environment. It is safe for concurrent use.
 type Control struct {
@@ -123,6 +125,12 @@ func NewControl(path string) (*Control, error) {
 func (c *Control) Env(library string) []string {
 	return []string{"FAULTY_CONTROL=" + c.path, "FAULTY_LIBRARY=" + library}
 }
+
+// Path returns the path of the control file, which processes that use the library write.
+func (c *Control) Path() string { return c.path }
+
+// Process returns the process that loaded the library last.
+func (c *Control) Process() int { return c.load(&c.c.process) }
 
 // Inject begins faults and ends all others. Of those that apply to a call, the first one happens. There are at most two.
 func (c *Control) Inject(faults ...Fault) {
@@ -173,7 +181,7 @@ func maskOf(functions []string) (mask C.uint64_t) {
 }
 
 func indexOf(function string) int {
-	i := slices.Index(Functions(), function)
+	i := slices.Index(functions(), function)
 	if i < 0 {
 		panic("the faulty library has no function " + function)
 	}
@@ -183,8 +191,14 @@ func indexOf(function string) int {
 // Fired returns how often the first of the last faults happened.
 func (c *Control) Fired() int { return c.load(&c.c.fired[0]) }
 
-// Calls returns the number of calls of a function since the last Reset, without those that only ask for the length of a result.
-func (c *Control) Calls(function string) int { return c.load(&c.c.calls[indexOf(function)]) }
+// Calls returns the number of calls of these functions since the last Reset, without those that only ask for the length of a
+// result.
+func (c *Control) Calls(functions ...string) (n int) {
+	for _, function := range functions {
+		n += c.load(&c.c.calls[indexOf(function)])
+	}
+	return n
+}
 
 // Logins are the calls of C_Login that reached the real library.
 type Logins struct {

@@ -45,6 +45,7 @@ struct faulty_control {
 	uint64_t calls[FAULTY_COUNT];
 	// Calls of C_Login with the PIN below, with another one, and those that the real library rejected.
 	uint64_t rightPINs, wrongPINs, refusedPINs;
+	uint64_t process; // that loaded the library last
 	uint64_t pinLength;
 	uint8_t pin[64];
 };

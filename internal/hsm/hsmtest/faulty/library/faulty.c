@@ -308,6 +308,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
 		next.C_CloseSession = closeSession;
 		next.C_Finalize = finalize;
 		FAULTY_FUNCTIONS(REPLACE)
+		__atomic_store_n(&control->process, getpid(), __ATOMIC_SEQ_CST);
 	}
 	*list = &ours;
 	return CKR_OK;
