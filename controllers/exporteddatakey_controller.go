@@ -68,7 +68,7 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 	}
 	return reconciler.Run(ctx, r.Frame, object, scope, phases, func(answer error) reconciler.Outcome {
 		err := answer
-		if object.Spec.DryRun && !isOpening(err) {
+		if object.Spec.DryRun && !isUnsettled(err) {
 			err = kms.DryRun(err)
 		}
 		object.Status.DryRunResult = dryRunResult(object.Spec.DryRun, err)

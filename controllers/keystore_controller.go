@@ -74,9 +74,10 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 			r.sweep(ctx, scope)
 		}
 		scope.dropOldReport()
+		crashed, written := r.noteCrash(scope)
 		return reconciler.Outcome{
 			Err: err, ReadyMessage: "The module is ready.", After: r.healthInterval,
-			Events: slices.Concat(noteService(was, err), r.noteRootKey(scope.rootKey), scope.events),
+			Events: slices.Concat(noteService(was, err), crashed, r.noteRootKey(scope.rootKey), scope.events), Written: written,
 		}
 	})
 }

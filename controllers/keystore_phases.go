@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,9 +65,9 @@ func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) e
 	cfg.Storage = r.storage(s.ID, func(secret string) { s.rootKey = secret })
 	err = r.stores.Open(ctx, s.ID, config, cfg, s.checkProtection)
 	if err != nil && ctx.Err() != nil {
-		// What hangs in a library stays there: it is not tried often.
-		return &reconciler.Error{Class: reconciler.Waiting, Reason: kms.ServiceUnavailableTemporary.Reason(), After: openAgainAfter, Err: err,
-			Message: string(kms.ServiceUnavailableTemporary) + ": The module did not answer in time when it was opened. It is tried again in some minutes."}
+		// What hangs in a library of this process stays there: it is not tried often.
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: kms.ServiceUnavailableTemporary.Reason(), After: cmp.Or(afterOf(err), openAgainAfter), Err: err,
+			Message: string(kms.ServiceUnavailableTemporary) + ": The module did not respond in time when it was opened. The operator tries again."}
 	}
 	if err != nil {
 		return pin.hint(s.openError(err))
@@ -117,7 +118,20 @@ func (s *keyStoreScope) openError(err error) error {
 		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonModuleMisconfigured, After: lookAgainInterval, Warn: true, Err: err,
 			Message: withDetail("The module cannot be used as it is configured.", e.Detail)}
 	}
+	if e.After > 0 {
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: kms.ServiceUnavailableTemporary.Reason(), After: e.After, Err: err,
+			Message: withDetail(string(kms.ServiceUnavailableTemporary)+":", e.Detail)}
+	}
 	return kms.FromModule(err)
+}
+
+// afterOf returns when the error of a module asks for the next try, or 0.
+func afterOf(err error) time.Duration {
+	var e *hsm.Error
+	if errors.As(err, &e) {
+		return e.After
+	}
+	return 0
 }
 
 // checkModule asks the module whether it works, and publishes what it is and can. It sets opened. Reasons:
@@ -151,6 +165,11 @@ func withDetail(message, detail string) string {
 	if detail == "" {
 		return message
 	}
+	return message + " " + sentence(detail)
+}
+
+// sentence makes a sentence of a module's detail.
+func sentence(detail string) string {
 	first, size := utf8.DecodeRuneInString(detail)
-	return message + " " + string(unicode.ToUpper(first)) + strings.TrimSuffix(detail[size:], ".") + "."
+	return string(unicode.ToUpper(first)) + strings.TrimSuffix(detail[size:], ".") + "."
 }

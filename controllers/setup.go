@@ -152,7 +152,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	stores := keystore.New(mgr.GetClient(), o.Modules, o.Clock)
 	s := &shared{
 		secrets: secrets.New(mgr.GetClient(), mgr.GetCache(), o.OperatorNamespace),
-		stores:  stores,
+		stores:  stores.Lane(1),
 		keys:    keyring.New(mgr.GetClient(), live, stores),
 		Frame:   reconciler.Frame{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("keyconvoy")},
 		clock:   o.Clock,
@@ -186,14 +186,21 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			return err
 		}
 	}
+	return s.setup(mgr, o)
+}
+
+// setup adds each reconciler with its workers.
+func (s *shared) setup(mgr ctrl.Manager, o Options) error {
 	guard := pins.New(s.secrets.PINRecord(), o.Clock.Now)
+	stores, keys, dataKeys, exports, clusterExports := o.keyStoreOptions(), o.controllerOptions(2), o.controllerOptions(4), o.controllerOptions(8), o.controllerOptions(1)
+	use := func(c controller.Options) *shared { return s.withWorkers(c.MaxConcurrentReconciles) }
 	return errors.Join(
-		(&keyStoreReconciler{s, keystore.KindKeyStore, guard, o.HealthInterval}).setup(mgr, o.keyStoreOptions()),
-		(&keyStoreReconciler{s, keystore.KindClusterKeyStore, guard, o.HealthInterval}).setup(mgr, o.keyStoreOptions()),
-		(&importedKeyReconciler{s}).setup(mgr, o.controllerOptions(2)),
-		(&dataKeyReconciler{s}).setup(mgr, o.controllerOptions(4)),
-		(&exportedDataKeyReconciler{s}).setup(mgr, o.controllerOptions(8)),
-		(&clusterExportReconciler{s}).setup(mgr, o.controllerOptions(1)),
+		(&keyStoreReconciler{use(stores), keystore.KindKeyStore, guard, o.HealthInterval}).setup(mgr, stores),
+		(&keyStoreReconciler{use(stores), keystore.KindClusterKeyStore, guard, o.HealthInterval}).setup(mgr, o.keyStoreOptions()),
+		(&importedKeyReconciler{use(keys)}).setup(mgr, keys),
+		(&dataKeyReconciler{use(dataKeys)}).setup(mgr, dataKeys),
+		(&exportedDataKeyReconciler{use(exports)}).setup(mgr, exports),
+		(&clusterExportReconciler{use(clusterExports)}).setup(mgr, clusterExports),
 		mgr.Add(manager.RunnableFunc(s.closeModules)),
 	)
 }

@@ -29,7 +29,7 @@ type shared struct {
 	reconciler.Frame
 
 	secrets *secrets.Client
-	stores  *keystore.Registry
+	stores  *keystore.Lane
 	keys    *keyring.Ring
 	clock   clock.PassiveClock
 	audit   *audit.Log
@@ -40,6 +40,13 @@ type shared struct {
 	operatorNamespace string
 	// leftInModule counts keys whose objects were deleted while their module could not be reached any more.
 	leftInModule prometheus.Counter
+}
+
+// withWorkers returns what a reconciler with that many workers needs.
+func (s *shared) withWorkers(workers int) *shared {
+	own := *s
+	own.stores = s.stores.Lane(workers)
+	return &own
 }
 
 // observed lets Options.Observe see the reconciles of a kind.
@@ -59,14 +66,14 @@ func (s *shared) opening(ctx context.Context, name types.NamespacedName) error {
 	if err != nil || key == nil {
 		return err
 	}
-	if err := s.stores.Probe(ctx, key.Store()); isOpening(err) {
+	if err := s.stores.Probe(ctx, key.Store()); isUnsettled(err) {
 		return err
 	}
 	return nil
 }
 
-// isOpening reports whether a reconcile ended because its key store is still being opened.
-func isOpening(err error) bool {
+// isUnsettled reports whether a reconcile ended because its key store is still being opened, or is busy.
+func isUnsettled(err error) bool {
 	var notReady *keystore.NotReadyError
 	return errors.As(err, &notReady) && !notReady.Settled()
 }

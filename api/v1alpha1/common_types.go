@@ -13,6 +13,9 @@ const (
 	// ConditionKeysMissing is True while a key store's module does not have all keys that ImportedKeys hold in the
 	// key store. Otherwise it is absent. It does not change Ready: the module works with the keys that it has.
 	ConditionKeysMissing = "KeysMissing"
+	// ConditionModuleCrashed is True for ten minutes after the process of a key store's PKCS#11 library ended by itself,
+	// or was ended because a call did not return. It is absent otherwise.
+	ConditionModuleCrashed = "ModuleCrashed"
 )
 
 // Reasons of conditions other than the error codes of the operations. Those are the error codes

@@ -196,7 +196,8 @@ type KeyStoreStatus struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=9007199254740991
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// Conditions: Ready, Reconciling, Stalled, and KeysMissing while the module lacks keys that ImportedKeys hold in it.
+	// Conditions: Ready, Reconciling, Stalled, KeysMissing while the module lacks keys that ImportedKeys hold in it, and
+	// ModuleCrashed for ten minutes after the process of the PKCS#11 library ended by itself.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

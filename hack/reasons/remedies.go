@@ -30,6 +30,7 @@ var remedies = map[string]string{
 	"LeftInModule":        "The object was deleted after its key store, or the key store was changed to another token, so the key may still be in the module. To remove it, create the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",
 	"KeyStoreAvailable":   "A key store is available again. Objects that waited for it continue automatically.",
 	"KeyStoreUnavailable": "A key store is unavailable, so nothing is imported, generated or exported in it. See its conditions. The operator retries.",
+	"ModuleCrashed":       "The process of the key store's PKCS#11 library crashed, or a call into the library hung. The operator has started it again, and the condition `ModuleCrashed` names the signal or the function for ten minutes. If it happens again, update the library or ask its vendor: [Hardware modules](hardware-modules.md).",
 	"RecipientChanged":    "The operator exported the data key again, for another public key. Check that the recipient has the matching private key. If the change was not intended, find out who made it.",
 	"RootKeyCreated":      "A software store created its root key. Back up the Secret that the event names.",
 }

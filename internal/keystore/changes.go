@@ -19,12 +19,15 @@ type Change struct {
 
 // Changes returns a source of the key stores whose state has changed, for a controller.
 func (r *Registry) Changes(requests func(context.Context, Change) []reconcile.Request) source.Source {
-	changes := make(chan event.TypedGenericEvent[Change], 16)
+	changes := make(chan event.TypedGenericEvent[Change], maxSuspects)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.subscribers = append(r.subscribers, changes)
 	return source.TypedChannel(changes, handler.TypedEnqueueRequestsFromMapFunc(requests))
 }
+
+// maxSuspects is more than there are key stores: all of one library become suspect at once when its process ends.
+const maxSuspects = 1024
 
 // MarkTried records that a key store has been looked at, and reports whether that was the first time since the start.
 func (r *Registry) MarkTried(id ID) (first bool) {

@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
@@ -20,6 +21,8 @@ const (
 	Failing State = "Failing"
 	// Suspect key stores are Ready, but a call found that their module does not answer: a check must decide.
 	Suspect State = "Suspect"
+	// Busy key stores are Ready, and as many calls as a controller may make at a time are in progress.
+	Busy State = "Busy"
 	// Deleting key stores only clean up what is in their modules.
 	Deleting State = "Deleting"
 	// Invalid key stores have a field that cannot be decoded.
@@ -52,6 +55,8 @@ func (e *NotReadyError) Message() string {
 		says = "does not exist. The operator continues when it is created."
 	case Opening:
 		says = "is being opened."
+	case Busy:
+		says = "is busy. The operator tries again."
 	case Deleting:
 		says = "is being deleted. It only cleans up what is in its module."
 	case Invalid:
@@ -64,4 +69,13 @@ func (e *NotReadyError) Message() string {
 
 // Settled reports whether the state is known. While a key store is being opened it is not, and objects that are not Ready
 // are told how the opening ended: a status that said so meanwhile would be a write for every waiting object at each start.
-func (e *NotReadyError) Settled() bool { return e.State != Opening }
+// Nor is a status worth its write while a key store is busy.
+func (e *NotReadyError) Settled() bool { return e.State != Opening && e.State != Busy }
+
+// RetryAfter returns when to try again, or 0 if a change of the key store's state tells.
+func (e *NotReadyError) RetryAfter() time.Duration {
+	if e.State == Busy {
+		return busyAfter
+	}
+	return 0
+}

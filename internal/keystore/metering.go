@@ -18,23 +18,46 @@ func newModuleCalls() *prometheus.HistogramVec {
 	}, []string{"operation", "result"})
 }
 
-// measure returns an interceptor that measures the calls that reach a device, which Describe and Close do not. It calls unavailable after a call that the
-// module did not answer, unless that was a check, whose caller knows.
-func measure(calls *prometheus.HistogramVec, unavailable func()) hsm.Interceptor {
+// suspectAfter is how long a call may take until the module is checked.
+const suspectAfter = 5 * time.Second
+
+// measure returns the interceptor of a module. It measures the calls that reach a device, which Describe and Close do not, and
+// has the module checked soon after a call that the module did not answer, or not yet. It gives up calls when the check fails.
+func (r *Registry) measure(id ID, m *module) hsm.Interceptor {
 	return func(ctx context.Context, method string, next func(context.Context) error) error {
 		if method == "Describe" || method == "Close" {
 			return next(ctx)
 		}
 		start := time.Now()
-		err := next(ctx)
+		err := r.guard(ctx, id, m, method, next)
 		result := "OK"
 		if err != nil {
 			result = string(hsm.KindOf(err))
 		}
 		if result == string(hsm.Unavailable) && method != "Check" {
-			unavailable()
+			r.suspect(id)
 		}
-		calls.WithLabelValues(method, result).Observe(time.Since(start).Seconds())
+		r.calls.WithLabelValues(method, result).Observe(time.Since(start).Seconds())
 		return err
 	}
+}
+
+// guard watches how long a call takes. A check has a deadline of its own, and generating a key pair takes long.
+func (r *Registry) guard(ctx context.Context, id ID, m *module, method string, next func(context.Context) error) error {
+	switch method {
+	case "Check":
+		return next(ctx)
+	case "CreateWrappingKey":
+		m.slow.Add(1)
+		defer m.slow.Add(-1)
+	default:
+		defer time.AfterFunc(suspectAfter, func() { r.suspect(id) }).Stop()
+	}
+	r.mu.RLock()
+	calls := m.calls
+	r.mu.RUnlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(calls, cancel)()
+	return next(ctx)
 }

@@ -29,14 +29,14 @@ func TestMetering_everyCall_isMeasuredByOperationAndResult(t *testing.T) {
 			"InvalidMaterial": hsm.Errorf(hsm.InvalidMaterial, "it does not unwrap"),
 			"Internal":        errors.New("of no kind"),
 		} {
-			calls := newModuleCalls()
+			r := New(nil, nil, nil)
 			recorder := hsmtest.Wrap(nil) // it never reaches the module
 			recorder.FailAll(method, err)
-			got := callMetered(t, recorder, calls, method)
+			got := callMetered(t, recorder, r, method)
 			if !errors.Is(got, err) {
 				t.Errorf("%s fails with %v, want %v", method, got, err)
 			}
-			if n := observations(t, calls); len(n) != 1 || n[method+" "+result] != 1 {
+			if n := observations(t, r.calls); len(n) != 1 || n[method+" "+result] != 1 {
 				t.Errorf("%s that fails with %s is measured as %v", method, result, n)
 			}
 		}
@@ -44,9 +44,9 @@ func TestMetering_everyCall_isMeasuredByOperationAndResult(t *testing.T) {
 }
 
 // callMetered calls a method of a metered module with no arguments to speak of, and returns its error.
-func callMetered(t *testing.T, module hsm.Module, calls *prometheus.HistogramVec, method string) error {
+func callMetered(t *testing.T, inner hsm.Module, r *Registry, method string) error {
 	t.Helper()
-	call := reflect.ValueOf(hsm.Intercept(module, measure(calls, func() {}))).MethodByName(method)
+	call := reflect.ValueOf(hsm.Intercept(inner, r.measure(ID{}, &module{calls: t.Context()}))).MethodByName(method)
 	arguments := []reflect.Value{reflect.ValueOf(t.Context())}
 	for i := 1; i < call.Type().NumIn(); i++ {
 		arguments = append(arguments, reflect.Zero(call.Type().In(i)))

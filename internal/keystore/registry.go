@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,7 @@ type Registry struct {
 	modules map[ID]*module
 	// tried are the key stores that have been looked at since the start, whether their modules opened or not.
 	tried       map[ID]bool
+	losses      map[ID]*hsm.Error
 	subscribers []chan event.TypedGenericEvent[Change]
 }
 
@@ -52,8 +54,16 @@ type module struct {
 	// config is what the module was opened with; another configuration needs another module.
 	config string
 	users  sync.WaitGroup
-	// suspect: a call failed since the last check. failing: the last check failed.
+	lanes  sync.Map // *Lane → *semaphore.Weighted
+	// suspect: a call failed since the last check. failing: the last check failed, or the module is lost.
 	suspect, failing bool
+	// lost: the module's process has ended. The module must be closed and opened again.
+	lost bool
+	// calls is done when the calls in progress are given up, because the module fails its check.
+	calls  context.Context //nolint:containedctx // of all calls of the module
+	giveUp context.CancelFunc
+	// slow counts the calls in progress that may take long, and so may a check.
+	slow atomic.Int32
 	// withdrawn: the key store's PIN was taken away. The module only cleans up, until its keys are destroyed.
 	withdrawn bool
 	sweep     Sweep
@@ -63,7 +73,7 @@ type module struct {
 func New(reader client.Reader, provider hsm.Provider, c clock.PassiveClock) *Registry {
 	return &Registry{
 		reader: reader, provider: provider, clock: c, calls: newModuleCalls(),
-		modules: map[ID]*module{}, tried: map[ID]bool{},
+		modules: map[ID]*module{}, tried: map[ID]bool{}, losses: map[ID]*hsm.Error{},
 	}
 }
 
@@ -80,40 +90,38 @@ type Session struct {
 
 // Use calls f with the service of the key store that a namespace refers to. The namespace must be allowed to use it,
 // and it must be ready. Errors: *NotReadyError, those of Store.Allows, and those of f.
-func (r *Registry) Use(ctx context.Context, namespace string, ref v1alpha1.KeyStoreReference, f func(Session) error) error {
+func (l *Lane) Use(ctx context.Context, namespace string, ref v1alpha1.KeyStoreReference, f func(Session) error) error {
 	id := IDOf(namespace, ref)
-	store, err := r.Get(ctx, id)
+	store, err := l.Get(ctx, id)
 	if err != nil {
 		return err
 	}
-	if err := store.Allows(ctx, r.reader, namespace); err != nil {
+	if err := store.Allows(ctx, l.reader, namespace); err != nil {
 		return err
 	}
 	if !store.GetDeletionTimestamp().IsZero() {
 		return &NotReadyError{ID: id, State: Deleting}
 	}
-	return r.with(ctx, id, func(m *module) bool { return !m.failing && !m.withdrawn }, f)
+	return l.with(ctx, id, func(m *module) bool { return !m.failing && !m.withdrawn }, f)
 }
 
 // CleanUp calls f with the service of a key store, to destroy what is in its module. It needs no permission and works
 // while the key store is being deleted: a namespace that may no longer use a key store may take out what it put in.
 // Errors: *NotReadyError, and those of f.
-func (r *Registry) CleanUp(ctx context.Context, id ID, f func(Session) error) error {
-	return r.with(ctx, id, func(m *module) bool { return !m.failing }, f)
+func (l *Lane) CleanUp(ctx context.Context, id ID, f func(Session) error) error {
+	return l.with(ctx, id, cleansUp, f)
 }
 
-// Probe returns nil where CleanUp would call its function.
+func cleansUp(m *module) bool { return !m.failing }
+
+// Probe returns nil where CleanUp would call its function, if the key store is not busy.
 func (r *Registry) Probe(ctx context.Context, id ID) error {
-	return r.CleanUp(ctx, id, func(Session) error { return nil })
-}
-
-func (r *Registry) with(ctx context.Context, id ID, usable func(*module) bool, f func(Session) error) error {
-	m, token, release := r.acquire(id, usable)
+	m, _, release := r.acquire(id, cleansUp)
 	if m == nil {
 		return r.notReady(ctx, id)
 	}
-	defer release()
-	return f(Session{kms.Operations{Module: m.Module, Now: r.clock.Now}, token})
+	release()
+	return nil
 }
 
 // acquire returns an open module and its token, and keeps it open until release is called.
@@ -148,14 +156,18 @@ func (r *Registry) notReady(ctx context.Context, id ID) error {
 }
 
 // Open opens the module of a key store and makes it available, unless accept refuses it. config identifies what it is
-// opened with (Config). The former module must be closed: two on one token would need the token's sessions twice.
+// opened with (Config). The former module must be closed: two on one token would need the token's sessions twice. If the
+// module's process ends, the key store becomes suspect (Loss).
 // Errors: those of hsm.Provider and of accept.
 func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Config, accept func(hsm.Description) error) error {
+	m := &module{config: config}
+	m.calls, m.giveUp = context.WithCancel(context.Background())
+	cfg.Lost = func(failure *hsm.Error) { r.lose(id, m, failure) }
 	opened, err := r.provider.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	m := &module{Module: hsm.Intercept(opened, measure(r.calls, func() { r.suspect(id) })), config: config}
+	m.Module = hsm.Intercept(opened, r.measure(id, m))
 	m.description, err = m.Describe(ctx)
 	if err == nil {
 		err = accept(m.description)
@@ -170,11 +182,36 @@ func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Confi
 	return nil
 }
 
-// Config returns what the open module of a key store was opened with, "" where none is open.
+// lose records that the process of a module has ended. Its reconciler reports that, and opens the module again.
+func (r *Registry) lose(id ID, m *module, failure *hsm.Error) {
+	r.mu.Lock()
+	m.lost, m.failing, m.suspect = true, true, false
+	r.losses[id] = failure
+	r.mu.Unlock()
+	r.suspect(id)
+}
+
+// Loss returns why the process of a key store's module ended, until it is reported; nil if it did not.
+func (r *Registry) Loss(id ID) *hsm.Error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.losses[id]
+}
+
+// Reported forgets a loss.
+func (r *Registry) Reported(id ID, loss *hsm.Error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.losses[id] == loss {
+		delete(r.losses, id)
+	}
+}
+
+// Config returns what the open module of a key store was opened with, "" where none is open or the module is lost.
 func (r *Registry) Config(id ID) string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if m := r.modules[id]; m != nil {
+	if m := r.modules[id]; m != nil && !m.lost {
 		return m.config
 	}
 	return ""
@@ -198,18 +235,30 @@ func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failed
 		return is, false, &kms.Error{Code: kms.ServiceUnavailableTemporary}
 	}
 	defer release()
+	if m.slow.Load() == 0 { // otherwise the check may have to wait for a session
+		bounded, cancel := context.WithTimeout(ctx, checkTime)
+		defer cancel()
+		ctx = bounded
+	}
 	if err = m.Check(ctx); err == nil {
 		is, err = m.Describe(ctx)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	failedBefore = m.failing
-	m.suspect, m.failing = false, err != nil
+	m.suspect, m.failing = false, err != nil || m.lost
 	if err == nil {
 		m.description = is
+		return is, failedBefore, nil
 	}
+	// The calls in progress would hold their callers' workers until the module answers them.
+	m.giveUp()
+	m.calls, m.giveUp = context.WithCancel(context.Background())
 	return is, failedBefore, err
 }
+
+// checkTime bounds a check. A module that takes longer is not ready.
+const checkTime = 10 * time.Second
 
 // Withdraw leaves a key store's module open for CleanUp only.
 func (r *Registry) Withdraw(id ID) {
@@ -254,6 +303,7 @@ func (r *Registry) CloseAll(ctx context.Context) {
 
 func (m *module) close() {
 	m.users.Wait()
+	m.giveUp()
 	_ = m.Close(context.Background()) // no caller is left who could do anything about it
 }
 

@@ -95,7 +95,7 @@ func TestUse_ofAStoreThatIsNotReady_saysItsState(t *testing.T) {
 			t.Parallel()
 			r, _ := newRegistry(c.cluster)
 			c.prepare(r)
-			err := r.Use(t.Context(), "team-a", hsmRef, func(keystore.Session) error {
+			err := r.Lane(16).Use(t.Context(), "team-a", hsmRef, func(keystore.Session) error {
 				t.Error("it was used")
 				return nil
 			})
@@ -121,7 +121,7 @@ func TestUse_whileTheStoreIsOpenedOnAnotherToken_keepsItsOwn(t *testing.T) {
 		return onToken{hsmtest.Wrap(nil), serial}, nil
 	}), clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
 	openIn(r)
-	err := r.Use(t.Context(), "team-a", hsmRef, func(former keystore.Session) error {
+	err := r.Lane(16).Use(t.Context(), "team-a", hsmRef, func(former keystore.Session) error {
 		r.Close(id)
 		serial = "2"
 		openIn(r)
@@ -155,7 +155,7 @@ func TestCleanUp_worksInAStoreThatIsWithdrawnOrDeleted(t *testing.T) {
 	openIn(r)
 	r.Withdraw(id)
 	called := false
-	if err := r.CleanUp(t.Context(), id, func(keystore.Session) error { called = true; return nil }); err != nil || !called {
+	if err := r.Lane(16).CleanUp(t.Context(), id, func(keystore.Session) error { called = true; return nil }); err != nil || !called {
 		t.Errorf("called: %t, error: %v", called, err)
 	}
 }
@@ -196,7 +196,7 @@ func TestClose_whileACallIsInTheModule_closesAfterIt(t *testing.T) {
 		return closing{hsmtest.Wrap(nil), &closed}, nil
 	}), clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
 	openIn(r)
-	err := r.Use(t.Context(), "team-a", hsmRef, func(keystore.Session) error {
+	err := r.Lane(16).Use(t.Context(), "team-a", hsmRef, func(keystore.Session) error {
 		r.Close(id)
 		if closed.Load() {
 			t.Error("the module was closed during a call")
@@ -226,7 +226,7 @@ func TestChanges_reportSuspectsOnce_andAnnouncements(t *testing.T) {
 	openIn(r)
 	recorder.FailAll("ListKeys", hsm.Errorf(hsm.Unavailable, "the device does not answer"))
 	for range 2 {
-		err := r.Use(t.Context(), "team-a", hsmRef, func(ops keystore.Session) error {
+		err := r.Lane(16).Use(t.Context(), "team-a", hsmRef, func(ops keystore.Session) error {
 			_, err := ops.MasterKeys(t.Context())
 			return err
 		})
@@ -265,7 +265,7 @@ func TestCloseAll_withACallThatHangs_endsWithItsContext(t *testing.T) {
 	end := make(chan struct{})
 	inside := make(chan struct{})
 	go func() {
-		_ = r.Use(context.Background(), "team-a", hsmRef, func(keystore.Session) error {
+		_ = r.Lane(16).Use(context.Background(), "team-a", hsmRef, func(keystore.Session) error {
 			close(inside)
 			<-end
 			return nil

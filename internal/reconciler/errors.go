@@ -88,6 +88,8 @@ type waiting interface {
 	Message() string
 	// Settled is false while what the object waits for is happening.
 	Settled() bool
+	// RetryAfter is when to try again even if nothing wakes the object; 0 for never.
+	RetryAfter() time.Duration
 }
 
 // classes maps the repairs of internal/kms to classes.
@@ -104,7 +106,7 @@ func From(err error) *Error {
 	}
 	var waits waiting
 	if errors.As(err, &waits) {
-		return &Error{Class: Waiting, Reason: waits.Reason(), Message: waits.Message(), Unsettled: !waits.Settled(), Err: err}
+		return &Error{Class: Waiting, Reason: waits.Reason(), Message: waits.Message(), Unsettled: !waits.Settled(), After: waits.RetryAfter(), Err: err}
 	}
 	var op *kms.Error
 	if errors.As(err, &op) {

@@ -22,6 +22,9 @@ type module struct {
 	closed atomic.Bool
 }
 
+// openAgainAfter is when an opening that took too long makes sense again: a call that hangs in the library ends the child.
+const openAgainAfter = 10 * time.Second
+
 var errClosed = hsm.Errorf(hsm.Unavailable, "the key store's module is closed")
 
 // open opens the module in the child. If ctx is done first, the opening continues in the child, and the module is closed
@@ -42,6 +45,9 @@ func (m *module) open(ctx context.Context, cfg hsm.Config) error {
 		return reply.Error.decode()
 	}
 	go m.close(context.Background()) // which the child does when the opening has ended
+	if ctx.Err() != nil {
+		err.After = openAgainAfter
+	}
 	return err
 }
 

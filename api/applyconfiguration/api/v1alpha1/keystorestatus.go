@@ -13,7 +13,8 @@ import (
 type KeyStoreStatusApplyConfiguration struct {
 	// ObservedGeneration is the generation of the spec that this status describes.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
-	// Conditions: Ready, Reconciling, Stalled, and KeysMissing while the module lacks keys that ImportedKeys hold in it.
+	// Conditions: Ready, Reconciling, Stalled, KeysMissing while the module lacks keys that ImportedKeys hold in it, and
+	// ModuleCrashed for ten minutes after the process of the PKCS#11 library ended by itself.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// Module describes the module.
 	Module *ModuleInfoApplyConfiguration `json:"module,omitempty"`
