@@ -113,8 +113,10 @@ func (s *Scene) newLoad(library string, token tokens.Token) *load {
 
 // Result is what a case measured.
 type Result struct {
-	Fired    int
-	Recovery time.Duration // from the end of the fault until each worker has finished an operation that began later
+	Fired int
+	// Recovery is the time from the end of the fault until each worker has finished an operation that began later. A fault that
+	// happens once has ended when it has happened.
+	Recovery time.Duration
 	Failures map[hsm.Kind]int
 	Wrong    map[string]int // results that were wrong although no error was returned, and how often
 	// Share is the other store's throughput during the fault, divided by that before.
@@ -196,29 +198,38 @@ func (r *run) throughput(otherwise string, until func() bool) float64 {
 	return float64(all) / time.Since(begun).Seconds()
 }
 
-// fail begins the fault, and waits until it has happened and both stores have worked during it.
+// fail begins the fault, and waits until it has happened and both stores have worked during it. After a fault that happens once,
+// the failing store must work although the test does not end the fault: a call may still hang.
 func (r *run) fail() {
 	r.Helper()
-	r.a.begin()
 	r.control.Inject(r.c.Fault, r.c.Provoked)
 	if r.c.reopens() {
 		_ = r.a.close() // the workers open it again
 	}
-	during := r.throughput("the fault does not happen, or the other store does not work during it", func() bool {
-		return r.control.Fired() > 0 && (r.c.Fault.Kind == faulty.Hang || r.a.attempts() >= rounds)
+	r.wait("the fault does not happen", func() bool { return r.control.Fired() > 0 })
+	r.a.begin()
+	happened := time.Now()
+	during := r.throughput("during the fault, the other store does not work, or the failing one does not respond", func() bool {
+		least, _ := r.a.progress()
+		switch {
+		case r.c.Fault.Times == 0:
+			return r.c.Fault.Kind == faulty.Hang || r.a.attempts() >= rounds
+		case r.result.Recovery == 0 && least > 0:
+			r.result.Recovery = time.Since(happened)
+		}
+		return r.result.Recovery > 0
 	})
 	r.result.Share = during / r.before
 }
 
-// recover ends the fault, unless it happens only once, and waits until the store works.
+// recover ends the fault, and waits until the store works.
 func (r *run) recover() {
 	r.Helper()
-	if r.c.Fault.Times == 0 {
-		r.control.End()
-	}
-	r.result.Recovery = r.recovery()
-	r.result.Fired = r.control.Fired()
 	r.control.End()
+	r.result.Fired = r.control.Fired()
+	if r.c.Fault.Times == 0 {
+		r.result.Recovery = r.recovery()
+	}
 }
 
 // recovery returns the time until each worker has finished an operation that begins now or later.
