@@ -95,8 +95,33 @@ func bringYourOwnKey(without string, pins int, replace ...string) docsPage {
 	}
 }
 
+// The token's PIN is in a file, because no terminal is there to ask for it. No operator's pod runs, so the check in it runs here.
+var hardwareModulesPage = docsPage{
+	file: "hardware-modules.md", pins: 1,
+	replace: []string{
+		"libsofthsm2.so\n", "libsofthsm2.so > tokens.txt\ncat > pin\n",
+		"--token keyconvoy --output json", "--token keyconvoy --pin-file pin --output json",
+		"--token keyconvoy", "--token keyconvoy --pin-file pin | tee -a softhsm.txt",
+		"keyconvoy module check --pkcs11-module nss", "openssl rand -hex 8 > nss-pin\nmkdir nss && certutil -N -d sql:nss -f nss-pin\n" +
+			"keyconvoy module check --pkcs11-module nss",
+		"--pin-file nss-pin", "--pin-file nss-pin > nss.txt",
+		"kubectl exec -it -n keyconvoy-system deployment/keyconvoy-controller-manager -- \\\n  /keyconvoy", "keyconvoy",
+		"/opt/softhsm/lib/libsofthsm2.so", "/usr/lib/softhsm/libsofthsm2.so",
+	},
+	then: `
+		grep -q '^keyconvoy .*login required' tokens.txt
+		test 2 = $(grep -c '^This token can be a key store' softhsm.txt)
+		grep -q 'rejected all 27 attempts' softhsm.txt
+		grep -q 'allowed 18 of 27 attempts' nss.txt
+		grep -q '^This token can be a key store' nss.txt
+		grep -q '"usable": true' report.json
+		! grep -q -f pin report.json softhsm.txt || false`,
+	check: checkSampleReport,
+}
+
 var docsPages = []docsPage{
 	installPage,
+	hardwareModulesPage,
 	bringYourOwnKey("Without an HSM", 1),
 	bringYourOwnKey("With an HSM", 0, "name: hsm}", "name: main}"),
 	{file: "replace-an-hsm.md", after: ptr.To(bringYourOwnKey("Without an HSM", 0)), pins: 1, then: `
@@ -164,6 +189,8 @@ func (w workplace) script(page docsPage) string {
 			w.save(b)
 		case b.language == "go":
 			w.save(b)
+		case b.language == "text": // a sample of output, which the page's check compares
+			b.used = page.check != nil
 		case b.language == "json": // a sample of output
 			b.used = json.Valid([]byte(b.text))
 		case b.language == "sh":
@@ -375,6 +402,24 @@ func checkLedgerPod(t *testing.T, w workplace) {
 	out, err := program.Output()
 	if err != nil || string(out) != "42 EUR to Ada\n" {
 		t.Errorf("the page's program: %v: %s%s", err, out, &warnings)
+	}
+}
+
+// checkSampleReport compares the page's sample of a report with the real one.
+func checkSampleReport(t *testing.T, w workplace) {
+	report, err := os.ReadFile(filepath.Join(w.dir, "softhsm.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range readBlocks(t, "docs/hardware-modules.md") {
+		if b.language != "text" {
+			continue
+		}
+		for line := range strings.Lines(b.text) {
+			if !bytes.Contains(report, []byte(strings.TrimSpace(line))) {
+				t.Errorf("the report has no line %q", line)
+			}
+		}
 	}
 }
 

@@ -155,7 +155,7 @@ func (w workplace) startOperatorUntil(softhsm, nss tokens.Token) (stop func()) {
 	var log bytes.Buffer
 	cmd := w.command(context.Background(), filepath.Join(w.bin, "keyconvoy"), "manager",
 		"--metrics-bind-address=0", "--health-probe-bind-address=0",
-		"--pkcs11-module=softhsm="+softhsm.Path,
+		"--pkcs11-module=softhsm="+softhsm.Path, "--pkcs11-allow-path=softhsm="+softhsm.Dir+":rw", "--pkcs11-allow-path=nss="+nss.Dir+":rw",
 		"--pkcs11-module=nss="+nss.Path, "--pkcs11-parameters=nss="+nss.Parameters)
 	cmd.Env = append(append(cmd.Env, softhsm.Env...), nss.Env...)
 	cmd.Stdout, cmd.Stderr = &log, &log

@@ -136,7 +136,7 @@ func TestManager_argumentsAreTheBinarys(t *testing.T) {
 		return cmd.CombinedOutput()
 	}
 	args := managerPod(t, build(t, "default")).Spec.Containers[0].Args
-	args = append(args, "--pkcs11-module=vendor=/opt/vendor/lib/libpkcs11.so") // as the example has it
+	args = append(args, "--pkcs11-module=vendor=/opt/vendor/lib/libpkcs11.so", "--pkcs11-allow-path=vendor=/etc/vendor") // as the example has it
 	if out, err := run(append(args, "--help")...); err != nil {
 		t.Errorf("%q: %v\n%s", args, err, out)
 	}

@@ -65,7 +65,7 @@ func newSoftHSM(ctx context.Context, dir string) (*store, error) {
 	}
 	return &store{
 		name: onSoftHSM, env: env, pin: pin, spec: tokenSpec(onSoftHSM, onSoftHSM),
-		flags: []string{"--pkcs11-module", onSoftHSM + "=" + library},
+		flags: []string{"--pkcs11-module", onSoftHSM + "=" + library, "--pkcs11-allow-path", onSoftHSM + "=" + dir + ":rw"},
 	}, nil
 }
 
@@ -87,7 +87,10 @@ func newNSS(ctx context.Context, dir string) (*store, error) {
 	parameters := fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags= ", database)
 	return &store{
 		name: onNSS, pin: pin, spec: tokenSpec(onNSS, nssLabel),
-		flags: []string{"--pkcs11-module", onNSS + "=" + library, "--pkcs11-parameters", onNSS + "=" + parameters},
+		flags: []string{
+			"--pkcs11-module", onNSS + "=" + library, "--pkcs11-parameters", onNSS + "=" + parameters,
+			"--pkcs11-allow-path", onNSS + "=" + database + ":rw",
+		},
 	}, nil
 }
 

@@ -1,5 +1,5 @@
-// Package cli is Keyconvoy's command line: the operator (manager), and wrap and unwrap for those who import and
-// receive keys. Cryptography is in internal/wrapping.
+// Package cli is Keyconvoy's command line: the operator (manager), wrap and unwrap for those who import and receive
+// keys, and module check for those who have an HSM. Cryptography is in internal/wrapping.
 package cli
 
 import (
@@ -30,9 +30,10 @@ const (
 
 const rootLong = `Keyconvoy moves keys from one HSM to another, or to a pod, always encrypted.
 
-  manager   runs the operator, which reconciles the objects of keyconvoy.io in a cluster.
-  wrap      encrypts your key material for an ImportedKey.
-  unwrap    decrypts a data key that an ExportedDataKey exported for you.
+  manager       runs the operator, which reconciles the objects of keyconvoy.io in a cluster.
+  wrap          encrypts your key material for an ImportedKey.
+  unwrap        decrypts a data key that an ExportedDataKey exported for you.
+  module check  checks whether a token of a PKCS#11 module can be a key store.
 
 To use it as the kubectl plugin "kubectl keyconvoy", put the binary, or a link to it, on the PATH as
 kubectl-keyconvoy. A second link, kubectl_complete-keyconvoy, adds shell completion.
@@ -101,7 +102,7 @@ func newRoot(program string) *cobra.Command {
 		// Before any command reads a key or a PIN.
 		PersistentPreRunE: func(*cobra.Command, []string) error { return coredump.Disable() },
 	}
-	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand())
+	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand(), newModuleCommand(), newLibraryCommand())
 	if calledAs(program, pluginName) {
 		asPlugin(root)
 	}
@@ -113,9 +114,17 @@ func asPlugin(root *cobra.Command) {
 	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl keyconvoy"}
 	// A completion script would complete "keyconvoy", but the user types "kubectl keyconvoy".
 	root.CompletionOptions.HiddenDefaultCmd = true
-	for _, command := range root.Commands() {
+	for _, command := range below(root) {
 		command.Example = strings.ReplaceAll(command.Example, "keyconvoy ", "kubectl keyconvoy ")
 	}
+}
+
+// below returns all commands below a command.
+func below(parent *cobra.Command) (all []*cobra.Command) {
+	for _, command := range parent.Commands() {
+		all = append(append(all, command), below(command)...)
+	}
+	return all
 }
 
 // usageError is an error in the command line that cobra does not detect.
@@ -129,7 +138,7 @@ func usagef(format string, args ...any) error {
 // type.
 func watchStart(root *cobra.Command) *bool {
 	started := new(bool)
-	for _, command := range root.Commands() {
+	for _, command := range below(root) {
 		if work := command.RunE; work != nil {
 			command.RunE = func(cmd *cobra.Command, args []string) error {
 				*started = true

@@ -58,10 +58,12 @@ func TestHelp_namesExitCodesAndHasExamples(t *testing.T) {
 		args []string
 		says []string
 	}{
-		"the root":            {[]string{"--help"}, []string{"Exit codes: 0", "wrap", "unwrap", "manager", "kubectl-keyconvoy"}},
+		"the root":            {[]string{"--help"}, []string{"Exit codes: 0", "wrap", "unwrap", "manager", "module check", "kubectl-keyconvoy"}},
 		"the root by default": {nil, []string{"Exit codes: 0"}},
 		"wrap":                {[]string{"wrap", "--help"}, []string{"Examples:", "--parameters", "--apply", "32 bytes"}},
 		"unwrap":              {[]string{"unwrap", "--help"}, []string{"Examples:", "--secret-dir", "0600"}},
+		"module":              {[]string{"module"}, []string{"check"}},
+		"module check":        {[]string{"module", "check", "--help"}, []string{"Examples:", "--token", "changes nothing", "tries it once"}},
 		"the version":         {[]string{"--version"}, []string{"keyconvoy "}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,6 +91,10 @@ func TestPlugin_speaksOfKubectl(t *testing.T) {
 	}
 	if strings.Contains(got.out, "  keyconvoy ") || strings.Contains(got.out, "kubectl kubectl") {
 		t.Errorf("help speaks of another command:\n%s", got.out)
+	}
+	nested := call{name: "kubectl-keyconvoy", args: []string{"module", "check", "--help"}}.run(t).succeeds(t)
+	if !strings.Contains(nested.out, "  kubectl keyconvoy module check --pkcs11-module") || strings.Contains(nested.out, "  keyconvoy ") {
+		t.Errorf("help of a nested command speaks of another command:\n%s", nested.out)
 	}
 	call{name: "kubectl-keyconvoy", args: []string{"wrap"}}.run(t).fails(t, 2, "kubectl keyconvoy wrap --help")
 }

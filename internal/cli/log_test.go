@@ -69,6 +69,7 @@ func (j *journey) startManager(token tokens.Token, flags ...string) (stop func()
 	c := call{
 		args: append([]string{
 			"manager", "--kubeconfig", j.env.Kubeconfig(j.t, nil, j.namespace), "--pkcs11-module", "softhsm=" + token.Path,
+			"--pkcs11-allow-path", "softhsm=" + token.Dir + ":rw",
 			"--metrics-bind-address=0", "--health-probe-bind-address=0",
 		}, flags...),
 		env: append([]string{"POD_NAMESPACE=" + j.namespace}, token.Env...),

@@ -22,7 +22,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
 )
 
@@ -41,17 +41,21 @@ The environment variable POD_NAMESPACE must be the operator's own namespace, whi
 software stores, the PINs of ClusterKeyStores and the leader's lease. POD_UID, if set, identifies the pod in
 that lease, so that a container that restarts in its pod continues at once.
 
-A PKCS#11 library runs inside the operator. Therefore key stores do not name a file, but a name that
---pkcs11-module allows. Settings of a library (SOFTHSM2_CONF, a vendor's configuration file) must be present
-in the environment of the operator.`
+A PKCS#11 library is code of its vendor. Therefore key stores do not name a file, but a name that
+--pkcs11-module allows, and each library runs in a process of its own. If it crashes or a call hangs, the
+operator starts the process again, and nothing else is affected. The process gets no other environment
+variables than well-known ones and those of --pkcs11-env, and may use no other files than its own
+directory, the system's libraries and what --pkcs11-allow-path names.`
 
 const managerExample = `  # With a kubeconfig and SoftHSM:
   POD_NAMESPACE=keyconvoy-system keyconvoy manager --kubeconfig ~/.kube/config \
-    --pkcs11-module softhsm=/usr/lib/softhsm/libsofthsm2.so
+    --pkcs11-module softhsm=/usr/lib/softhsm/libsofthsm2.so \
+    --pkcs11-allow-path softhsm=/etc/softhsm --pkcs11-allow-path softhsm=/var/lib/softhsm:rw
 
   # With NSS, which needs the location of its database:
   keyconvoy manager --pkcs11-module nss=/usr/lib/x86_64-linux-gnu/libsoftokn3.so \
-    --pkcs11-parameters "nss=configdir='sql:/var/lib/nss' certPrefix='' keyPrefix='' secmod='secmod.db' flags="`
+    --pkcs11-parameters "nss=configdir='sql:/var/lib/nss' certPrefix='' keyPrefix='' secmod='secmod.db' flags=" \
+    --pkcs11-allow-path nss=/var/lib/nss:rw`
 
 // managerOptions are the manager's flags.
 type managerOptions struct {
@@ -60,8 +64,7 @@ type managerOptions struct {
 	metricsAddress string
 	probeAddress   string
 	profiling      string
-	libraries      []string
-	parameters     []string
+	libraries      libraryFlags
 	namespaces     []string
 	auditLog       string
 	log            zap.Options
@@ -83,8 +86,7 @@ func newManagerCommand() *cobra.Command {
 	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the HTTPS metrics endpoint (requires permission to get /metrics); 0 disables it")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of the /healthz and /readyz endpoints; 0 disables them")
 	flags.StringVar(&o.profiling, "profiling", "", "loopback `ADDRESS` of the profiling endpoint (net/http/pprof), such as 127.0.0.1:6060; disabled by default")
-	flags.StringArrayVar(&o.libraries, "pkcs11-module", nil, "`NAME=PATH`: allow key stores to use the PKCS#11 library at PATH by NAME (may be repeated)")
-	flags.StringArrayVar(&o.parameters, "pkcs11-parameters", nil, "`NAME=STRING`: the initialization string of the library NAME, which NSS requires (may be repeated)")
+	o.libraries.add(flags)
 	flags.StringVar(&o.auditLog, "audit-log", audit.Stdout, "destination of the audit log, one JSON line for each operation on a key: stdout, a `PATH` to append to, or off")
 	flags.StringSliceVar(&o.namespaces, "namespaces", nil, "`NAMES` of the namespaces to watch, separated by commas (default: all). With it, the operator needs permissions in these namespaces and its own only (config/namespaced)")
 	logFlags := flag.NewFlagSet("log", flag.ContinueOnError)
@@ -94,7 +96,7 @@ func newManagerCommand() *cobra.Command {
 }
 
 func (o *managerOptions) run(cmd *cobra.Command) error {
-	libraries, err := parseLibraries(o.libraries, o.parameters)
+	libraries, err := o.libraries.parse()
 	if err != nil {
 		return usageError{err}
 	}
@@ -126,10 +128,14 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	modules, err := o.modules(libraries)
+	if err != nil {
+		return err
+	}
 	caches := controllers.NewCaches()
 	err = errors.Join(
 		controllers.Setup(ctx, mgr, controllers.Options{
-			Modules: inprocess.Provider(libraries.find), OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
+			Modules: modules, OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
 		}),
 		addProbes(mgr, o.probeAddress, caches.Check),
 	)
@@ -138,6 +144,15 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	}
 	o.logStart(namespace, libraries)
 	return mgr.Start(ctx)
+}
+
+// modules returns what opens the modules of key stores.
+func (o *managerOptions) modules(libraries libraries) (hsm.Provider, error) {
+	if o.libraries.inProcess {
+		return libraries.inProcess(), nil
+	}
+	children := libraries.inChildren(ctrl.Log.WithName("modules"))
+	return children, metrics.Registry.Register(children.Metrics())
 }
 
 // logStart logs the version and settings, except the parameters of libraries, which can contain secrets.

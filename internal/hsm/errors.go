@@ -52,6 +52,8 @@ type Error struct {
 	After time.Duration
 	// Err is the private cause, for the operator's log only.
 	Err error
+	// Probes are those of a self-test that ended with this error. The last one may not have returned.
+	Probes []Probe
 }
 
 // Errorf returns an error with a public detail and no cause.

@@ -97,6 +97,20 @@ type Description struct {
 	Capabilities []Capability
 	// KeyProtection is the result of the self-test's attempts to extract a key.
 	KeyProtection KeyProtection
+	// Probes are the operations of the self-test in their order. A module without a self-test has none.
+	Probes []Probe
+}
+
+// Probe is one operation of a self-test.
+type Probe struct {
+	Name string
+	// Attack is set for an attempt to extract a key or to add usages to it, which a module should reject.
+	Attack bool
+	// Succeeded: the module did it, and the result was correct.
+	Succeeded bool
+	// Failure is why it did not succeed: the PKCS#11 function and the standard name of its return code, for example, or that the
+	// result was wrong. It has no secrets and no other text from outside.
+	Failure string
 }
 
 // Info is what a module reports about itself.

@@ -39,6 +39,22 @@ func TestConfig_isPlainExceptForWhatAModuleCalls(t *testing.T) {
 	}
 }
 
+func TestLibraryInfo_isPlain(t *testing.T) {
+	t.Parallel()
+	mustBePlain(t, "LibraryInfo", reflect.TypeFor[hsm.LibraryInfo]())
+}
+
+// An error is sent with its cause as a text.
+func TestError_isPlainExceptForItsCause(t *testing.T) {
+	t.Parallel()
+	e := reflect.TypeFor[hsm.Error]()
+	for i := range e.NumField() {
+		if field := e.Field(i); field.Name != "Err" {
+			mustBePlain(t, "Error."+field.Name, field.Type)
+		}
+	}
+}
+
 func mustBePlain(t *testing.T, what string, of reflect.Type) {
 	t.Helper()
 	if reflect.PointerTo(of).Implements(reflect.TypeFor[encoding.BinaryUnmarshaler]()) {

@@ -13,6 +13,41 @@ type Provider interface {
 	Open(ctx context.Context, cfg Config) (Module, error)
 }
 
+// Lister lists the tokens of a PKCS#11 library, as a provider does that can open them.
+type Lister interface {
+	// List returns what the library of that name reports about itself and its tokens. It logs in to none. Every error is an
+	// *Error.
+	List(ctx context.Context, library string) (LibraryInfo, error)
+}
+
+// LibraryInfo is what a PKCS#11 library reports about itself, without padding. Only its own text is in it.
+type LibraryInfo struct {
+	Manufacturer string
+	Description  string
+	Version      string
+	Cryptoki     string // the version of PKCS #11
+	Tokens       []TokenInfo
+}
+
+// TokenInfo is what a token reports about itself, without padding.
+type TokenInfo struct {
+	Slot         uint
+	Label        string // "" for a token that is not initialized
+	Manufacturer string
+	Model        string
+	Serial       string
+	Firmware     string
+
+	Initialized    bool
+	LoginRequired  bool
+	PINInitialized bool // there is a user PIN
+	PINCountLow    bool // the user PIN was wrong at least once since the last login
+	PINFinalTry    bool // one more wrong user PIN locks it
+	PINLocked      bool
+	PINPad         bool // the user types the PIN at the device
+	WriteProtected bool
+}
+
 // Config identifies a module and how to use it.
 type Config struct {
 	// Library is the name under which the administrator allowed a PKCS#11 library; "" means a software store.
@@ -30,6 +65,9 @@ type Config struct {
 	Custody Custody
 	// AllowPKCS1v15Import allows imports with RSAES_PKCS1_V1_5, which is inherently a padding oracle.
 	AllowPKCS1v15Import bool
+	// ReadOnly opens a token for its self-test only: sessions are read-only, so nothing in the token changes, and operations that
+	// create or destroy keys fail.
+	ReadOnly bool
 
 	// The fields above are plain values, which can be sent to another process. A module calls the fields below; for a module in
 	// another process, the provider forwards these calls to this process.

@@ -9,7 +9,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm/software"
 )
 
-// Provider implements hsm.Provider. It returns the PKCS#11 library of a name, or an *hsm.Error.
+// Provider implements hsm.Provider and hsm.Lister. It returns the PKCS#11 library of a name, or an *hsm.Error.
 type Provider func(name string) (Library, error)
 
 // Library is a PKCS#11 library that the administrator allows.
@@ -17,6 +17,15 @@ type Library struct {
 	// Path and Parameters are those of pkcs11.Config.
 	Path       string
 	Parameters string
+}
+
+// List implements hsm.Lister.
+func (find Provider) List(ctx context.Context, name string) (hsm.LibraryInfo, error) {
+	library, err := find(name)
+	if err != nil {
+		return hsm.LibraryInfo{}, err
+	}
+	return pkcs11.List(ctx, pkcs11.Config{Path: library.Path, Parameters: library.Parameters})
 }
 
 // Open implements hsm.Provider.

@@ -26,6 +26,7 @@ type capabilities struct {
 	// hardened is the hardening that the token accepts for master keys; hardenedPair and hardenedMAC are the same or 0.
 	hardened, hardenedPair, hardenedMAC hardening
 	protection                          hsm.KeyProtection
+	probes                              []hsm.Probe
 }
 
 // wrapsInside returns whether a data key of that length never leaves the token.

@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"unsafe"
 
 	p11 "github.com/miekg/pkcs11"
@@ -45,6 +46,23 @@ func pairMechanisms(raw, pkcs1v15 bool) []uint {
 		mechanisms = append(mechanisms, p11.CKM_RSA_PKCS)
 	}
 	return mechanisms
+}
+
+// suffix names the attributes of the set, for the name of a probe.
+func (h hardening) suffix() string {
+	var names []string
+	for _, a := range []struct {
+		in   hardening
+		name string
+	}{{restricted, "CKA_ALLOWED_MECHANISMS"}, {uncopyable, "CKA_COPYABLE"}, {unmodifiable, "CKA_MODIFIABLE"}} {
+		if h&a.in != 0 {
+			names = append(names, a.name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ", restricted by " + strings.Join(names, " and ")
 }
 
 // attributes returns what the set adds to the template of a key with these mechanisms. They must be last in the template, with

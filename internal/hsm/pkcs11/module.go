@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
@@ -23,6 +24,11 @@ type Module struct {
 
 var _ hsm.Module = (*Module)(nil)
 
+// List returns what a library reports about itself and its tokens.
+func List(ctx context.Context, cfg Config) (hsm.LibraryInfo, error) {
+	return libraries.List(ctx, token.Config{Path: cfg.Path, Parameters: cfg.Parameters, Watch: cfg.Watch})
+}
+
 // Open finds the token, logs in and tests what the token can do. It leaves no objects in the token.
 //
 // Kinds of error: Misconfigured (the library does not load, no token or two match, no PIN), Locked, PINUntried, NotSupported
@@ -32,16 +38,17 @@ func Open(ctx context.Context, cfg Config) (*Module, error) { return open(ctx, l
 func open(ctx context.Context, libraries *token.Libraries, cfg Config) (*Module, error) {
 	m := &Module{cfg: cfg}
 	m.cfg.PIN = nil
+	var probes atomic.Pointer[[]hsm.Probe] // a self-test that hangs keeps running after Open returned
 	var err error
 	m.token, err = libraries.Open(ctx, token.Config{
 		Path: cfg.Path, Parameters: cfg.Parameters, Selector: cfg.Token,
-		PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, PINs: cfg.PINs, MaxSessions: cfg.MaxSessions, Watch: cfg.Watch,
+		PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, PINs: cfg.PINs, MaxSessions: cfg.MaxSessions, ReadOnly: cfg.ReadOnly, Watch: cfg.Watch,
 	}, func(s *token.Session) (err error) {
-		m.can, err = runSelfTest(s, &m.cfg)
+		m.can, err = runSelfTest(s, &m.cfg, func(done []hsm.Probe) { probes.Store(&done) })
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, withProbes(err, probes.Load())
 	}
 	m.permitted = m.can.permitted(&m.cfg)
 	return m, nil
@@ -58,6 +65,7 @@ func (m *Module) Describe(ctx context.Context) (hsm.Description, error) {
 		Info:          info,
 		Capabilities:  slices.Clone(m.permitted),
 		KeyProtection: hsm.KeyProtection{State: m.can.protection.State, Methods: slices.Clone(m.can.protection.Methods)},
+		Probes:        slices.Clone(m.can.probes),
 	}, nil
 }
 

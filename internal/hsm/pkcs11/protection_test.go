@@ -39,7 +39,7 @@ func TestKeyProtection_isTheSameForKeysInTheToken(t *testing.T) {
 			test := newSelfTest(s)
 			for target, attacks := range map[p11.ObjectHandle][]attack{master: masterKeyAttacks(), private: wrappingKeyAttacks()} {
 				for _, a := range attacks {
-					allowed, err := test.try(func(s *session) error { return a.run(test, s, target) })
+					allowed, err := test.try(a.method, func(s *session) error { return a.run(test, s, target) })
 					if err != nil {
 						return err
 					}

@@ -3,6 +3,7 @@
 package pkcs11
 
 import (
+	"cmp"
 	"crypto/cipher"
 	"crypto/rand"
 	"errors"
@@ -44,17 +45,19 @@ type selfTest struct {
 	private   p11.ObjectHandle // half of an RSA-2048 key pair
 	public    *wrapping.PublicKey
 	failure   error // of the last call of try
+	probes    probeLog
 }
 
 // runSelfTest finds out what the token can do. It fails if the connection is lost, and with NotSupported if the token lacks what
 // every master key requires.
-func runSelfTest(s *token.Session, cfg *Config) (capabilities, error) {
+func runSelfTest(s *token.Session, cfg *Config, publish func([]hsm.Probe)) (capabilities, error) {
 	go func() { _, _ = selfTestRecipient() }() // takes a while
 	t := newSelfTest(&session{Session: s, cfg: cfg, can: &capabilities{
 		specs:   map[hsm.KeySpec]bool{},
 		imports: map[wrapping.Algorithm]hsm.Custody{},
 		exports: map[wrapping.Algorithm]hsm.Custody{},
 	}})
+	t.probes.publish = publish
 	defer t.wipe()
 	for _, step := range []func() error{
 		t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testDataKeys, t.testImports, t.testExports, t.testProtection,
@@ -64,15 +67,17 @@ func runSelfTest(s *token.Session, cfg *Config) (capabilities, error) {
 		}
 	}
 	// A device that fails during the test must not count as one that supports little.
-	if passed, err := t.try(func(s *session) error { return s.HealthCheck() }); !passed {
+	if passed, err := t.try("check the token's health", func(s *session) error { return s.HealthCheck() }); !passed {
 		return capabilities{}, errors.Join(err, t.failure)
 	}
+	t.can.probes = t.probes.all
 	return *t.can, nil
 }
 
 func newSelfTest(s *session) *selfTest {
 	t := &selfTest{s: s, can: s.can, id: uuid.New(), material: map[hsm.KeySpec]redact.Bytes{}}
 	t.binding = ciphertext.Bind(t.id, map[string]string{"self": "test"})
+	t.probes.publish = func([]hsm.Probe) {}
 	for _, spec := range aesSpecs {
 		t.material[spec] = make(redact.Bytes, spec.Len())
 		_, _ = rand.Read(t.material[spec]) // it never fails (Go 1.24)
@@ -88,7 +93,13 @@ func (t *selfTest) wipe() {
 
 // try runs a probe in a new session, because a failed call may leave a session unusable. It returns whether the probe passed; an
 // error ends the self-test.
-func (t *selfTest) try(probe func(*session) error) (passed bool, err error) {
+func (t *selfTest) try(name string, probe func(*session) error) (passed bool, err error) {
+	return t.tryProbe(hsm.Probe{Name: name}, probe)
+}
+
+func (t *selfTest) tryProbe(p hsm.Probe, probe func(*session) error) (passed bool, err error) {
+	t.probes.begin(p)
+	defer func() { t.probes.end(cmp.Or(err, t.failure)) }()
 	err = t.s.InNewSession(func(s *token.Session) error {
 		t.failure = probe(&session{Session: s, cfg: t.s.cfg, can: t.can})
 		return nil
@@ -126,6 +137,7 @@ func (t *selfTest) testPair() error {
 
 // tryPair generates a pair that exists until the end of the self-test, and sets public and private.
 func (t *selfTest) tryPair() (generated bool, err error) {
+	t.probes.begin(hsm.Probe{Name: "generate an RSA_2048 key pair" + t.can.hardenedPair.suffix()})
 	mechanisms := pairMechanisms(true, true)
 	publicTemplate, privateTemplate := pairTemplates(2048, t.id, selfTestLabel, false, true)
 	public, private, err := t.s.GenerateKeyPair(publicTemplate, append(privateTemplate, t.can.hardenedPair.attributes(mechanisms)...))
@@ -133,6 +145,7 @@ func (t *selfTest) tryPair() (generated bool, err error) {
 		t.s.DestroyOnRelease(public, private)
 		err = t.s.checkHardened(private, t.can.hardenedPair, mechanisms)
 	}
+	t.probes.end(err)
 	if token.ClassOf(err) == token.ConnectionLost {
 		return false, err
 	}
@@ -150,7 +163,7 @@ func (t *selfTest) tryPair() (generated bool, err error) {
 // testMasterKeys creates a key of known value for each type and compares fingerprints.
 func (t *selfTest) testMasterKeys() error {
 	for _, spec := range aesSpecs {
-		passed, err := t.try(func(s *session) error {
+		passed, err := t.try("create a master key "+string(spec)+" and derive from it", func(s *session) error {
 			h, err := t.createMaster(s, spec)
 			if err != nil {
 				return err

@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"encoding/binary"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,12 +39,19 @@ func (t *selfTest) testHardening() error {
 		return err
 	}
 	defer unlock()
-	if cleaned, err := t.try((*session).destroyOldSelfTests); err != nil || !cleaned {
+	if t.s.cfg.ReadOnly {
+		return t.findHardening() // with session objects, which may accept more
+	}
+	if cleaned, err := t.try("destroy the keys of earlier self-tests", (*session).destroyOldSelfTests); err != nil || !cleaned {
 		return err // if the token does not destroy its objects, add no more
 	}
+	return t.findHardening()
+}
+
+func (t *selfTest) findHardening() error {
 	for set := fullyHardened; set > 0; set-- {
 		undestroyed := false
-		passed, err := t.try(func(s *session) (err error) {
+		passed, err := t.try("create a master key"+set.suffix(), func(s *session) (err error) {
 			undestroyed, err = t.tryHardening(s, set)
 			return err
 		})
@@ -58,9 +66,9 @@ func (t *selfTest) testHardening() error {
 	return nil
 }
 
-// tryHardening creates a key in the token and uses it. undestroyed means that the token did not destroy the key.
+// tryHardening creates a key and uses it. The key is in the token unless that must not change. undestroyed means that the token did not destroy the key.
 func (t *selfTest) tryHardening(s *session, set hardening) (undestroyed bool, err error) {
-	template := append(masterTemplate(t.id, hsm.AES256, "", true), set.attributes(masterMechanisms)...)
+	template := append(masterTemplate(t.id, hsm.AES256, "", !t.s.cfg.ReadOnly), set.attributes(masterMechanisms)...)
 	for _, a := range template {
 		switch a.Type {
 		case p11.CKA_LABEL:
@@ -108,7 +116,7 @@ func (t *selfTest) testUnwrapped() error {
 
 // tryUnwrapped returns whether a key that is unwrapped with that set works.
 func (t *selfTest) tryUnwrapped(algorithm wrapping.Algorithm, set hardening) (bool, error) {
-	return t.try(func(s *session) error {
+	return t.try(fmt.Sprintf("unwrap a master key with %s%s", algorithm, set.suffix()), func(s *session) error {
 		in, err := t.wrap(hsm.AES256, algorithm, t.material[hsm.AES256])
 		if err != nil {
 			return err
@@ -155,7 +163,7 @@ func (s *session) destroyOldSelfTests() error {
 
 // testMAC finds out whether the token accepts the hardening of master keys for the MAC key of import tokens, too.
 func (t *selfTest) testMAC() error {
-	passed, err := t.try(func(s *session) error {
+	passed, err := t.try("sign with CKM_SHA256_HMAC and a key"+t.can.hardened.suffix(), func(s *session) error {
 		template := append(macTemplate(false), t.can.hardened.attributes(macMechanisms)...)
 		h, err := s.GenerateSessionKey(p11.CKM_GENERIC_SECRET_KEY_GEN, template)
 		if err != nil {

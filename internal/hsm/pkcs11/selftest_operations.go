@@ -18,7 +18,9 @@ import (
 
 // testDerivation derives a key for the host, as scheme DERIVED_GCM does.
 func (t *selfTest) testDerivation() error {
+	t.probes.begin(hsm.Probe{Name: "derive a key for " + ciphertext.DerivedGCM.String()})
 	got, err := t.s.deriveOnHost(t.master, ciphertext.DerivedGCM, t.binding)
+	t.probes.end(err)
 	if err != nil {
 		return err
 	}
@@ -26,6 +28,7 @@ func (t *selfTest) testDerivation() error {
 	want := ciphertext.DeriveKey(t.block, ciphertext.DerivedGCM, t.binding)
 	defer clear(want)
 	if !bytes.Equal(got, want) {
+		t.probes.end(errWrongResult)
 		return hsm.Errorf(hsm.NotSupported, "the token derives wrong keys: use another token or a software key store")
 	}
 	return nil
@@ -69,7 +72,11 @@ func (t *selfTest) testDataKeys() error {
 
 // tryDataKey generates a data key and opens it on the host and in the token, which must reject a changed blob.
 func (t *selfTest) tryDataKey(length int) (bool, error) {
-	return t.try(func(s *session) error {
+	name := fmt.Sprintf("wrap and unwrap a data key of %d bytes", length)
+	if t.can.needsValueLen {
+		name += ", with CKA_VALUE_LEN"
+	}
+	return t.try(name, func(s *session) error {
 		generated, err := s.generateInside(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: length, Binding: t.binding})
 		if err != nil {
 			return err
@@ -129,7 +136,8 @@ func (t *selfTest) tryImports() error {
 			if custody == hsm.CustodyHost && algorithm == wrapping.RSAESPKCS1V15 {
 				continue
 			}
-			passed, err := t.try(func(s *session) error { return t.tryImport(s, algorithm, custody) })
+			name := fmt.Sprintf("import with %s, custody %s", algorithm, custody)
+			passed, err := t.try(name, func(s *session) error { return t.tryImport(s, algorithm, custody) })
 			if err != nil {
 				return err
 			}
@@ -209,7 +217,8 @@ func (t *selfTest) testExports() error {
 		if algorithm == wrapping.SM2PKE || t.can.maxDataKeyLen == 0 {
 			continue
 		}
-		passed, err := t.try(func(s *session) error { return t.tryExport(s, algorithm, recipient) })
+		name := fmt.Sprintf("export with %s, custody %s", algorithm, hsm.CustodyModule)
+		passed, err := t.try(name, func(s *session) error { return t.tryExport(s, algorithm, recipient) })
 		if err != nil {
 			return err
 		}

@@ -242,7 +242,7 @@ func (t *selfTest) testProtection() error {
 func (t *selfTest) runAttacks(attacks []attack, target func(*session) (p11.ObjectHandle, error)) error {
 	for _, a := range attacks {
 		var createErr error
-		allowed, err := t.try(func(s *session) error {
+		allowed, err := t.tryProbe(hsm.Probe{Name: a.method, Attack: true}, func(s *session) error {
 			var key p11.ObjectHandle
 			if key, createErr = target(s); createErr != nil {
 				return createErr

@@ -32,7 +32,7 @@ var errClosed = hsm.Errorf(hsm.Unavailable, "the key store's module is closed")
 func (m *module) open(ctx context.Context, cfg hsm.Config) error {
 	req := &OpenRequest{Module: m.id, Timeout: remaining(ctx), Config: wireConfig{
 		Library: cfg.Library, Token: cfg.Token, PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, MaxSessions: cfg.MaxSessions,
-		Custody: cfg.Custody, AllowPKCS1v15Import: cfg.AllowPKCS1v15Import,
+		Custody: cfg.Custody, AllowPKCS1v15Import: cfg.AllowPKCS1v15Import, ReadOnly: cfg.ReadOnly,
 	}}
 	var reply incomingReply
 	err := m.child.call(ctx, "Open", req, &reply)
@@ -85,7 +85,7 @@ func remaining(ctx context.Context) time.Duration {
 
 // invoke calls a method with a result.
 func invoke[T any](ctx context.Context, m *module, method string, parameter any) (T, error) {
-	var none, result T
+	var none T
 	if err := ctx.Err(); err != nil {
 		return none, timeoutError(err)
 	}
@@ -97,13 +97,7 @@ func invoke[T any](ctx context.Context, m *module, method string, parameter any)
 	if err := m.child.call(ctx, "Call", call, &reply); err != nil {
 		return none, err
 	}
-	if reply.Error != nil {
-		return none, reply.Error.decode()
-	}
-	if err := decoding.Unmarshal(reply.Result, &result); err != nil {
-		return none, hsm.Wrap(hsm.Internal, err, "")
-	}
-	return result, nil
+	return decodeReply[T](reply)
 }
 
 // do calls a method without a result.

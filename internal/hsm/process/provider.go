@@ -35,6 +35,14 @@ type Path struct {
 	Writable bool
 }
 
+// String returns the path as on the command line.
+func (p Path) String() string {
+	if p.Writable {
+		return p.Name + ":rw"
+	}
+	return p.Name
+}
+
 // Options are the options of a Provider.
 type Options struct {
 	// Find returns the library of a name, or an *hsm.Error.
@@ -49,7 +57,7 @@ type Options struct {
 	Dumpable bool
 }
 
-// Provider implements hsm.Provider. It opens PKCS#11 modules in child processes, and software stores in this process.
+// Provider implements hsm.Provider and hsm.Lister. It opens PKCS#11 modules in child processes, and software stores in this process.
 type Provider struct {
 	options  Options
 	restarts *prometheus.CounterVec
@@ -58,7 +66,10 @@ type Provider struct {
 	libraries map[string]*library
 }
 
-var _ hsm.Provider = (*Provider)(nil)
+var (
+	_ hsm.Provider = (*Provider)(nil)
+	_ hsm.Lister   = (*Provider)(nil)
+)
 
 // New returns a provider without children.
 func New(options Options) *Provider {
@@ -95,6 +106,26 @@ func (p *Provider) Open(ctx context.Context, cfg hsm.Config) (hsm.Module, error)
 		return nil, err
 	}
 	return m, nil
+}
+
+// List implements hsm.Lister.
+func (p *Provider) List(ctx context.Context, name string) (hsm.LibraryInfo, error) {
+	var none hsm.LibraryInfo
+	allowed, err := p.options.Find(name)
+	if err != nil {
+		return none, err
+	}
+	l := p.library(name)
+	c, err := l.acquire(ctx, allowed)
+	if err != nil {
+		return none, err
+	}
+	defer l.release(c)
+	var reply incomingReply
+	if err := c.call(ctx, "List", &ListRequest{Timeout: remaining(ctx)}, &reply); err != nil {
+		return none, err
+	}
+	return decodeReply[hsm.LibraryInfo](reply)
 }
 
 func (p *Provider) library(name string) *library {

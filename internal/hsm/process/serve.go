@@ -100,6 +100,15 @@ func (s *server) Start(req StartRequest, reply *StartReply) error {
 // Ping returns at once.
 func (s *server) Ping(Nothing, *Nothing) error { return nil }
 
+// List lists the tokens of the library.
+func (s *server) List(req ListRequest, reply *CallReply) error {
+	ctx, cancel := withTimeout(req.Timeout)
+	defer cancel()
+	info, err := pkcs11.List(ctx, pkcs11.Config{Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.watch})
+	reply.Result, reply.Error = info, encodeError(err)
+	return nil
+}
+
 // Open opens a module.
 func (s *server) Open(req OpenRequest, reply *CallReply) error {
 	defer req.Config.PIN.Wipe()
@@ -109,7 +118,7 @@ func (s *server) Open(req OpenRequest, reply *CallReply) error {
 		Config: hsm.Config{
 			Library: req.Config.Library, Token: req.Config.Token, PIN: req.Config.PIN, PINOrigin: req.Config.PINOrigin,
 			PINs: &remotePINs{parent: s.parent, module: req.Module}, MaxSessions: req.Config.MaxSessions,
-			Custody: req.Config.Custody, AllowPKCS1v15Import: req.Config.AllowPKCS1v15Import,
+			Custody: req.Config.Custody, AllowPKCS1v15Import: req.Config.AllowPKCS1v15Import, ReadOnly: req.Config.ReadOnly,
 		},
 		Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.watch,
 	})

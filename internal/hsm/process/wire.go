@@ -53,7 +53,11 @@ type wireConfig struct {
 	MaxSessions         int
 	Custody             hsm.Custody
 	AllowPKCS1v15Import bool
+	ReadOnly            bool
 }
+
+// ListRequest lists the tokens of the library.
+type ListRequest struct{ Timeout time.Duration }
 
 // CallRequest calls a method of a module.
 type CallRequest struct {
@@ -72,7 +76,7 @@ type outgoingCall struct {
 	Parameter any
 }
 
-// CallReply is the reply to a CallRequest or an OpenRequest.
+// CallReply is the reply to a request whose result depends on its method.
 type CallReply struct {
 	Result any
 	Error  *wireError
@@ -82,6 +86,18 @@ type CallReply struct {
 type incomingReply struct {
 	Result cbor.RawMessage
 	Error  *wireError
+}
+
+// decodeReply returns the result or the error of a call.
+func decodeReply[T any](reply incomingReply) (T, error) {
+	var none, result T
+	if reply.Error != nil {
+		return none, reply.Error.decode()
+	}
+	if err := decoding.Unmarshal(reply.Result, &result); err != nil {
+		return none, hsm.Wrap(hsm.Internal, err, "")
+	}
+	return result, nil
 }
 
 // PINRequest asks the parent whether a PIN may be tried. The parent knows the origin of the module's PIN.
@@ -117,6 +133,7 @@ type Nothing struct{}
 type wireError struct {
 	Kind   hsm.Kind
 	Detail string
+	Probes []hsm.Probe
 	Cause  string
 	// Timeout: the cause is that the context's deadline has passed.
 	Timeout bool
@@ -130,7 +147,7 @@ func encodeError(err error) *wireError {
 	if !errors.As(err, &e) {
 		e = hsm.Wrap(hsm.Internal, err, "")
 	}
-	out := &wireError{Kind: e.Kind, Detail: e.Detail, Timeout: errors.Is(err, context.DeadlineExceeded)}
+	out := &wireError{Kind: e.Kind, Detail: e.Detail, Probes: e.Probes, Timeout: errors.Is(err, context.DeadlineExceeded)}
 	if e.Err != nil {
 		out.Cause = e.Err.Error()
 	}
@@ -141,7 +158,7 @@ func (e *wireError) decode() error {
 	if e == nil {
 		return nil
 	}
-	out := hsm.Wrap(e.Kind, nil, e.Detail)
+	out := &hsm.Error{Kind: e.Kind, Detail: e.Detail, Probes: e.Probes}
 	switch {
 	case e.Timeout:
 		out.Err = fmt.Errorf("in the process of the library: %w", context.DeadlineExceeded)

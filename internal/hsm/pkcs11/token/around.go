@@ -26,6 +26,12 @@ func (w around) Finalize() error {
 	return w.c.Finalize()
 }
 
+// GetInfo implements Cryptoki.
+func (w around) GetInfo() (p11.Info, error) {
+	defer w.begin("C_GetInfo")()
+	return w.c.GetInfo()
+}
+
 // GetSlotList implements Cryptoki.
 func (w around) GetSlotList(tokenPresent bool) ([]uint, error) {
 	defer w.begin("C_GetSlotList")()

@@ -35,8 +35,6 @@ func (t *Token) connectionID() connectionID {
 // maxHandles bounds the cache of object handles. It is more than the keys in use.
 const maxHandles = 1024
 
-const sessionFlags = p11.CKF_SERIAL_SESSION | p11.CKF_RW_SESSION
-
 // run runs op in one session of one generation, without a retry. seen identifies the connection that op used.
 func (t *Token) run(ctx context.Context, op func(*Session) error) (seen connectionID, err error) {
 	seen = t.connectionID()
@@ -79,7 +77,7 @@ func (t *Token) connect(ctx context.Context, generation uint64) (*connection, er
 		return nil, err
 	}
 	conn = &connection{slot: found, generation: generation, handles: map[ObjectName]p11.ObjectHandle{}}
-	conn.session, err = t.lib.c.OpenSession(conn.slotID, sessionFlags)
+	conn.session, err = t.lib.c.OpenSession(conn.slotID, t.cfg.sessionFlags())
 	if err != nil {
 		return nil, callError("C_OpenSession", err)
 	}

@@ -48,6 +48,7 @@ import (
 type Cryptoki interface {
 	Initialize(opts ...p11.InitializeOption) error
 	Finalize() error
+	GetInfo() (p11.Info, error)
 	GetSlotList(tokenPresent bool) ([]uint, error)
 	GetTokenInfo(slot uint) (p11.TokenInfo, error)
 	OpenSession(slot uint, flags uint) (p11.SessionHandle, error)

@@ -5,16 +5,68 @@ package token
 import (
 	"errors"
 	"fmt"
+	"strings"
+
+	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
+
+// functionError is the error of a PKCS#11 function.
+type functionError struct {
+	function string
+	code     error
+}
+
+func (e *functionError) Error() string { return e.function + ": " + e.code.Error() }
+func (e *functionError) Unwrap() error { return e.code }
 
 // callError adds the name of the function that failed, for the log.
 func callError(function string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", function, err)
+	return &functionError{function: function, code: err}
+}
+
+// DescribeCode returns the function that failed and its return code by its standard name, such as "C_WrapKey:
+// CKR_MECHANISM_INVALID", or "" for an error without a return code. It contains nothing else.
+func DescribeCode(err error) string {
+	var code p11.Error
+	if !errors.As(err, &code) {
+		return ""
+	}
+	name := nameOf(code)
+	var call *functionError
+	if errors.As(err, &call) {
+		return call.function + ": " + name
+	}
+	return name
+}
+
+// nameOf returns the standard name of a return code, or the number of a vendor's code.
+func nameOf(code p11.Error) string {
+	if name, ok := furtherNames[code]; ok {
+		return name
+	}
+	if _, name, ok := strings.Cut(code.Error(), ": CKR_"); ok {
+		return "CKR_" + name
+	}
+	return fmt.Sprintf("%#x", uint(code))
+}
+
+// furtherNames are the names of standard codes that miekg/pkcs11 does not print.
+var furtherNames = map[p11.Error]string{
+	p11.CKR_ACTION_PROHIBITED:       "CKR_ACTION_PROHIBITED",
+	p11.CKR_CURVE_NOT_SUPPORTED:     "CKR_CURVE_NOT_SUPPORTED",
+	p11.CKR_EXCEEDED_MAX_ITERATIONS: "CKR_EXCEEDED_MAX_ITERATIONS",
+	p11.CKR_FIPS_SELF_TEST_FAILED:   "CKR_FIPS_SELF_TEST_FAILED",
+	p11.CKR_LIBRARY_LOAD_FAILED:     "CKR_LIBRARY_LOAD_FAILED",
+	p11.CKR_PIN_TOO_WEAK:            "CKR_PIN_TOO_WEAK",
+	p11.CKR_PUBLIC_KEY_INVALID:      "CKR_PUBLIC_KEY_INVALID",
+	0x201:                           "CKR_TOKEN_RESOURCE_EXCEEDED", // PKCS #11 v3.0
+	0x202:                           "CKR_OPERATION_CANCEL_FAILED",
+	0x203:                           "CKR_KEY_EXHAUSTED",
 }
 
 // inputError is the failure of a call whose input came from outside and is the most likely cause. It becomes its decision

@@ -193,7 +193,7 @@ func (l *library) initializeUnless(ctx context.Context, inUse func() bool) (done
 	l.logins.reset()
 	options, free := reservedOption(l.parameters)
 	defer free()
-	err = l.c.Initialize(options...) // with CKF_OS_LOCKING_OK, the default of miekg/pkcs11
+	err = callError("C_Initialize", l.c.Initialize(options...)) // with CKF_OS_LOCKING_OK, the default of miekg/pkcs11
 	switch {
 	case err == nil, HasCode(err, p11.CKR_CRYPTOKI_ALREADY_INITIALIZED):
 		l.setInitialized(true)

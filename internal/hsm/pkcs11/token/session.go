@@ -35,7 +35,7 @@ type Session struct {
 
 // open opens a new session.
 func (s *Session) open() (err error) {
-	s.handle, err = s.c.OpenSession(s.conn.slotID, sessionFlags)
+	s.handle, err = s.c.OpenSession(s.conn.slotID, s.token.cfg.sessionFlags())
 	return callError("C_OpenSession", err)
 }
 

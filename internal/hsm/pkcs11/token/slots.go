@@ -55,25 +55,11 @@ type slot struct {
 // findSlot finds the slot of the one token that matches the selector. Two matching tokens are an error, because only one of
 // them has the keys.
 func findSlot(c Cryptoki, want selector) (slot, error) {
-	ids, err := c.GetSlotList(true)
+	all, err := allSlots(c)
 	if err != nil {
-		return slot{}, callError("C_GetSlotList", err)
+		return slot{}, err
 	}
-	var matching, all []slot
-	for _, id := range ids {
-		info, err := c.GetTokenInfo(id)
-		if HasCode(err, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_TOKEN_NOT_RECOGNIZED, p11.CKR_DEVICE_REMOVED) {
-			continue // a failure of another slot does not matter here
-		}
-		if err != nil {
-			return slot{}, callError("C_GetTokenInfo", err)
-		}
-		s := slot{slotID: id, identity: identityOf(info), info: info}
-		all = append(all, s)
-		if want.matches(s.identity) {
-			matching = append(matching, s)
-		}
-	}
+	matching := slices.DeleteFunc(slices.Clone(all), func(s slot) bool { return !want.matches(s.identity) })
 	switch len(matching) {
 	case 1:
 		return matching[0], nil
@@ -82,6 +68,26 @@ func findSlot(c Cryptoki, want selector) (slot, error) {
 	}
 	return slot{}, hsm.Errorf(hsm.Misconfigured,
 		"%d tokens match %s: narrow the selection by serial or model; they are %s", len(matching), want, describeSlots(matching))
+}
+
+// allSlots returns the slots with a token.
+func allSlots(c Cryptoki) ([]slot, error) {
+	ids, err := c.GetSlotList(true)
+	if err != nil {
+		return nil, callError("C_GetSlotList", err)
+	}
+	var all []slot
+	for _, id := range ids {
+		info, err := c.GetTokenInfo(id)
+		if HasCode(err, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_TOKEN_NOT_RECOGNIZED, p11.CKR_DEVICE_REMOVED) {
+			continue // a failure of one slot does not matter to the others
+		}
+		if err != nil {
+			return nil, callError("C_GetTokenInfo", err)
+		}
+		all = append(all, slot{slotID: id, identity: identityOf(info), info: info})
+	}
+	return all, nil
 }
 
 // noMatch returns the error for a selector that matches no token. If the library shows no token at all, its device is down or

@@ -5,7 +5,6 @@ package token
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -39,9 +38,19 @@ type Config struct {
 	PINs pins.Authority
 	// MaxSessions bounds the operations at a time; 0 means 8.
 	MaxSessions int
+	// ReadOnly makes all sessions read-only.
+	ReadOnly bool
 	// Watch, if not nil, is called before each call into the library, with the name of the function ("dlopen" while the library
 	// is loaded), and what it returns after the call. It applies if this token is the first to use the library.
 	Watch func(function string) (end func())
+}
+
+// sessionFlags are the flags of C_OpenSession.
+func (cfg *Config) sessionFlags() uint {
+	if cfg.ReadOnly {
+		return p11.CKF_SERIAL_SESSION
+	}
+	return p11.CKF_SERIAL_SESSION | p11.CKF_RW_SESSION
 }
 
 // Token is a connection to one token. It is safe for concurrent use.
@@ -173,7 +182,7 @@ func infoOf(info p11.TokenInfo) hsm.Info {
 		Manufacturer: trim(info.ManufacturerID),
 		Model:        trim(info.Model),
 		Serial:       trim(info.SerialNumber),
-		Firmware:     fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor),
+		Firmware:     versionOf(info.FirmwareVersion),
 	}
 }
 
