@@ -110,6 +110,15 @@ func Matrix(crashes bool) (cases []Case) {
 	)
 }
 
+// endsProcess returns whether the fault ends the process of the library. A case without a fault kills it.
+func (c Case) endsProcess() bool {
+	switch c.Fault.Kind {
+	case 0, faulty.Segv, faulty.Kill, faulty.Exit, faulty.Hang:
+		return true
+	}
+	return false
+}
+
 func (c Case) isGarbage() bool {
 	return c.Fault.Kind == faulty.Garbage || c.Fault.Kind == faulty.OtherKey
 }

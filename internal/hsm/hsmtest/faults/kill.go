@@ -35,8 +35,8 @@ func (s *Scene) TestKills(t *testing.T, kills int, duration time.Duration) {
 	r.recovery()
 	r.settle()
 	r.result.check(t, r.c)
-	t.Logf("%d kills in %.0f s; the longest recovery took %.2f s; failed calls: %s; wrong results: %s",
-		n, time.Since(begun).Seconds(), longest.Seconds(), list(r.result.Failures), list(r.result.Wrong))
+	t.Logf("%d kills in %.0f s; the longest recovery took %.2f s; failed calls: %s; wrong results: %s; left by self-tests: %d",
+		n, time.Since(begun).Seconds(), longest.Seconds(), list(r.result.Failures), list(r.result.Wrong), r.result.Left)
 }
 
 // calls returns the number of all calls into the library.

@@ -19,15 +19,15 @@ func (s *Scene) Test(t *testing.T, cases ...Case) {
 	t.Helper()
 	var table strings.Builder
 	rows := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(rows, "fault\tfired\trecovery\tother store\tfailed calls\twrong results")
+	fmt.Fprintln(rows, "fault\tfired\trecovery\tother store\tfailed calls\tleft by self-tests\twrong results")
 	var longest time.Duration
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			r := s.Run(t, c)
 			r.check(t, c)
 			longest = max(longest, r.Recovery)
-			fmt.Fprintf(rows, "%s\t%d\t%.2f s\t%.1f\t%s\t%s\n", c.Name, r.Fired, r.Recovery.Seconds(), r.Share, list(r.Failures), list(r.Wrong))
-			t.Logf("%+v", r)
+			fmt.Fprintf(rows, "%s\t%d\t%.2f s\t%.1f\t%s\t%d\t%s\n",
+				c.Name, r.Fired, r.Recovery.Seconds(), r.Share, list(r.Failures), r.Left, list(r.Wrong))
 		})
 	}
 	_ = rows.Flush()
