@@ -71,14 +71,14 @@ func TestKeyStore_PINThatNoTokenHas_isNotTried(t *testing.T) {
 		reason string
 		says   []string
 	}{
-		"UTF-8 with a byte-order mark": {"\xef\xbb\xbf12345678", v1alpha1.ReasonPINRefused, []string{"byte-order mark", "was not tried"}},
+		"UTF-8 with a byte-order mark": {"\xef\xbb\xbfvQ4-7pZk", v1alpha1.ReasonPINRefused, []string{"byte-order mark", "was not tried"}},
 		"UTF-16, little-endian":        {"\xff\xfe1\x002\x00", v1alpha1.ReasonPINRefused, []string{"byte-order mark"}},
 		"UTF-16, big-endian":           {"\xfe\xff\x001\x002", v1alpha1.ReasonPINRefused, []string{"byte-order mark"}},
 		"UTF-16 without a mark":        {"1\x002\x003\x004\x00", v1alpha1.ReasonPINRefused, []string{"NUL"}},
-		"a NUL at the end":             {"12345678\x00", v1alpha1.ReasonPINRefused, []string{"NUL"}},
-		"a NUL before the newline":     {"12345678\x00\n", v1alpha1.ReasonPINRefused, []string{"NUL"}},
-		"two lines":                    {"12345678\n87654321\n", v1alpha1.ReasonPINRefused, []string{"several lines"}},
-		"two lines of Windows":         {"12345678\r\n\r\nx", v1alpha1.ReasonPINRefused, []string{"several lines"}},
+		"a NUL at the end":             {"vQ4-7pZk\x00", v1alpha1.ReasonPINRefused, []string{"NUL"}},
+		"a NUL before the newline":     {"vQ4-7pZk\x00\n", v1alpha1.ReasonPINRefused, []string{"NUL"}},
+		"two lines":                    {"vQ4-7pZk\n87654321\n", v1alpha1.ReasonPINRefused, []string{"several lines"}},
+		"two lines of Windows":         {"vQ4-7pZk\r\n\r\nx", v1alpha1.ReasonPINRefused, []string{"several lines"}},
 		"nothing":                      {"", v1alpha1.ReasonSourceNotFound, []string{"is empty"}},
 		"a newline only":               {"\r\n", v1alpha1.ReasonSourceNotFound, []string{"is empty"}},
 	} {

@@ -29,7 +29,7 @@ func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := startOperator(t)
-			o.givePIN(t, o.Namespace, "12345678")
+			o.givePIN(t, o.Namespace, "vQ4-7pZk")
 			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: c.spec}
 			o.Make(t, store)
 			o.Waits(t, store, v1alpha1.ReasonModuleMisconfigured, c.says)

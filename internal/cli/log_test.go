@@ -61,6 +61,7 @@ type journey struct {
 	env       *testenv.Env
 	namespace string
 	secrets   map[string][]byte
+	manager   *os.Process // that was started last
 }
 
 // startManager returns what ends the operator and says all that it wrote.
@@ -85,6 +86,7 @@ func (j *journey) startManager(token tokens.Token, flags ...string) (stop func()
 	if err := cmd.Start(); err != nil {
 		j.t.Fatal(err)
 	}
+	j.manager = cmd.Process
 	ended := false
 	end := func() {
 		if ended {
@@ -175,7 +177,7 @@ func (j *journey) wrap(p *v1alpha1.ImportParameters) []byte {
 	}
 	public := openssl(j.t, spki, "pkey", "-pubin", "-inform", "DER")
 	args := append([]string{"pkeyutl", "-encrypt", "-pubin", "-inkey", file(j.t, "public.pem", public)}, opensslOptions[p.WrappingAlgorithm]...)
-	return openssl(j.t, canary, args...)
+	return openssl(j.t, j.secrets["material"], args...)
 }
 
 // findRootKeys finds what the software store seals its keys under.

@@ -20,7 +20,8 @@ type Lister interface {
 	List(ctx context.Context, library string) (LibraryInfo, error)
 }
 
-// LibraryInfo is what a PKCS#11 library reports about itself, without padding. Only its own text is in it.
+// LibraryInfo is what a PKCS#11 library reports about itself, without padding. The text is that of the library, so it may contain
+// anything.
 type LibraryInfo struct {
 	Manufacturer string
 	Description  string

@@ -59,10 +59,14 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	var reply StartReply
-	if err := c.call(ctx, "Start", &StartRequest{Name: l.name, Library: allowed}, &reply); err != nil {
+	startErr := c.call(ctx, "Start", &StartRequest{Name: l.name, Library: allowed}, &reply)
+	if startErr == nil {
+		startErr = reply.Error.decode()
+	}
+	if startErr != nil {
 		c.kill()
 		<-c.done
-		return nil, err
+		return nil, startErr
 	}
 	l.log.Info("Started the process of a PKCS#11 library", "pid", c.process.Pid, "notInEffect", reply.Missing)
 	go c.watch()

@@ -65,7 +65,9 @@ func (l *library) start(ctx context.Context, allowed Library) error {
 	}
 	c, err := startChild(ctx, l, allowed)
 	if err != nil {
-		l.countFailure(now, "start", err)
+		if err.Kind != hsm.Misconfigured { // a person must change something first
+			l.countFailure(now, "start", err)
+		}
 		return err
 	}
 	l.child, l.users = c, 0

@@ -16,18 +16,26 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// childArgument has this program be a child.
-const childArgument = "be-a-child"
+// These arguments have this program be a child, or a parent of one.
+const (
+	childArgument  = "be-a-child"
+	parentArgument = "be-a-parent"
+)
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == childArgument {
-		if err := process.Serve(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+	var err error
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == childArgument:
+		err = process.Serve()
+	case len(os.Args) == 6 && os.Args[1] == parentArgument:
+		err = beParent(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+	default:
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // libraries are the libraries of a test, by name.

@@ -1,15 +1,41 @@
 package process
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/psx"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 )
+
+// closeInherited closes the files that the process has inherited, except the standard ones and the sockets. Go passes on none, but C
+// code in the parent may have opened some. What remains is of the Go runtime.
+func closeInherited() error {
+	descriptors, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, descriptor := range descriptors {
+		number, err := strconv.Atoi(descriptor.Name())
+		if err != nil || number <= parentDescriptor {
+			continue
+		}
+		target, err := os.Readlink("/proc/self/fd/" + descriptor.Name())
+		if err != nil || strings.HasPrefix(target, "anon_inode:[event") { // closed already, or the runtime's
+			continue
+		}
+		if err := unix.Close(number); err != nil {
+			return fmt.Errorf("close %s: %w", target, err)
+		}
+	}
+	return nil
+}
 
 // restrict takes from this process what its library does not need. It returns the protections that are not in effect, with the
 // reasons, and fails if one should be in effect and is not.
@@ -108,14 +134,12 @@ func fileRules(library Library) ([]landlock.Rule, error) {
 	return rules, nil
 }
 
-// errNoPath is the error of a path that does not exist. (The text of os.Stat's error would do, but for its operation.)
-var errNoPath = errors.New("a path that the library may use does not exist")
-
 func pathRule(path Path) (landlock.Rule, error) {
 	info, err := os.Stat(path.Name)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", errNoPath, err)
+		return nil, hsm.Wrap(hsm.Misconfigured, err, fmt.Sprintf(
+			"the library may use %q (--pkcs11-allow-path), which the operator cannot find: create it, or correct the path", path.Name))
 	case info.IsDir() && path.Writable:
 		return landlock.RWDirs(path.Name).WithIoctlDev(), nil
 	case info.IsDir():

@@ -2,4 +2,6 @@
 
 package process
 
+func closeInherited() error { return errNoLinux }
+
 func restrict(Library) ([]string, error) { return nil, errNoLinux }

@@ -46,6 +46,9 @@ func Serve() error {
 	// The parent decides when the child ends. A terminal sends its signals to both.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	dieOfFaults()
+	if err := closeInherited(); err != nil {
+		return err
+	}
 	calls, err := inherited(callsDescriptor)
 	if err != nil {
 		return err
@@ -93,8 +96,8 @@ type server struct {
 func (s *server) Start(req StartRequest, reply *StartReply) error {
 	s.library = req.Library
 	missing, err := restrict(req.Library)
-	reply.Missing = missing
-	return err
+	reply.Missing, reply.Error = missing, encodeError(err)
+	return nil
 }
 
 // Ping returns at once.

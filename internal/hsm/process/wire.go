@@ -35,6 +35,7 @@ type StartRequest struct {
 type StartReply struct {
 	// Missing are the protections that are not in effect, each with its reason.
 	Missing []string
+	Error   *wireError
 }
 
 // OpenRequest opens a module in the child.
@@ -154,7 +155,7 @@ func encodeError(err error) *wireError {
 	return out
 }
 
-func (e *wireError) decode() error {
+func (e *wireError) decode() *hsm.Error {
 	if e == nil {
 		return nil
 	}
@@ -203,7 +204,14 @@ type header struct {
 	Error    string `cbor:",omitempty"`
 }
 
-func newCodec(conn net.Conn) *codec { return &codec{conn: conn} }
+func newCodec(conn net.Conn) *codec {
+	c := &codec{conn: conn}
+	c.out.Grow(enough)
+	return c
+}
+
+// enough is the length of a buffer that holds every frame with a PIN: a buffer that grows leaves its former bytes in memory.
+const enough = 8 << 10
 
 // write sends a frame and wipes it.
 func (c *codec) write(h header, body any) error {

@@ -26,7 +26,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
@@ -41,8 +40,8 @@ type Operator struct {
 	Requests *testenv.Counter
 	Config   *rest.Config
 	Clock    clock.PassiveClock
-	// Libraries finds PKCS#11 libraries.
-	Libraries inprocess.Provider
+	// Libraries opens modules.
+	Libraries hsm.Provider
 	// Log and Audit are what the operator has logged.
 	Log, Audit Buffer
 
@@ -66,8 +65,8 @@ type Operator struct {
 // Option changes an operator before its start.
 type Option func(*Operator)
 
-// WithLibraries gives the operator PKCS#11 libraries.
-func WithLibraries(find inprocess.Provider) Option { return func(o *Operator) { o.Libraries = find } }
+// WithLibraries gives the operator what opens its modules.
+func WithLibraries(p hsm.Provider) Option { return func(o *Operator) { o.Libraries = p } }
 
 // WithClock gives the operator another clock than the wall's. A new time wakes no reconciler: see Touch.
 func WithClock(c clock.PassiveClock) Option { return func(o *Operator) { o.Clock = c } }

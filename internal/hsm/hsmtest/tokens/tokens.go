@@ -22,8 +22,9 @@ type Token struct {
 	Dir        string   // what the library reads and writes
 }
 
-// pin is the user PIN and the security officer's PIN of every token.
-const pin = "12345678"
+// pin is the user PIN and the security officer's PIN of every token: the longest that openCryptoki accepts, and nothing that is in a
+// memory by chance.
+const pin = "vQ4-7pZk"
 
 // find returns the first of paths that exists.
 func find(t testing.TB, paths ...string) string {

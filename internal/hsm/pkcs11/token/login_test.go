@@ -121,7 +121,7 @@ func TestLogin_everyCodeForAWrongPIN_isRemembered(t *testing.T) {
 
 func TestOpen_copiesThePIN_andCloseWipesTheCopy(t *testing.T) {
 	cfg := configOf(tokens.SoftHSM(t))
-	given := redact.WireBytes("12345678")
+	given := redact.WireBytes("vQ4-7pZk")
 	cfg.PIN = given
 	tok := mustOpen(t, cfg)
 	given.Wipe()
@@ -129,7 +129,7 @@ func TestOpen_copiesThePIN_andCloseWipesTheCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	kept := tok.pin
-	if string(kept) != "12345678" {
+	if string(kept) != "vQ4-7pZk" {
 		t.Error("the token does not keep a copy of the PIN")
 	}
 	mustClose(t, tok)
