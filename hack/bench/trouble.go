@@ -51,6 +51,10 @@ func newFaulty(ctx context.Context, dir string) (*store, error) {
 	_, library, _ := strings.Cut(s.flags[1], "=")
 	s.flags[1] = onSoftHSM + "=" + shared
 	s.env = append(s.env, s.faults.Env(library)...)
+	for _, variable := range s.faults.Env(library) {
+		name, _, _ := strings.Cut(variable, "=")
+		s.flags = append(s.flags, "--pkcs11-env", onSoftHSM+"="+name)
+	}
 	return s, nil
 }
 

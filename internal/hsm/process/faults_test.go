@@ -43,7 +43,7 @@ func TestFaults(t *testing.T) {
 		}
 		scene.Test(t, cases...)
 	})
-	t.Run("kill -9 at random moments", func(t *testing.T) { scene.TestKills(t, 12, *killFor) })
+	t.Run("kill -9 at random moments", func(t *testing.T) { scene.TestKills(t, 8, *killFor) })
 	t.Run("a refused PIN is not tried again", scene.TestRefusedPIN)
 	t.Run("a PIN whose attempts crash is tried a few times", scene.TestCrashInLogin)
 }
