@@ -110,6 +110,9 @@ func Matrix(crashes bool) (cases []Case) {
 	)
 }
 
+// hangsEndlessly returns whether a call hangs that the test does not end.
+func (c Case) hangsEndlessly() bool { return c.Fault.Kind == faulty.Hang && c.Fault.Times > 0 }
+
 // endsProcess returns whether the fault ends the process of the library. A case without a fault kills it.
 func (c Case) endsProcess() bool {
 	switch c.Fault.Kind {

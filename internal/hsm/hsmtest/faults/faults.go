@@ -33,8 +33,8 @@ const (
 	other     = "other"      // NSS
 )
 
-// hangTimeout is how long a call may take if one hangs endlessly.
-const hangTimeout = 2 * time.Second
+// hangTimeout is how long a call may take if one hangs endlessly: longer than any other call takes on a slow machine.
+const hangTimeout = 4 * time.Second
 
 // Library is a library that the provider under test must allow.
 type Library struct {
@@ -153,7 +153,7 @@ func (s *Scene) begin(t *testing.T, c Case) *run {
 	s.control.Reset(s.token.PIN)
 	s.cases++
 	library := failing
-	if c.Fault.Kind == faulty.Hang && c.Fault.Times > 0 {
+	if c.hangsEndlessly() {
 		library = impatient
 	}
 	r := &run{T: t, Scene: s, c: c, a: s.newLoad(nameOf(library, s.cases), s.token), b: s.other}
@@ -180,7 +180,7 @@ func (r *run) steady() {
 		return leastA > 0 && leastB > 0
 	})
 	r.before = r.throughput("the other store does not work before the fault", nil)
-	if failures := r.a.failed(); len(failures) > 0 {
+	if failures := r.a.failed(); len(failures) > 0 && !r.c.hangsEndlessly() {
 		r.Errorf("calls fail without a fault: %v: %v", failures, r.a.lastError())
 	}
 }
