@@ -75,7 +75,7 @@ func (e *NotReadyError) Settled() bool { return e.State != Opening && e.State !=
 // RetryAfter returns when to try again, or 0 if a change of the key store's state tells.
 func (e *NotReadyError) RetryAfter() time.Duration {
 	if e.State == Busy {
-		return busyAfter
+		return busyFor
 	}
 	return 0
 }

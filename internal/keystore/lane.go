@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -9,8 +10,13 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// busyAfter is how long a call waits until its key store counts as busy, and its caller does something else first.
-const busyAfter = time.Second
+const (
+	// busyAfter is how long a call waits until its key store counts as busy, and its caller does something else first. Calls
+	// that find it busy do not wait.
+	busyAfter = time.Second
+	// busyFor is when the callers try again.
+	busyFor = 2 * time.Second
+)
 
 // Lane is a Registry for one controller. It lets at most half of the controller's workers use one key store at a time, so
 // that one that does not answer does not keep the controller from using the others.
@@ -29,17 +35,41 @@ func (l *Lane) with(ctx context.Context, id ID, usable func(*module) bool, f fun
 	}
 	defer release()
 	slots := m.slots(l)
-	waiting, cancel := context.WithTimeout(ctx, busyAfter)
-	defer cancel()
-	if slots.Acquire(waiting, 1) != nil {
+	if !slots.acquire(ctx) {
 		return &NotReadyError{ID: id, State: Busy}
 	}
-	defer slots.Release(1)
+	defer slots.release()
 	return f(Session{kms.Operations{Module: m.Module, Now: l.clock.Now}, token})
 }
 
-// slots are what the calls of a lane take while they use the module.
-func (m *module) slots(l *Lane) *semaphore.Weighted {
-	slots, _ := m.lanes.LoadOrStore(l, semaphore.NewWeighted(l.most))
-	return slots.(*semaphore.Weighted)
+// slots are what the calls of a lane take while they use a module.
+type slots struct {
+	free *semaphore.Weighted
+	busy atomic.Bool // a call gave up waiting, and none has ended since
+}
+
+func (m *module) slots(l *Lane) *slots {
+	found, _ := m.lanes.LoadOrStore(l, &slots{free: semaphore.NewWeighted(l.most)})
+	return found.(*slots)
+}
+
+func (s *slots) acquire(ctx context.Context) bool {
+	if s.free.TryAcquire(1) {
+		return true
+	}
+	if s.busy.Load() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, busyAfter)
+	defer cancel()
+	if s.free.Acquire(ctx, 1) == nil {
+		return true
+	}
+	s.busy.Store(true)
+	return false
+}
+
+func (s *slots) release() {
+	s.free.Release(1)
+	s.busy.Store(false)
 }

@@ -54,7 +54,7 @@ type module struct {
 	// config is what the module was opened with; another configuration needs another module.
 	config string
 	users  sync.WaitGroup
-	lanes  sync.Map // *Lane → *semaphore.Weighted
+	lanes  sync.Map // *Lane → *slots
 	// suspect: a call failed since the last check. failing: the last check failed, or the module is lost.
 	suspect, failing bool
 	// lost: the module's process has ended. The module must be closed and opened again.

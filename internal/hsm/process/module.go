@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ type module struct {
 	lost   func(*hsm.Error)
 	opened atomic.Bool
 	closed atomic.Bool
+	is     hsm.Description // set by open
 }
 
 // openAgainAfter is when an opening that took too long makes sense again: a call that hangs in the library ends the child.
@@ -37,12 +39,14 @@ func (m *module) open(ctx context.Context, cfg hsm.Config) error {
 	var reply incomingReply
 	err := m.child.call(ctx, "Open", req, &reply)
 	if err == nil {
-		if reply.Error == nil {
-			m.opened.Store(true)
-			return nil
+		opened, err := decodeReply[hsm.Description](reply)
+		if err != nil {
+			m.abandon()
+			return err
 		}
-		m.abandon()
-		return reply.Error.decode()
+		m.is = opened
+		m.opened.Store(true)
+		return nil
 	}
 	go m.close(context.Background()) // which the child does when the opening has ended
 	if ctx.Err() != nil {
@@ -106,9 +110,23 @@ func (m *module) do(ctx context.Context, method string, parameter any) error {
 	return err
 }
 
-// Describe implements hsm.Module.
+// Describe implements hsm.Module. What a module is does not change while it is open, so this makes no call.
 func (m *module) Describe(ctx context.Context) (hsm.Description, error) {
-	return invoke[hsm.Description](ctx, m, "Describe", nil)
+	if err := ctx.Err(); err != nil {
+		return hsm.Description{}, timeoutError(err)
+	}
+	if m.closed.Load() {
+		return hsm.Description{}, errClosed
+	}
+	select {
+	case <-m.child.done:
+		return hsm.Description{}, m.child.failure
+	default:
+	}
+	is := m.is
+	is.Capabilities, is.Probes = slices.Clone(is.Capabilities), slices.Clone(is.Probes)
+	is.KeyProtection.Methods = slices.Clone(is.KeyProtection.Methods)
+	return is, nil
 }
 
 // Check implements hsm.Module.

@@ -125,6 +125,9 @@ func (s *server) Open(req OpenRequest, reply *CallReply) error {
 		},
 		Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.watch,
 	})
+	if err == nil {
+		reply.Result, err = m.Describe(ctx)
+	}
 	if err != nil {
 		reply.Error = encodeError(err)
 		return nil
@@ -207,7 +210,6 @@ type method func(ctx context.Context, m hsm.Module, parameter cbor.RawMessage) (
 
 // methods are the methods of hsm.Module, by name.
 var methods = map[string]method{
-	"Describe":           get(hsm.Module.Describe),
 	"Check":              act(hsm.Module.Check),
 	"Close":              act(hsm.Module.Close),
 	"Authenticate":       function(hsm.Module.Authenticate),
