@@ -18,6 +18,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 N ?= 1000
 BENCHFLAGS ?=
 
+# How long make faults kills the process of a module again and again.
+KILL ?= 5m
+
 # The packages and flags of make test. If you set PKG, it does not test the modules under hack/. golangci-lint runs vet.
 PKG ?= ./...
 TESTFLAGS ?= -vet=off -parallel 4 -timeout 60m
@@ -75,6 +78,10 @@ endif
 .PHONY: race
 race: packages controlplane ## Run all tests of the product with the race detector
 	$(GO) test -race $(TESTFLAGS) ./controllers/... ./internal/...
+
+.PHONY: faults
+faults: packages ## Let each PKCS#11 function fail in each way, and kill modules for KILL=5m; it takes an hour
+	$(GO) test -v -timeout 6h -run '^TestFaults' ./internal/hsm/process -faults.all -faults.kill $(KILL)
 
 .PHONY: bench
 bench: packages build controlplane $(LAUNCHER) ## Compare the operator with a bare client (N=10000 BENCHFLAGS=…)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/faulty"
 )
 
 // store is a key store on one of the three modules: the flags and environment of the operator, and the objects to apply.
@@ -16,6 +17,8 @@ type store struct {
 	env   []string // of the operator
 	pin   string   // for the Secret; empty for the software store
 	spec  v1alpha1.KeyStoreSpec
+	// faults controls the module; nil for a module that does not fail.
+	faults *faulty.Control
 }
 
 const (

@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/faulty"
 )
 
 // troubleRun is a period in which every call into the module fails, after a quarter of the exports.
@@ -29,10 +28,12 @@ type troubleRun struct {
 	PerSecond float64        `json:"perSecondAfter"` // of the remaining exports, after the period
 }
 
-// faultyModule is a PKCS#11 library that forwards all calls to another one, or fails them.
-//
-//go:embed faulty/faulty.c
-var faultyModule string
+// broken are the functions that fail: those with which the operator uses keys and checks the module.
+var broken = []string{
+	"C_OpenSession", "C_Login", "C_GetSessionInfo", "C_GetTokenInfo", "C_FindObjectsInit", "C_GetAttributeValue", "C_CreateObject",
+	"C_DestroyObject", "C_DecryptInit", "C_SignInit", "C_GenerateKey", "C_DeriveKey", "C_WrapKey", "C_UnwrapKey",
+	"C_GenerateRandom",
+}
 
 // newFaulty returns a store on SoftHSM, behind a library that fails after breakAfter is called.
 func newFaulty(ctx context.Context, dir string) (*store, error) {
@@ -40,33 +41,32 @@ func newFaulty(ctx context.Context, dir string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	headers, err := command(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11")
+	shared, err := faulty.Build(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	source, shared := filepath.Join(dir, "faulty.c"), filepath.Join(dir, "faulty.so")
-	if err := os.WriteFile(source, []byte(faultyModule), 0o600); err != nil {
-		return nil, err
-	}
-	if _, err := command(ctx, "gcc", "-shared", "-fPIC", "-O2", "-I", strings.TrimSpace(headers), "-o", shared, source, "-ldl"); err != nil {
+	if s.faults, err = faulty.NewControl(filepath.Join(dir, "faults")); err != nil {
 		return nil, err
 	}
 	_, library, _ := strings.Cut(s.flags[1], "=")
 	s.flags[1] = onSoftHSM + "=" + shared
-	s.env = append(s.env, "FAULTY_LIBRARY="+library, "FAULTY_WHILE="+troubleFile(dir))
+	s.env = append(s.env, s.faults.Env(library)...)
+	for _, variable := range s.faults.Env(library) {
+		name, _, _ := strings.Cut(variable, "=")
+		s.flags = append(s.flags, "--pkcs11-env", onSoftHSM+"="+name)
+	}
 	return s, nil
 }
 
-func troubleFile(dir string) string { return filepath.Join(dir, "trouble") }
-
-// breakAfter lets the module fail after it has unwrapped that many more keys. It writes the file atomically.
-func (s *scene) breakAfter(unwrapped int) error {
-	whole := troubleFile(s.dir) + ".new"
-	if err := os.WriteFile(whole, []byte(strconv.Itoa(unwrapped)), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(whole, troubleFile(s.dir))
+// breakAfter lets the module fail after it has unwrapped that many more keys.
+func (s *scene) breakAfter(unwrapped int) {
+	s.store.faults.Inject(faulty.Fault{
+		Kind: faulty.Code, Parameter: deviceError, Functions: broken, Counted: []string{"C_UnwrapKey"}, First: unwrapped + 1,
+	})
 }
+
+// deviceError is CKR_DEVICE_ERROR.
+const deviceError = 0x30
 
 // trouble creates n exports, breaks the module after a quarter of them, and repairs it after a while. The scene itself
 // has one export: when it is Ready, the operator has opened the module.
@@ -91,9 +91,7 @@ func (s *scene) trouble(ctx context.Context, n int, during time.Duration) (troub
 	if _, err := seen.waitReady(ctx, s.n); err != nil {
 		return run, fmt.Errorf("%w\n%s", err, o.lastWords())
 	}
-	if err := s.breakAfter(n / 4); err != nil {
-		return run, err
-	}
+	s.breakAfter(n / 4)
 	created := make(chan error, 1)
 	go func() { created <- s.createExports(ctx, s.recipient, s.n, n) }()
 	before, err := o.waitBroken(ctx)
@@ -109,9 +107,7 @@ func (s *scene) trouble(ctx context.Context, n int, during time.Duration) (troub
 	if err != nil {
 		return run, err
 	}
-	if err := os.Remove(troubleFile(s.dir)); err != nil {
-		return run, err
-	}
+	s.store.faults.End()
 	repaired := time.Now()
 	end, err := seen.waitReady(ctx, n)
 	if err != nil {

@@ -1,0 +1,96 @@
+//go:build cgo
+
+package faults
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+// journal has what a store returned: which objects its token must have, and what was wrong.
+type journal struct {
+	mu    sync.Mutex
+	keys  map[uuid.UUID]master // imported and not destroyed
+	pairs map[uuid.UUID]hsm.WrappingKey
+	// dataKeys are the data keys that were generated, because none may be generated twice.
+	dataKeys map[string]bool
+	wrong    map[string]int // how often a result was wrong, by what was wrong
+}
+
+func newJournal() *journal {
+	return &journal{keys: map[uuid.UUID]master{}, pairs: map[uuid.UUID]hsm.WrappingKey{}, dataKeys: map[string]bool{}, wrong: map[string]int{}}
+}
+
+// wrongf records a result that was returned without an error and is wrong.
+func (j *journal) wrongf(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.wrong[fmt.Sprintf(format, args...)]++
+}
+
+func (j *journal) imported(key master) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.keys[key.id] = key
+}
+
+func (j *journal) destroyed(id uuid.UUID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.keys, id)
+}
+
+func (j *journal) created(pair hsm.WrappingKey) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.pairs[pair.ID] = pair
+}
+
+func (j *journal) pairDestroyed(id uuid.UUID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.pairs, id)
+}
+
+// isNew records a data key, and returns whether it is the first with that value.
+func (j *journal) isNew(dataKey []byte) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	known := j.dataKeys[string(dataKey)]
+	j.dataKeys[string(dataKey)] = true
+	return !known
+}
+
+func (j *journal) masters() []master {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.keys))
+}
+
+// objects returns what tokens.Objects must return for the token.
+func (j *journal) objects() (all []string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	all = append(all, "secret keyconvoy:import-token")
+	for _, key := range j.keys {
+		all = append(all, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.id, hsm.AES256, owner))
+	}
+	for _, pair := range j.pairs {
+		label := fmt.Sprintf("keyconvoy:wrapping:%s:%s:%d:%s", pair.Owner, pair.Spec, pair.NotAfter.Unix(), owner)
+		all = append(all, "private "+label, "public "+label)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func (j *journal) allPairs() []hsm.WrappingKey {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.pairs))
+}
