@@ -3,6 +3,8 @@
 package pkcs11
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
 
 	p11 "github.com/miekg/pkcs11"
@@ -151,4 +153,42 @@ func TestRecovery_ambiguousCodes_areDecidedByAHealthCheck(t *testing.T) {
 	// An unhealthy module and an invalid blob.
 	spy.Inject(tokens.Failing(p11.CKR_GENERAL_ERROR, 3, "C_UnwrapKey", "C_GenerateKey"))
 	hsmtest.WantKind(t, f.m.VerifyDataKey(t.Context(), f.open(bad)), hsm.InvalidBlob, "an invalid blob after recovery")
+}
+
+// A library that returns the handle of a master key for a derived key must not make the master key disappear, which would be
+// destroyed with the derived key.
+func TestRecovery_wrongHandle_destroysNoKey(t *testing.T) {
+	tok := tokens.SoftHSM(t)
+	wrong := &wrongHandle{}
+	libraries := &token.Libraries{Load: func(path string) (c token.Cryptoki, err error) {
+		wrong.Cryptoki, err = token.LoadLibrary(path)
+		return wrong, err
+	}}
+	m, err := open(t.Context(), libraries, configOf(tok))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close(context.Background()) })
+	f := fixtureOf(t, m)
+	blob := f.generate(t, 32)
+	wrong.on.Store(true)
+	if err := m.VerifyDataKey(t.Context(), f.open(blob)); err == nil {
+		t.Error("a blob opens under a key that was not derived")
+	}
+	wrong.on.Store(false)
+	f.mustWork(t)
+}
+
+// wrongHandle is a library whose C_DeriveKey returns the handle of the base key while on is set.
+type wrongHandle struct {
+	token.Cryptoki
+
+	on atomic.Bool
+}
+
+func (w *wrongHandle) DeriveKey(s p11.SessionHandle, m []*p11.Mechanism, base p11.ObjectHandle, t []*p11.Attribute) (p11.ObjectHandle, error) {
+	if w.on.Load() {
+		return base, nil
+	}
+	return w.Cryptoki.DeriveKey(s, m, base, t)
 }

@@ -106,6 +106,9 @@ func (t *selfTest) tryProbe(p hsm.Probe, probe func(*session) error) (passed boo
 	defer func() { t.probes.end(cmp.Or(err, t.failure)) }()
 	for range 2 {
 		if err = t.inNewSession(probe); err != nil || token.ClassOf(t.failure) != token.ConnectionLost {
+			if err == nil && endsTest(t.failure) {
+				err = t.failure
+			}
 			return err == nil && t.failure == nil, err
 		}
 		lost := t.failure
@@ -124,6 +127,18 @@ func (t *selfTest) inNewSession(probe func(*session) error) error {
 		t.failure = probe(&session{Session: s, cfg: t.s.cfg, can: t.can})
 		return nil
 	})
+}
+
+// endsTest returns whether a failure ends the self-test, because otherwise the token would count as one that supports less.
+// CKR_DEVICE_MEMORY does not: a token may return it for keys that are too long.
+func endsTest(err error) bool {
+	return token.ClassOf(err) == token.ConnectionLost || token.HasCode(err, p11.CKR_HOST_MEMORY)
+}
+
+// mayBeDevice returns whether a failure may be that of the device, or of this moment.
+func mayBeDevice(err error) bool {
+	class := token.ClassOf(err)
+	return class == token.Ambiguous || class == token.Exhausted
 }
 
 func (s *session) checkHealth() error { return s.HealthCheck() }
@@ -167,7 +182,7 @@ func (t *selfTest) tryPair() (generated bool, err error) {
 		err = t.s.checkHardened(private, t.can.hardenedPair, mechanisms)
 	}
 	t.probes.end(err)
-	if token.ClassOf(err) == token.ConnectionLost {
+	if endsTest(err) {
 		return false, err
 	}
 	if err != nil {
@@ -201,7 +216,7 @@ func (t *selfTest) testMasterKeys() error {
 		t.can.specs[spec] = passed
 	}
 	if !t.can.specs[hsm.AES256] {
-		if token.ClassOf(t.failure) == token.Ambiguous {
+		if mayBeDevice(t.failure) {
 			return t.failure // the device may have failed
 		}
 		return hsm.Wrap(hsm.NotSupported, t.failure,

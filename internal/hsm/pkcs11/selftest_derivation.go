@@ -11,7 +11,6 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/pkcs11/token"
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
@@ -34,7 +33,7 @@ func (t *selfTest) findDerivation() error {
 				t.s.ProveHealthBy(d.proof())
 				return nil
 			}
-			if token.ClassOf(t.failure) != token.Ambiguous {
+			if !mayBeDevice(t.failure) {
 				break
 			}
 		}
@@ -157,7 +156,7 @@ func (t *selfTest) describeDerivations(noKeys bool) string {
 // checkAlive returns the cause of a failure that may be that of the device, unless the device answers.
 func (t *selfTest) checkAlive(causes []error) error {
 	for _, cause := range causes {
-		if token.ClassOf(cause) != token.Ambiguous {
+		if !mayBeDevice(cause) {
 			continue
 		}
 		alive, err := t.try("generate random bytes", func(s *session) (err error) {

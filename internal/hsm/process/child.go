@@ -34,7 +34,7 @@ type child struct {
 	parent  *parentServer
 	hang    atomic.Pointer[HangReport]
 	silent  atomic.Bool
-	stops   atomic.Bool
+	started time.Time // set by the library
 
 	done    chan struct{} // closed when the process has ended
 	cause   string        // of the end, for the metric; set before done is closed
@@ -175,7 +175,6 @@ func (c *child) kill() { _ = c.process.Kill() }
 
 // stop has the child finalize the library and end. It waits for the end.
 func (c *child) stop() {
-	c.stops.Store(true)
 	_ = c.calls.Close() // which the child takes as the request to end
 	select {
 	case <-c.done:
@@ -185,8 +184,15 @@ func (c *child) stop() {
 	}
 }
 
-// stopped returns whether the operator stopped the child.
-func (c *child) stopped() bool { return c.stops.Load() }
+// ended returns whether the process has ended.
+func (c *child) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
 
 // newModule adds a module to those of the child.
 func (c *child) newModule(cfg hsm.Config) *module {

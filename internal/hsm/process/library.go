@@ -44,6 +44,9 @@ func (l *library) acquire(ctx context.Context, allowed Library) (*child, error) 
 		return nil, timeoutError(err)
 	}
 	defer l.busy.Release(1)
+	if l.child != nil && l.child.ended() {
+		l.recordEnd(l.child)
+	}
 	if l.child == nil {
 		if err := l.start(ctx, allowed); err != nil {
 			return nil, err
@@ -71,22 +74,26 @@ func (l *library) start(ctx context.Context, allowed Library) error {
 		return err
 	}
 	l.child, l.users = c, 0
-	go l.await(c, now)
+	c.started = now
+	go l.await(c)
 	return nil
 }
 
-// await records the end of a child, unless the operator stopped it.
-func (l *library) await(c *child, started time.Time) {
+// await waits for the end of a child.
+func (l *library) await(c *child) {
 	<-c.done
 	_ = l.busy.Acquire(context.Background(), 1) // a context that is never done
 	if l.child == c {
-		l.child = nil
-	}
-	if !c.stopped() {
-		l.countFailure(started, c.cause, c.failure)
+		l.recordEnd(c)
 	}
 	l.busy.Release(1)
 	c.loseModules() // after the record: their callers open them again at once
+}
+
+// recordEnd records the end of a child that the operator did not stop.
+func (l *library) recordEnd(c *child) {
+	l.child = nil
+	l.countFailure(c.started, c.cause, c.failure)
 }
 
 // countFailure delays the next start, unless this is the first failure for long.

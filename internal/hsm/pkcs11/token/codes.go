@@ -24,6 +24,8 @@ const (
 	ConnectionLost
 	// Ambiguous: an invalid input and a failed device both give this code.
 	Ambiguous
+	// Exhausted: memory or sessions are lacking for now. No input is to blame.
+	Exhausted
 )
 
 // codeClasses lists the standard codes whose class is not Rejected (PKCS #11 v2.40 base, section 5.1). Modules differ widely in
@@ -54,11 +56,11 @@ var codeClasses = map[p11.Error]Class{
 	p11.CKR_FUNCTION_FAILED:               Ambiguous,
 	p11.CKR_FUNCTION_CANCELED:             Ambiguous,
 	p11.CKR_CANCEL:                        Ambiguous,
-	p11.CKR_HOST_MEMORY:                   Ambiguous,
-	p11.CKR_DEVICE_MEMORY:                 Ambiguous,
+	p11.CKR_HOST_MEMORY:                   Exhausted,
+	p11.CKR_DEVICE_MEMORY:                 Exhausted,
 	p11.CKR_OPERATION_ACTIVE:              Ambiguous,
 	p11.CKR_OPERATION_NOT_INITIALIZED:     Ambiguous,
-	p11.CKR_SESSION_COUNT:                 Ambiguous,
+	p11.CKR_SESSION_COUNT:                 Exhausted,
 	p11.CKR_ARGUMENTS_BAD:                 Ambiguous, // what NSS returns after C_Finalize
 }
 

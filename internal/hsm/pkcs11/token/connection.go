@@ -19,6 +19,7 @@ type connection struct {
 	epoch   uint64
 	idle    []p11.SessionHandle
 	handles map[ObjectName]p11.ObjectHandle
+	objects map[p11.ObjectHandle]struct{} // the same handles
 }
 
 // connectionID identifies the state in which an operation failed, so that of several operations that fail together only one
@@ -76,7 +77,7 @@ func (t *Token) connect(ctx context.Context, generation uint64) (*connection, er
 	if err != nil {
 		return nil, err
 	}
-	conn = &connection{slot: found, generation: generation, handles: map[ObjectName]p11.ObjectHandle{}}
+	conn = &connection{slot: found, generation: generation, handles: map[ObjectName]p11.ObjectHandle{}, objects: map[p11.ObjectHandle]struct{}{}}
 	conn.session, err = t.lib.c.OpenSession(conn.slotID, t.cfg.sessionFlags())
 	if err != nil {
 		return nil, callError("C_OpenSession", err)
@@ -197,13 +198,31 @@ func (s *Session) Remember(name ObjectName, h p11.ObjectHandle) {
 	if s.conn.epoch != s.epoch {
 		return
 	}
-	if _, cached := s.conn.handles[name]; !cached && len(s.conn.handles) >= maxHandles {
+	s.conn.drop(name)
+	if len(s.conn.handles) >= maxHandles {
 		for other := range s.conn.handles {
-			delete(s.conn.handles, other)
+			s.conn.drop(other)
 			break
 		}
 	}
 	s.conn.handles[name] = h
+	s.conn.objects[h] = struct{}{}
+}
+
+// drop drops the cached handle of a token object. Token.mu must be locked.
+func (c *connection) drop(name ObjectName) {
+	if h, ok := c.handles[name]; ok {
+		delete(c.handles, name)
+		delete(c.objects, h)
+	}
+}
+
+// isTokenObject returns whether a handle is that of a token object in the cache.
+func (s *Session) isTokenObject(h p11.ObjectHandle) bool {
+	s.token.mu.Lock()
+	defer s.token.mu.Unlock()
+	_, ok := s.conn.objects[h]
+	return ok
 }
 
 // Forget drops the cached handles of token objects.
@@ -213,6 +232,6 @@ func (t *Token) forget(conn *connection, names ...ObjectName) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, name := range names {
-		delete(conn.handles, name)
+		conn.drop(name)
 	}
 }

@@ -64,15 +64,15 @@ func mayBeTransient(err error) bool {
 // diagnose returns the error of an operation that failed although the token works, or nil if the token needs a reconnect.
 func (t *Token) diagnose(ctx context.Context, err error) *hsm.Error {
 	var input *inputError
-	inputBlamed := errors.As(err, &input)
 	class := ClassOf(err)
+	inputBlamed := errors.As(err, &input) && class != Exhausted
 	if isMissing(err) || class == ConnectionLost || class == StaleHandle {
 		return nil
 	}
 	if inputBlamed && class == InvalidInput {
 		return input.decide()
 	}
-	if !inputBlamed && class != Ambiguous {
+	if !inputBlamed && class != Ambiguous && class != Exhausted {
 		return hsm.Wrap(hsm.Internal, err, "the cryptographic module rejected an operation")
 	}
 	if _, unhealthy := t.run(ctx, (*Session).HealthCheck); unhealthy != nil {
@@ -137,6 +137,7 @@ func (t *Token) renewSessions(ctx context.Context, _ connectionID, _ error) erro
 	idle := conn.idle
 	conn.idle = nil
 	clear(conn.handles)
+	clear(conn.objects)
 	t.epoch++
 	conn.epoch = t.epoch
 	t.mu.Unlock()

@@ -76,7 +76,8 @@ func (s *Session) DestroyOnRelease(handles ...p11.ObjectHandle) {
 // destroyTemporary destroys the session objects. C_CloseSession would, too, but sessions return to the pool.
 func (s *Session) destroyTemporary() {
 	for _, h := range s.temporary {
-		if s.c.DestroyObject(s.handle, h) != nil {
+		// A library that returns a wrong handle must not make a key in the token disappear.
+		if s.isTokenObject(h) || s.c.DestroyObject(s.handle, h) != nil {
 			s.failed = true
 		}
 	}
