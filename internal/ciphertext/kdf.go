@@ -34,7 +34,7 @@ func (b Binding) KDFInput(scheme Scheme) []byte {
 func (b Binding) KDFMessages(scheme Scheme) [][]byte {
 	messages := make([][]byte, kdfBlocks)
 	for i := range messages {
-		messages[i] = binary.BigEndian.AppendUint32(nil, uint32(i+1)) //nolint:gosec // 1 or 2
+		messages[i] = binary.BigEndian.AppendUint32(nil, uint32(i+1))
 		messages[i] = append(messages[i], b.KDFInput(scheme)...)
 	}
 	return messages

@@ -90,7 +90,7 @@ func (j *journey) findIn(pid int) map[string]int {
 		if !strings.HasPrefix(rights, "rw") {
 			continue
 		}
-		content, _ := io.ReadAll(io.NewSectionReader(memory, int64(from), int64(to-from))) //nolint:gosec // user space is below 2^47 // a region of a device cannot be read
+		content, _ := io.ReadAll(io.NewSectionReader(memory, int64(from), int64(to-from))) // a region of a device cannot be read
 		for name, secret := range j.secrets {
 			if n := bytes.Count(content, secret); n > 0 {
 				found[name] += n

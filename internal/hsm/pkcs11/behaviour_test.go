@@ -257,7 +257,7 @@ func TestMasterKey_lessProtected_isNotUsed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer func() { _ = m.DestroyKey(t.Context(), id) }()
+			t.Cleanup(func() { _ = m.DestroyKey(context.Background(), id) })
 			_, err = m.FindKey(t.Context(), id)
 			hsmtest.WantKind(t, err, hsm.Internal, "FindKey of a key with attribute %#x", more)
 			_, err = m.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: id, Length: 32})

@@ -189,8 +189,10 @@ type masterCipher struct {
 	err error
 }
 
+// BlockSize implements cipher.Block.
 func (c *masterCipher) BlockSize() int { return 16 }
 
+// Encrypt implements cipher.Block.
 func (c *masterCipher) Encrypt(dst, src []byte) {
 	var out redact.Bytes
 	if c.err == nil {

@@ -42,7 +42,6 @@ type child struct {
 
 	mu      sync.Mutex
 	modules map[uint64]*module
-	lost    bool // loseModules has begun
 	last    uint64
 }
 
@@ -69,7 +68,7 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 		return nil, startErr
 	}
 	l.log.Info("Started the process of a PKCS#11 library", "pid", c.process.Pid, "notInEffect", reply.Missing)
-	go c.watch()
+	go c.watch() //nolint:gosec // until the child ends
 	return c, nil
 }
 
@@ -157,8 +156,11 @@ func (c *child) watch() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), silentTime)
-		answered := make(chan *hsm.Error, 1)
-		go func() { answered <- c.call(ctx, "Ping", &Nothing{}, &Nothing{}) }() // which blocks if the connection is full
+		answered := make(chan struct{})
+		go func() { // the call blocks if the connection is full
+			_ = c.call(ctx, "Ping", &Nothing{}, &Nothing{})
+			close(answered)
+		}()
 		select {
 		case <-answered:
 		case <-ctx.Done():

@@ -75,7 +75,7 @@ func (l *library) start(ctx context.Context, allowed Library) error {
 	}
 	l.child, l.users = c, 0
 	c.started = now
-	go l.await(c)
+	go l.await(c) //nolint:gosec // until the child ends
 	return nil
 }
 

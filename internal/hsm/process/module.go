@@ -48,7 +48,7 @@ func (m *module) open(ctx context.Context, cfg hsm.Config) error {
 		m.opened.Store(true)
 		return nil
 	}
-	go m.close(context.Background()) // which the child does when the opening has ended
+	go m.close(context.WithoutCancel(ctx)) // which the child does when the opening has ended
 	if ctx.Err() != nil {
 		err.After = openAgainAfter
 	}

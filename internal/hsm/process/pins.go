@@ -15,7 +15,7 @@ import (
 const pinTime = 20 * time.Second
 
 // inMemory is the authority of modules that are opened without one.
-var inMemory = sync.OnceValue(func() pins.Authority { return pins.New(nil, time.Now) }) //nolint:forbidigo // it only counts guesses
+var inMemory = sync.OnceValue(func() pins.Authority { return pins.New(nil, time.Now) })
 
 // authority returns what decides about the module's PIN.
 func (m *module) authority() pins.Authority {

@@ -74,7 +74,7 @@ var (
 // New returns a provider without children.
 func New(options Options) *Provider {
 	if options.Now == nil {
-		options.Now = time.Now //nolint:forbidigo // the default of a clock that is passed in
+		options.Now = time.Now
 	}
 	return &Provider{options: options, libraries: map[string]*library{}, restarts: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyconvoy_module_process_restarts_total",

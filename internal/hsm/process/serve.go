@@ -27,13 +27,7 @@ const (
 
 	// dumpableVariable is the environment variable that Options.Dumpable sets.
 	dumpableVariable = "KEYCONVOY_LIBRARY_DUMPABLE"
-
-	defaultTimeout = 30 * time.Second
-	slowFactor     = 4
 )
-
-// slow are the calls that may take slowFactor times as long as others.
-var slow = map[string]bool{"dlopen": true, "C_Initialize": true, "C_Finalize": true, "C_Login": true, "C_GenerateKeyPair": true}
 
 // Serve is the child process. It serves the modules of one library to the parent, and returns when the parent closes the
 // connection.
@@ -87,6 +81,7 @@ var errNotInherited = errors.New("this command is for the operator, which starts
 type server struct {
 	parent  *rpc.Client
 	library Library
+	calls   *watchdog
 
 	mu      sync.Mutex
 	modules map[uint64]hsm.Module
@@ -95,6 +90,7 @@ type server struct {
 // Start restricts the process to what the library needs.
 func (s *server) Start(req StartRequest, reply *StartReply) error {
 	s.library = req.Library
+	s.calls = newWatchdog(req.Library.Timeout, s.hang)
 	missing, err := restrict(req.Library)
 	reply.Missing, reply.Error = missing, encodeError(err)
 	return nil
@@ -107,7 +103,7 @@ func (s *server) Ping(Nothing, *Nothing) error { return nil }
 func (s *server) List(req ListRequest, reply *CallReply) error {
 	ctx, cancel := withTimeout(req.Timeout)
 	defer cancel()
-	info, err := pkcs11.List(ctx, pkcs11.Config{Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.watch})
+	info, err := pkcs11.List(ctx, pkcs11.Config{Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.calls.watch})
 	reply.Result, reply.Error = info, encodeError(err)
 	return nil
 }
@@ -123,7 +119,7 @@ func (s *server) Open(req OpenRequest, reply *CallReply) error {
 			PINs: &remotePINs{parent: s.parent, module: req.Module}, MaxSessions: req.Config.MaxSessions,
 			Custody: req.Config.Custody, AllowPKCS1v15Import: req.Config.AllowPKCS1v15Import, ReadOnly: req.Config.ReadOnly,
 		},
-		Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.watch,
+		Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.calls.watch,
 	})
 	if err == nil {
 		reply.Result, err = m.Describe(ctx)
@@ -180,21 +176,10 @@ func (s *server) closeAll() {
 	closing.Wait()
 }
 
-// watch ends the process if a call into the library hangs: no other thread can end the call.
-func (s *server) watch(function string) (end func()) {
-	limit := s.library.Timeout
-	if limit <= 0 {
-		limit = defaultTimeout
-	}
-	if slow[function] {
-		limit *= slowFactor
-	}
-	timer := time.AfterFunc(limit, func() {
-		// The parent kills this process when it has noted why.
-		_ = s.parent.Call(parentService+".Hang", &HangReport{Function: function, After: limit}, &Nothing{})
-		os.Exit(1)
-	})
-	return func() { timer.Stop() }
+// hang ends the process, because no thread can end a call that hangs. The parent kills it when it has noted why.
+func (s *server) hang(function string, after time.Duration) {
+	_ = s.parent.Call(parentService+".Hang", &HangReport{Function: function, After: after}, &Nothing{})
+	os.Exit(1)
 }
 
 // withTimeout returns a context with that deadline, or without one if timeout is 0.

@@ -114,7 +114,7 @@ func NewControl(path string) (*Control, error) {
 	if err := file.Truncate(int64(size)); err != nil {
 		return nil, err
 	}
-	shared, err := syscall.Mmap(int(file.Fd()), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED) //nolint:gosec // a file descriptor fits
+	shared, err := syscall.Mmap(int(file.Fd()), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map %s: %w", path, err)
 	}
@@ -229,7 +229,7 @@ func (c *Control) Reset(pin string) {
 }
 
 func (c *Control) load(from *C.uint64_t) int {
-	return int(atomic.LoadUint64((*uint64)(from))) //nolint:gosec // a count
+	return int(atomic.LoadUint64((*uint64)(from)))
 }
 
 func (c *Control) store(to *C.uint64_t, n uint64) { atomic.StoreUint64((*uint64)(to), n) }
