@@ -1,0 +1,116 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/rpc"
+	"reflect"
+	"testing"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// stream is a connection that reads foreign bytes, and keeps what is written.
+type stream struct {
+	net.Conn
+
+	in  io.Reader
+	out bytes.Buffer
+}
+
+func (s *stream) Read(b []byte) (int, error)  { return s.in.Read(b) }
+func (s *stream) Write(b []byte) (int, error) { return s.out.Write(b) }
+func (s *stream) Close() error                { return nil }
+
+// A child that an attacker controls sends its parent any bytes, as replies and as requests.
+func FuzzCodec_foreignBytes(f *testing.F) {
+	for _, body := range []any{
+		&CallReply{Result: hsm.Description{Info: hsm.Info{Serial: "1"}}}, &CallReply{Error: &wireError{Kind: hsm.InvalidBlob, Detail: "no"}},
+		&PINRequest{Module: 1, PIN: redact.WireBytes("1234"), Asked: pins.Asked{CountLow: true}}, &HangReport{Function: "C_Sign"}, &Nothing{},
+	} {
+		s := &stream{}
+		if err := newCodec(s).write(header{Sequence: 1, Method: "Parent.BeginPIN"}, body); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(s.out.Bytes())
+	}
+	f.Fuzz(func(_ *testing.T, in []byte) {
+		for _, body := range []any{&incomingReply{}, &PINRequest{}, &PINOutcome{}, &HangReport{}, nil} {
+			c := newCodec(&stream{in: bytes.NewReader(in)})
+			var response rpc.Response
+			if c.ReadResponseHeader(&response) != nil || c.ReadResponseBody(body) != nil {
+				continue
+			}
+			if reply, ok := body.(*incomingReply); ok {
+				_, _ = decodeReply[hsm.Description](*reply)
+				_, _ = decodeReply[[]hsm.Key](*reply)
+			}
+		}
+	})
+}
+
+// Frames may carry a PIN.
+func TestCodec_wipesFrames(t *testing.T) {
+	t.Parallel()
+	s := &stream{}
+	c := newCodec(s)
+	const secret = "not-to-be-kept"
+	if err := c.write(header{Sequence: 1}, &PINRequest{PIN: redact.WireBytes(secret)}); err != nil {
+		t.Fatal(err)
+	}
+	if buffer := c.out.Bytes(); bytes.Contains(buffer[:cap(buffer)], []byte(secret)) {
+		t.Error("the buffer of the sender has the PIN")
+	}
+	if !bytes.Contains(s.out.Bytes(), []byte(secret)) {
+		t.Fatal("the PIN was not sent")
+	}
+	s.in = &s.out
+	var request rpc.Request
+	if err := c.ReadRequestHeader(&request); err != nil {
+		t.Fatal(err)
+	}
+	body := c.body
+	var got PINRequest
+	if err := c.ReadRequestBody(&got); err != nil || string(got.PIN) != secret {
+		t.Fatalf("received a PIN of %d bytes, %v", len(got.PIN), err)
+	}
+	if bytes.Contains(body, []byte(secret)) {
+		t.Error("the frame of the receiver has the PIN")
+	}
+}
+
+func TestCodec_frameThatIsTooLong_isRejected(t *testing.T) {
+	t.Parallel()
+	c := newCodec(&stream{in: bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff})})
+	if err := c.ReadResponseHeader(&rpc.Response{}); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// A field that is added to hsm.Config must not be lost on its way to the child.
+func TestWireConfig_hasAllPlainFields(t *testing.T) {
+	t.Parallel()
+	calls := map[string]bool{"PINs": true, "Storage": true, "Lost": true} // what a module calls, in the parent
+	sent := reflect.TypeFor[wireConfig]()
+	for field := range reflect.TypeFor[hsm.Config]().Fields() {
+		same, ok := sent.FieldByName(field.Name)
+		if ok == calls[field.Name] || (ok && same.Type != field.Type) {
+			t.Errorf("wireConfig does not match Config.%s", field.Name)
+		}
+	}
+}
+
+// A method that is added to hsm.Module must be served.
+func TestServer_hasAllMethods(t *testing.T) {
+	t.Parallel()
+	module := reflect.TypeFor[hsm.Module]()
+	for m := range module.Methods() {
+		if (methods[m.Name] != nil) == (m.Name == "Describe") { // which the parent answers
+			t.Errorf("Module.%s", m.Name)
+		}
+	}
+}
