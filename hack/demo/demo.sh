@@ -123,7 +123,7 @@ start_operator() {
   run 'kubectl --kubeconfig operator.kubeconfig auth whoami -o jsonpath="{.status.userInfo.username}" && echo'
   local flags='--metrics-bind-address=0 --health-probe-bind-address=0'
   [ "$store" = software ] || flags="--pkcs11-module softhsm=$softhsm_library \
-    --pkcs11-allow-path softhsm=\$PWD/softhsm2.conf --pkcs11-allow-path softhsm=\$PWD/tokens:rw $flags"
+    --pkcs11-allow-path softhsm=\$work/softhsm2.conf --pkcs11-allow-path softhsm=\$work/tokens:rw $flags"
   export POD_NAMESPACE=keyconvoy-system
   run "keyconvoy manager --kubeconfig operator.kubeconfig $flags > operator.log 2>&1 &"
   operator_pid=$!

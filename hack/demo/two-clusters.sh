@@ -135,7 +135,7 @@ start_operators() {
   export POD_NAMESPACE=keyconvoy-system
   run "keyconvoy manager --kubeconfig operator-a.kubeconfig --metrics-bind-address=0 --health-probe-bind-address=0 \\
     --pkcs11-module hsm=$softhsm_library \\
-    --pkcs11-allow-path hsm=\$PWD/softhsm2.conf --pkcs11-allow-path hsm=\$PWD/tokens:rw > operator-a.log 2>&1 &"
+    --pkcs11-allow-path hsm=\$work/softhsm2.conf --pkcs11-allow-path hsm=\$work/tokens:rw > operator-a.log 2>&1 &"
   operators[a]=$!
   run "keyconvoy manager --kubeconfig operator-b.kubeconfig --metrics-bind-address=0 --health-probe-bind-address=0 \\
     --pkcs11-module hsm=$nss_library --pkcs11-allow-path hsm=\$PWD/nss:rw \\

@@ -319,6 +319,13 @@ var cases = map[string]struct {
 		alerts{"KeyconvoyAuditLogFails": {"Lines of Keyconvoy's audit log could not be written."}},
 	},
 	"the audit log can be written": {[]string{up, `keyconvoy_audit_log_failures_total 0x90`}, time.Hour, nil},
+	"a library crashes again and again": {
+		[]string{up, `keyconvoy_module_process_restarts_total{module="hsm",cause="SIGSEGV"} 0x15 1+1x30`}, 32 * time.Minute,
+		alerts{"KeyconvoyModuleCrashes": {"The PKCS#11 library hsm crashes or hangs again and again."}},
+	},
+	"a library crashed once": {
+		[]string{up, `keyconvoy_module_process_restarts_total{module="hsm",cause="SIGSEGV"} 0x15 1x60`}, 32 * time.Minute, nil,
+	},
 	"a token lacks keys": {
 		[]string{up, `keyconvoy_missing_keys{kind="KeyStore"} 2x60`}, 10 * time.Minute,
 		alerts{"KeyconvoyKeysMissing": {"2 master key(s) are missing in modules of KeyStores."}},

@@ -52,6 +52,8 @@ func (waitsFor) Reason() string  { return v1alpha1.ReasonKeyStoreNotReady }
 func (waitsFor) Message() string { return "It is not ready." }
 func (w waitsFor) Settled() bool { return w.settled }
 
+func (waitsFor) RetryAfter() time.Duration { return 0 }
+
 func frame(err error) (*patches, *events.FakeRecorder, reconciler.Frame) {
 	p, recorder := &patches{err: err}, events.NewFakeRecorder(8)
 	return p, recorder, reconciler.Frame{Client: p, Recorder: recorder}

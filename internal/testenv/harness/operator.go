@@ -26,6 +26,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 )
 
@@ -129,6 +130,9 @@ func New(t *testing.T, env *testenv.Env, options ...Option) *Operator {
 	o := &Operator{
 		Client: env.Client, Env: env,
 		Clock: clock.RealClock{}, hidden: map[string][]byte{},
+		Libraries: inprocess.Provider(func(name string) (inprocess.Library, error) {
+			return inprocess.Library{}, hsm.Errorf(hsm.Misconfigured, "PKCS#11 module %q is not allowed.", name)
+		}),
 		onOpen:    func(context.Context, hsm.Config) error { return nil },
 		onModule:  func(*hsmtest.Recorder) {},
 		onManager: func(*ctrl.Options) {},
