@@ -130,6 +130,7 @@ func (r *keyStoreReconciler) release(ctx context.Context, store keystore.Store) 
 // close closes the module of a key store that no longer exists.
 func (r *keyStoreReconciler) close(ctx context.Context, id keystore.ID) {
 	r.stores.Close(id)
+	r.stores.Reported(id, r.stores.Loss(id)) // another key store may get the name
 	if r.stores.MarkTried(id) {
 		r.stores.Announce(ctx, id, keystore.Absent)
 	}

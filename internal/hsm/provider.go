@@ -74,12 +74,12 @@ type Config struct {
 	// another process, the provider forwards these calls to this process.
 
 	// PINs decides whether the PIN may be tried; nil means a guard in memory, which the process shares.
-	PINs pins.Authority
+	PINs pins.Authority `cbor:"-"`
 	// Storage stores the sealed keys of a software store.
-	Storage Storage
+	Storage Storage `cbor:"-"`
 	// Lost, if not nil, is called once if the module cannot be used any longer, because its process ended. Calls in progress
 	// and later ones fail with the same error. Close the module and open it again. Lost must not block.
-	Lost func(*Error)
+	Lost func(*Error) `cbor:"-"`
 }
 
 // TokenSelector selects a token by the label, serial number and model that it reports, without leading and trailing blanks and

@@ -57,8 +57,8 @@ type module struct {
 	lanes  sync.Map // *Lane → *slots
 	// suspect: a call failed since the last check. failing: the last check failed, or the module is lost.
 	suspect, failing bool
-	// lost: the module's process has ended. The module must be closed and opened again.
-	lost bool
+	// lost: the module's process has ended. The module must be closed and opened again. closed: the registry closes it.
+	lost, closed bool
 	// calls is done when the calls in progress are given up, because the module fails its check.
 	calls  context.Context //nolint:containedctx // of all calls of the module
 	giveUp context.CancelFunc
@@ -185,6 +185,10 @@ func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Confi
 // lose records that the process of a module has ended. Its reconciler reports that, and opens the module again.
 func (r *Registry) lose(id ID, m *module, failure *hsm.Error) {
 	r.mu.Lock()
+	if m.closed {
+		r.mu.Unlock()
+		return
+	}
 	m.lost, m.failing, m.suspect = true, true, false
 	r.losses[id] = failure
 	r.mu.Unlock()
@@ -276,6 +280,7 @@ func (r *Registry) Close(id ID) {
 	defer r.mu.Unlock()
 	if m := r.modules[id]; m != nil {
 		delete(r.modules, id)
+		m.closed = true
 		go m.close()
 	}
 }

@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -11,93 +12,77 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 )
 
-// capabilitiesOf is what the self-test must find, all of it, with PKCS #1 v1.5 allowed.
+// capabilitiesOf is what the self-test must find, all of it, with PKCS #1 v1.5 allowed. Every token holds AES keys, and none exports
+// with SM2PKE inside.
 var capabilitiesOf = map[string][]hsm.Capability{
-	"SoftHSM": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_KEY_WRAP", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
-	"NSS": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_KEY_WRAP", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
-	"openCryptoki": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
-	"p11-kit": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
-	"SoftHSM without derivation": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
-	"NSS without derivation": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "DERIVED_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
-	"NSS with the KDF": {
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_128", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_192", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationMasterKey, Algorithm: "AES_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationImport, Algorithm: "RSAES_PKCS1_V1_5", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "KDF_KEY_WRAP", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationGenerate, Algorithm: "KDF_GCM", Custody: hsm.CustodyHost},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_256", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule},
-		{Operation: hsm.OperationExport, Algorithm: "SM2PKE", Custody: hsm.CustodyHost},
-	},
+	"SoftHSM": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Host
+		Import RSAES_OAEP_SHA_1 Module
+		Import RSAES_PKCS1_V1_5 Module
+		Generate DERIVED_KEY_WRAP Module
+		Generate DERIVED_GCM Host
+		Export RSAES_OAEP_SHA_256 Host
+		Export RSAES_OAEP_SHA_1 Module
+	`),
+	"NSS": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Module
+		Import RSAES_OAEP_SHA_1 Module
+		Import RSAES_PKCS1_V1_5 Module
+		Generate DERIVED_KEY_WRAP Module
+		Generate DERIVED_GCM Host
+		Export RSAES_OAEP_SHA_256 Module
+		Export RSAES_OAEP_SHA_1 Module
+	`),
+	"openCryptoki": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Host
+		Import RSAES_OAEP_SHA_1 Host
+		Generate DERIVED_GCM Host
+		Export RSAES_OAEP_SHA_256 Host
+		Export RSAES_OAEP_SHA_1 Host
+	`),
+	"p11-kit": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Host
+		Import RSAES_OAEP_SHA_1 Host
+		Generate DERIVED_GCM Host
+		Export RSAES_OAEP_SHA_256 Host
+		Export RSAES_OAEP_SHA_1 Host
+	`),
+	"SoftHSM without derivation": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Host
+		Import RSAES_OAEP_SHA_1 Module
+		Import RSAES_PKCS1_V1_5 Module
+		Generate DERIVED_GCM Host
+		Export RSAES_OAEP_SHA_256 Host
+		Export RSAES_OAEP_SHA_1 Host
+	`),
+	"NSS without derivation": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Module
+		Import RSAES_OAEP_SHA_1 Module
+		Import RSAES_PKCS1_V1_5 Module
+		Generate DERIVED_GCM Host
+		Export RSAES_OAEP_SHA_256 Host
+		Export RSAES_OAEP_SHA_1 Host
+	`),
+	"NSS with the KDF": capabilitiesIn(`
+		Import RSAES_OAEP_SHA_256 Module
+		Import RSAES_OAEP_SHA_1 Module
+		Import RSAES_PKCS1_V1_5 Module
+		Generate KDF_KEY_WRAP Module
+		Generate KDF_GCM Host
+		Export RSAES_OAEP_SHA_256 Module
+		Export RSAES_OAEP_SHA_1 Module
+	`),
+}
+
+// capabilitiesIn returns the capabilities of a token, of which the lines of text have those besides master keys and SM2PKE.
+func capabilitiesIn(text string) []hsm.Capability {
+	text = "MasterKey AES_128 Module\nMasterKey AES_192 Module\nMasterKey AES_256 Module\n" + strings.TrimSpace(text) + "\nExport SM2PKE Host"
+	var all []hsm.Capability
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		all = append(all, hsm.Capability{Operation: hsm.Operation(fields[0]), Algorithm: fields[1], Custody: hsm.Custody(fields[2])})
+	}
+	return all
 }
 
 // expected is what is left of a token's capabilities under a policy.

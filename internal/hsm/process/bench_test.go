@@ -15,7 +15,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
-	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
@@ -25,9 +24,7 @@ func BenchmarkExport(b *testing.B) {
 	for kind, algorithm := range map[string]wrapping.Algorithm{"SoftHSM": wrapping.RSAESOAEPSHA1, "NSS": wrapping.RSAESOAEPSHA256} {
 		tok := tokens.Kinds[kind](b)
 		for name, provider := range map[string]hsm.Provider{
-			"here": inprocess.Provider(func(string) (inprocess.Library, error) {
-				return inprocess.Library{Path: tok.Path, Parameters: tok.Parameters}, nil
-			}),
+			"here":    here(tok),
 			"process": newProvider(b, libraries{"real": libraryOf(tok)}),
 		} {
 			m := mustOpen(b, provider, configOf("real", tok))

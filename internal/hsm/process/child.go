@@ -8,6 +8,7 @@ import (
 	"net/rpc"
 	"os"
 	"os/exec"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	var reply StartReply
-	startErr := c.call(ctx, "Start", &StartRequest{Name: l.name, Library: allowed}, &reply)
+	startErr := c.call(ctx, "Start", &StartRequest{Library: allowed}, &reply)
 	if startErr == nil {
 		startErr = reply.Error.decode()
 	}
@@ -86,9 +87,6 @@ func (c *child) spawn(allowed Library) (toChild, fromChild net.Conn, err error) 
 	cmd := exec.Command(options.Command[0], append(options.Command[1:len(options.Command):len(options.Command)], c.library.name)...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = environment(os.Environ(), allowed.Environment)
-	if options.Dumpable {
-		cmd.Env = append(cmd.Env, dumpableVariable+"=1")
-	}
 	// A library may write to its standard output, which is the audit log of the operator.
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.ExtraFiles = []*os.File{childIn, childOut}
@@ -283,9 +281,14 @@ func (s *parentServer) EndPIN(req PINOutcome, _ *Nothing) error {
 	return nil
 }
 
+// functionName matches what the watchdog reports. A child that an attacker controls could report any text, for a condition.
+var functionName = regexp.MustCompile(`^(C_[A-Za-z]{1,32}|dlopen)$`)
+
 // Hang ends a child in which a call hangs.
 func (s *parentServer) Hang(report HangReport, _ *Nothing) error {
-	s.child.hang.CompareAndSwap(nil, &report)
+	if functionName.MatchString(report.Function) {
+		s.child.hang.CompareAndSwap(nil, &report)
+	}
 	s.child.kill()
 	return nil
 }

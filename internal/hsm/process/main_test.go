@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/process"
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
@@ -52,6 +53,13 @@ func (l libraries) find(name string) (process.Library, error) {
 // libraryOf is the library of a token, which may use the token's files.
 func libraryOf(tok tokens.Token) process.Library {
 	return process.Library{Path: tok.Path, Parameters: tok.Parameters, Paths: []process.Path{{Name: tok.Dir, Writable: true}}}
+}
+
+// here opens a token with its library in this process.
+func here(tok tokens.Token) hsm.Provider {
+	return inprocess.Provider(func(string) (inprocess.Library, error) {
+		return inprocess.Library{Path: tok.Path, Parameters: tok.Parameters}, nil
+	})
 }
 
 // newProvider returns a provider whose children are this program.

@@ -32,10 +32,7 @@ var errClosed = hsm.Errorf(hsm.Unavailable, "the key store's module is closed")
 // open opens the module in the child. If ctx is done first, the opening continues in the child, and the module is closed
 // afterwards. If open fails, the module needs no Close.
 func (m *module) open(ctx context.Context, cfg hsm.Config) error {
-	req := &OpenRequest{Module: m.id, Timeout: remaining(ctx), Config: wireConfig{
-		Library: cfg.Library, Token: cfg.Token, PIN: cfg.PIN, PINOrigin: cfg.PINOrigin, MaxSessions: cfg.MaxSessions,
-		Custody: cfg.Custody, AllowPKCS1v15Import: cfg.AllowPKCS1v15Import, ReadOnly: cfg.ReadOnly,
-	}}
+	req := &OpenRequest{Module: m.id, Timeout: remaining(ctx), Config: cfg}
 	var reply incomingReply
 	err := m.child.call(ctx, "Open", req, &reply)
 	if err == nil {

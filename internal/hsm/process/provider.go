@@ -53,8 +53,6 @@ type Options struct {
 	Log logr.Logger
 	// Now is the clock for the delay between starts; nil means time.Now.
 	Now func() time.Time
-	// Dumpable children may leave core dumps, for a test that reads them.
-	Dumpable bool
 }
 
 // Provider implements hsm.Provider and hsm.Lister. It opens PKCS#11 modules in child processes, and software stores in this process.
@@ -140,4 +138,6 @@ func (p *Provider) library(name string) *library {
 }
 
 // timeoutError is the error of a call whose context is done.
-func timeoutError(cause error) *hsm.Error { return hsm.Wrap(hsm.Unavailable, cause, "") }
+func timeoutError(cause error) *hsm.Error {
+	return hsm.Wrap(hsm.Unavailable, cause, "the cryptographic module did not respond in time")
+}

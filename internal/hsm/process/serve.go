@@ -24,18 +24,13 @@ const (
 	// The sockets are the first descriptors after the standard ones.
 	callsDescriptor  = 3
 	parentDescriptor = 4
-
-	// dumpableVariable is the environment variable that Options.Dumpable sets.
-	dumpableVariable = "KEYCONVOY_LIBRARY_DUMPABLE"
 )
 
 // Serve is the child process. It serves the modules of one library to the parent, and returns when the parent closes the
 // connection.
 func Serve() error {
-	if os.Getenv(dumpableVariable) == "" {
-		if err := coredump.Disable(); err != nil {
-			return err
-		}
+	if err := coredump.Disable(); err != nil {
+		return err
 	}
 	// The parent decides when the child ends. A terminal sends its signals to both.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -113,35 +108,63 @@ func (s *server) Open(req OpenRequest, reply *CallReply) error {
 	defer req.Config.PIN.Wipe()
 	ctx, cancel := withTimeout(req.Timeout)
 	defer cancel()
+	s.set(req.Module, nil) // it is opening
+	req.Config.PINs = &remotePINs{parent: s.parent, module: req.Module}
 	m, err := pkcs11.Open(ctx, pkcs11.Config{
-		Config: hsm.Config{
-			Library: req.Config.Library, Token: req.Config.Token, PIN: req.Config.PIN, PINOrigin: req.Config.PINOrigin,
-			PINs: &remotePINs{parent: s.parent, module: req.Module}, MaxSessions: req.Config.MaxSessions,
-			Custody: req.Config.Custody, AllowPKCS1v15Import: req.Config.AllowPKCS1v15Import, ReadOnly: req.Config.ReadOnly,
-		},
-		Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.calls.watch,
+		Config: req.Config, Path: s.library.Path, Parameters: s.library.Parameters, Watch: s.calls.watch,
 	})
 	if err == nil {
 		reply.Result, err = m.Describe(ctx)
 	}
 	if err != nil {
+		s.remove(req.Module)
 		reply.Error = encodeError(err)
 		return nil
 	}
+	if !s.set(req.Module, m) { // the parent gave up
+		_ = m.Close(context.Background())
+	}
+	return nil
+}
+
+// set records the state of a module: nil means that it is opening. It returns false for a module that was closed meanwhile.
+func (s *server) set(id uint64, m hsm.Module) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.modules[req.Module] = m
-	return nil
+	if _, opening := s.modules[id]; m != nil && !opening {
+		return false
+	}
+	s.modules[id] = m
+	return true
+}
+
+// remove forgets a module and returns it. It returns nil for one that is opening, which Open then closes.
+func (s *server) remove(id uint64) hsm.Module {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.modules[id]
+	delete(s.modules, id)
+	return m
+}
+
+// module returns an open module, or nil.
+func (s *server) module(id uint64) hsm.Module {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.modules[id]
 }
 
 // Call calls a method of a module.
 func (s *server) Call(req CallRequest, reply *CallReply) error {
-	m := s.module(req)
+	find := s.module
+	if req.Method == "Close" {
+		find = s.remove
+	}
+	m, call := find(req.Module), methods[req.Method]
 	if m == nil {
 		reply.Error = encodeError(errClosed)
 		return nil
 	}
-	call := methods[req.Method]
 	if call == nil {
 		return fmt.Errorf("hsm.Module has no method %q", req.Method)
 	}
@@ -152,17 +175,6 @@ func (s *server) Call(req CallRequest, reply *CallReply) error {
 	return nil
 }
 
-// module returns the module of a request, which it removes if the request closes it.
-func (s *server) module(req CallRequest) hsm.Module {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := s.modules[req.Module]
-	if req.Method == "Close" {
-		delete(s.modules, req.Module)
-	}
-	return m
-}
-
 // closeAll closes the modules that are open when the parent hangs up.
 func (s *server) closeAll() {
 	ctx, cancel := withTimeout(stopTime)
@@ -171,7 +183,9 @@ func (s *server) closeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.modules {
-		closing.Go(func() { _ = m.Close(ctx) })
+		if m != nil {
+			closing.Go(func() { _ = m.Close(ctx) })
+		}
 	}
 	closing.Wait()
 }

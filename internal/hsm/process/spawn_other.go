@@ -12,7 +12,7 @@ import (
 // SelfCommand is not supported.
 const SelfCommand = ""
 
-var errNoLinux = errors.New("a library runs in a process of its own on Linux only")
+var errNoLinux = errors.New("a library runs in a process of its own on Linux only: use --pkcs11-in-process")
 
 func socketPair() (net.Conn, *os.File, error) { return nil, nil, errNoLinux }
 

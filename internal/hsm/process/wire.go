@@ -26,10 +26,7 @@ const (
 )
 
 // StartRequest is the first request to a child. (net/rpc requires exported types.)
-type StartRequest struct {
-	Name    string // of the library, for messages
-	Library Library
-}
+type StartRequest struct{ Library Library }
 
 // StartReply says how the child is protected.
 type StartReply struct {
@@ -42,19 +39,7 @@ type StartReply struct {
 type OpenRequest struct {
 	Module  uint64 // chosen by the parent
 	Timeout time.Duration
-	Config  wireConfig
-}
-
-// wireConfig has the plain fields of an hsm.Config.
-type wireConfig struct {
-	Library             string
-	Token               hsm.TokenSelector
-	PIN                 redact.WireBytes
-	PINOrigin           pins.Origin
-	MaxSessions         int
-	Custody             hsm.Custody
-	AllowPKCS1v15Import bool
-	ReadOnly            bool
+	Config  hsm.Config // its plain fields
 }
 
 // ListRequest lists the tokens of the library.
