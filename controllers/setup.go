@@ -233,6 +233,8 @@ func (o Options) controllerOptions(perCore int) controller.Options {
 // keyStoreOptions retries a module that fails within seconds: other objects wait for it and make no calls meanwhile.
 func (o Options) keyStoreOptions() controller.Options {
 	options := o.controllerOptions(8) // one that hangs holds a worker
+	// Of which the phases get three quarters: more than the two minutes that a call of an opening may take.
+	options.ReconciliationTimeout = o.ReconcileTimeout * 3 / 2
 	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](time.Second, 10*time.Second)
 	return options
 }

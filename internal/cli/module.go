@@ -118,6 +118,7 @@ func (o *moduleCheckOptions) run(cmd *cobra.Command) error {
 	}
 	check := moduleCheck{cmd: cmd, options: o, provider: o.provider(allowed)}
 	check.report = newModuleReport(name, allowed[name])
+	check.report.explicit = len(o.libraries.unrestricted) > 0
 	err = check.run()
 	if ctxErr := cmd.Context().Err(); ctxErr != nil {
 		return ctxErr
@@ -275,6 +276,12 @@ func (c *moduleCheck) open(pin redact.Bytes) error {
 	described, err := module.Describe(ctx)
 	if err != nil {
 		return c.fail(err)
+	}
+	if c.report.Token == nil { // it appeared after the list
+		c.refreshToken()
+	}
+	if c.report.Token == nil {
+		return errors.New("the library shows other tokens than a moment ago\nhint: run the command again")
 	}
 	c.report.setDescription(described, time.Since(start))
 	if !c.report.Usable {

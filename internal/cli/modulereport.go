@@ -32,9 +32,10 @@ type moduleReport struct {
 	KeyProtection *keyProtectionFound `json:"keyProtection,omitempty"`
 	Probes        []probeReport       `json:"probes,omitempty"`
 
-	library process.Library
-	loaded  bool            // the library listed its tokens
-	listed  []hsm.TokenInfo // as the library reports them
+	library  process.Library
+	explicit bool            // --pkcs11-unrestricted was given
+	loaded   bool            // the library listed its tokens
+	listed   []hsm.TokenInfo // as the library reports them
 }
 
 type libraryReport struct {
@@ -42,7 +43,7 @@ type libraryReport struct {
 	Path          string `json:"path"`
 	ResolvedPath  string `json:"resolvedPath,omitempty"`
 	HasParameters bool   `json:"hasParameters"`
-	// Restricted: the process of the library could use no other files than in the operator.
+	// Restricted: the flags restrict the library to the files that they name, as in the operator.
 	Restricted   bool   `json:"restricted"`
 	Manufacturer string `json:"manufacturer,omitempty"`
 	Description  string `json:"description,omitempty"`
@@ -146,7 +147,8 @@ func reportToken(t *hsm.TokenInfo) tokenReport {
 func (r *moduleReport) setError(e *hsm.Error, detail string) {
 	r.Error = &errorReport{Kind: e.Kind, Detail: detail}
 	if e.Err != nil {
-		if before, code, ok := strings.Cut(e.Err.Error(), "pkcs11: "); ok { // the library of Go says so before a return code
+		cause, _, _ := strings.Cut(e.Err.Error(), "\n")             // the probes have the others
+		if before, code, ok := strings.Cut(cause, "pkcs11: "); ok { // the library of Go says so before a return code
 			r.Error.Cause = printable(before + strings.TrimSuffix(code, ": "))
 		}
 	}
@@ -343,7 +345,9 @@ func (r *moduleReport) managerFlags() string {
 	if r.library.Timeout > 0 {
 		flag("pkcs11-timeout", r.library.Timeout.String())
 	}
-	if !r.Library.Restricted {
+	if r.explicit {
+		fmt.Fprintf(&text, "  --pkcs11-unrestricted=%s\n", r.Library.Name)
+	} else if !r.Library.Restricted {
 		flag("pkcs11-allow-path", "PATH   for each file or directory that the library reads, or PATH:rw for one that it writes,")
 		text.WriteString("      besides its own directory: in this check it could use all files. Repeat the check with these flags.\n")
 	}

@@ -52,16 +52,10 @@ func (f *libraryFlags) parse() (libraries, error) {
 		return nil, errors.New("--pkcs11-timeout, --pkcs11-allow-path, --pkcs11-env and --pkcs11-unrestricted are for libraries in processes of their own: omit them, or omit --pkcs11-in-process")
 	}
 	return allowed, errors.Join(
-		allowed.each("--pkcs11-parameters", "STRING", f.parameters, func(l *process.Library, value string) error {
-			l.Parameters = value
-			return nil
-		}),
+		allowed.each("--pkcs11-parameters", "STRING", f.parameters, setParameters),
 		allowed.each("--pkcs11-timeout", "DURATION", f.timeouts, setTimeout),
 		allowed.each("--pkcs11-allow-path", "PATH[:rw]", f.paths, addPath),
-		allowed.each("--pkcs11-env", "VARIABLE", f.variables, func(l *process.Library, value string) error {
-			l.Environment = append(l.Environment, value)
-			return nil
-		}),
+		allowed.each("--pkcs11-env", "VARIABLE", f.variables, addVariable),
 		allowed.unrestrict(f.unrestricted),
 	)
 }
@@ -97,12 +91,33 @@ func (l libraries) each(flag, what string, values []string, set func(*process.Li
 	return nil
 }
 
+var errTwice = errors.New("is given twice for this library")
+
+func setParameters(l *process.Library, value string) error {
+	if l.Parameters != "" {
+		return errTwice
+	}
+	l.Parameters = value
+	return nil
+}
+
 func setTimeout(l *process.Library, value string) error {
 	timeout, err := time.ParseDuration(value)
-	if err != nil || timeout <= 0 {
-		return errors.New("must be a positive duration, such as 90s")
+	switch {
+	case err != nil || timeout < time.Second:
+		return errors.New("must be a duration of at least a second, such as 90s")
+	case l.Timeout != 0:
+		return errTwice
 	}
 	l.Timeout = timeout
+	return nil
+}
+
+func addVariable(l *process.Library, value string) error {
+	if value == "" || strings.Contains(value, "=") {
+		return errors.New("must be the name of an environment variable, which the library gets if the operator has it")
+	}
+	l.Environment = append(l.Environment, value)
 	return nil
 }
 

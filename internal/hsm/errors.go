@@ -42,6 +42,14 @@ const (
 	Internal Kind = "Internal"
 )
 
+// Kinds lists every kind of error.
+func Kinds() []Kind {
+	return []Kind{
+		InvalidMaterial, MaterialLength, OtherMaterial, InvalidBlob, DataKeyTooLong, NotFound, NotSupported, Misconfigured, Unavailable,
+		Locked, PINUntried, Internal,
+	}
+}
+
 // Error is the error of every Module method.
 type Error struct {
 	Kind Kind

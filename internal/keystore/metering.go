@@ -59,5 +59,9 @@ func (r *Registry) guard(ctx context.Context, id ID, m *module, method string, n
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(calls, cancel)()
-	return next(ctx)
+	err := next(ctx)
+	if hsm.KindOf(err) != hsm.Unavailable {
+		m.answered.Add(1)
+	}
+	return err
 }

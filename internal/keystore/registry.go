@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,8 +63,9 @@ type module struct {
 	// calls is done when the calls in progress are given up, because the module fails its check.
 	calls  context.Context //nolint:containedctx // of all calls of the module
 	giveUp context.CancelFunc
-	// slow counts the calls in progress that may take long, and so may a check.
-	slow atomic.Int32
+	// slow counts the calls in progress that may take long, and so may a check. answered counts those that the module answered.
+	slow     atomic.Int32
+	answered atomic.Uint64
 	// withdrawn: the key store's PIN was taken away. The module only cleans up, until its keys are destroyed.
 	withdrawn bool
 	sweep     Sweep
@@ -244,8 +246,13 @@ func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failed
 		defer cancel()
 		ctx = bounded
 	}
-	if err = m.Check(ctx); err == nil {
-		is, err = m.Describe(ctx)
+	answered := m.answered.Load()
+	err = m.Check(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && m.answered.Load() != answered {
+		err = nil // a module that answers others is busy, and works
+	}
+	if err == nil {
+		is, err = m.Describe(context.WithoutCancel(ctx))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

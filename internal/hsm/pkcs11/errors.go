@@ -7,7 +7,7 @@ import "github.com/keyconvoy/keyconvoy/internal/hsm"
 var (
 	errNoKey       = hsm.Errorf(hsm.NotFound, "the key is not in the token")
 	errUnprotected = hsm.Errorf(hsm.Internal,
-		"the key in the token is not sensitive, non-extractable and for derivation only, so Keyconvoy does not use it: find out who created or changed it")
+		"the key in the token is not sensitive and non-extractable, or has other usages than Keyconvoy gives its keys, so Keyconvoy does not use it: find out who created or changed it")
 	errNoPair = hsm.Errorf(hsm.NotFound, "the wrapping key pair is not in the token")
 )
 

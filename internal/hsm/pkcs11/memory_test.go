@@ -42,6 +42,13 @@ func TestOpen_lackOfResources_isNotTakenForALackOfSupport(t *testing.T) {
 	cfg := configOf(tok)
 	want := describe(t, mustOpen(t, cfg))
 	spy := tokens.SpyOn(t, tok)
+	// One attack succeeds, and is not rejected because memory is lacking.
+	spy.Forgive("C_WrapKey")
+	spy.Inject(tokens.Failing(p11.CKR_DEVICE_MEMORY, tokens.Always, "C_WrapKey"))
+	if got := describe(t, mustOpen(t, cfg)).KeyProtection; got.State != hsm.NotEnforced {
+		t.Errorf("the key protection is %s if the attacks lack memory", got.State)
+	}
+	spy.Reset()
 	for _, function := range []string{"C_WrapKey", "C_UnwrapKey", "C_GenerateKeyPair"} {
 		spy.Inject(tokens.Failing(p11.CKR_HOST_MEMORY, tokens.Always, function))
 		m, err := Open(t.Context(), cfg)

@@ -95,8 +95,9 @@ func (t *selfTest) wipe() {
 // try runs a probe in a new session, because a failed call may leave a session unusable. It returns whether the probe passed; an
 // error ends the self-test.
 //
-// p11-kit returns CKR_DEVICE_ERROR for what its protocol cannot carry. So a probe that loses the connection twice, while a health
-// check succeeds each time, did not pass.
+// A probe that may have failed because of the device runs again: a single failure must not make a token count as one that supports
+// or protects less. p11-kit returns CKR_DEVICE_ERROR for what its protocol cannot carry, so a probe that loses the connection
+// twice, while a health check succeeds each time, did not pass.
 func (t *selfTest) try(name string, probe func(*session) error) (passed bool, err error) {
 	return t.tryProbe(hsm.Probe{Name: name}, probe)
 }
@@ -105,18 +106,19 @@ func (t *selfTest) tryProbe(p hsm.Probe, probe func(*session) error) (passed boo
 	t.probes.begin(p)
 	defer func() { t.probes.end(cmp.Or(err, t.failure)) }()
 	for range 2 {
-		if err = t.inNewSession(probe); err != nil || token.ClassOf(t.failure) != token.ConnectionLost {
-			if err == nil && endsTest(t.failure) {
-				err = t.failure
-			}
+		if err = t.inNewSession(probe); err != nil || !mayBeDevice(t.failure) {
 			return err == nil && t.failure == nil, err
 		}
-		lost := t.failure
-		err = t.inNewSession((*session).checkHealth)
-		if err != nil || t.failure != nil {
-			return false, lost
+		failure := t.failure
+		if token.ClassOf(failure) == token.ConnectionLost {
+			if err := t.inNewSession((*session).checkHealth); err != nil || t.failure != nil {
+				return false, failure
+			}
 		}
-		t.failure = lost
+		t.failure = failure
+	}
+	if token.HasCode(t.failure, p11.CKR_HOST_MEMORY) { // CKR_DEVICE_MEMORY may mean that the key is too long
+		return false, t.failure
 	}
 	return false, nil
 }
@@ -129,16 +131,19 @@ func (t *selfTest) inNewSession(probe func(*session) error) error {
 	})
 }
 
-// endsTest returns whether a failure ends the self-test, because otherwise the token would count as one that supports less.
-// CKR_DEVICE_MEMORY does not: a token may return it for keys that are too long.
+// endsTest returns whether a failure outside of a probe ends the self-test, because otherwise the token would count as one that
+// supports less.
 func endsTest(err error) bool {
 	return token.ClassOf(err) == token.ConnectionLost || token.HasCode(err, p11.CKR_HOST_MEMORY)
 }
 
 // mayBeDevice returns whether a failure may be that of the device, or of this moment.
 func mayBeDevice(err error) bool {
-	class := token.ClassOf(err)
-	return class == token.Ambiguous || class == token.Exhausted
+	switch token.ClassOf(err) {
+	case token.ConnectionLost, token.Ambiguous, token.Exhausted:
+		return true
+	}
+	return false
 }
 
 func (s *session) checkHealth() error { return s.HealthCheck() }

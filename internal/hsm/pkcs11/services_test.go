@@ -188,8 +188,12 @@ func TestOpenCryptoki_testProcessKilled_leavesNoDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := bufio.NewScanner(out)
-	for lines.Scan() && lines.Text() != holdOpenCryptoki {
+	lines, holds := bufio.NewScanner(out), false
+	for !holds && lines.Scan() {
+		holds = lines.Text() == holdOpenCryptoki
+	}
+	if !holds {
+		t.Fatal("the child does not use openCryptoki")
 	}
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)

@@ -69,14 +69,6 @@ func boolAttributes(value bool, types ...uint) []*p11.Attribute {
 	return out
 }
 
-// readableDerived is a derived session key whose value can be read.
-func readableDerived(length int) []*p11.Attribute {
-	return append(secretKey(p11.CKK_GENERIC_SECRET, false),
-		p11.NewAttribute(p11.CKA_VALUE_LEN, length),
-		p11.NewAttribute(p11.CKA_SENSITIVE, false),
-		p11.NewAttribute(p11.CKA_EXTRACTABLE, true))
-}
-
 // readableUnwrapped is an unwrapped session key whose value can be read.
 func readableUnwrapped() []*p11.Attribute {
 	return append(secretKey(p11.CKK_GENERIC_SECRET, false),

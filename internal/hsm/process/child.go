@@ -8,6 +8,7 @@ import (
 	"net/rpc"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"sync"
 	"sync/atomic"
@@ -33,9 +34,11 @@ type child struct {
 	process *os.Process
 	calls   *rpc.Client
 	parent  *parentServer
+	calling atomic.Uint64 // the last call of a module's method
 	hang    atomic.Pointer[HangReport]
 	silent  atomic.Bool
-	started time.Time // set by the library
+	stops   atomic.Bool // the operator stops the child
+	file    string      // of the library, without symbolic links
 
 	done    chan struct{} // closed when the process has ended
 	cause   string        // of the end, for the metric; set before done is closed
@@ -48,13 +51,16 @@ type child struct {
 
 // startChild starts a child and waits until it has restricted itself.
 func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.Error) {
-	c := &child{library: l, done: make(chan struct{}), modules: map[uint64]*module{}}
+	c := &child{library: l, done: make(chan struct{}), modules: map[uint64]*module{}, file: allowed.Path}
+	if file, err := filepath.EvalSymlinks(allowed.Path); err == nil {
+		c.file = file
+	}
 	c.parent = newParentServer(c)
 	toChild, fromChild, err := c.spawn(allowed)
 	if err != nil {
 		return nil, hsm.Wrap(hsm.Unavailable, err, fmt.Sprintf("the process of PKCS#11 library %q cannot be started; see the operator's log", l.name))
 	}
-	c.calls = rpc.NewClientWithCodec(newCodec(toChild))
+	c.calls = rpc.NewClientWithCodec(newCodec(toChild, maxReply))
 	go c.serveParent(fromChild)
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
@@ -66,6 +72,7 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 	if startErr != nil {
 		c.kill()
 		<-c.done
+		_ = c.calls.Close()
 		return nil, startErr
 	}
 	l.log.Info("Started the process of a PKCS#11 library", "pid", c.process.Pid, "notInEffect", reply.Missing)
@@ -100,13 +107,16 @@ func (c *child) spawn(allowed Library) (toChild, fromChild net.Conn, err error) 
 	return toChild, fromChild, nil
 }
 
-// serveParent answers the requests of the child.
+// serveParent answers the requests of the child, one after the other, so that a child cannot make its parent do much at a time.
 func (c *child) serveParent(conn net.Conn) {
 	server := rpc.NewServer()
 	if err := server.RegisterName(parentService, c.parent); err != nil {
 		panic(err) // a method that net/rpc does not accept: a mistake in this package
 	}
-	server.ServeCodec(newCodec(conn))
+	requests := newCodec(conn, maxRequest)
+	defer requests.Close()
+	for server.ServeRequest(requests) == nil {
+	}
 }
 
 // end records why the process ended.
@@ -115,6 +125,8 @@ func (c *child) end(state *os.ProcessState, err error) {
 	switch hang := c.hang.Load(); {
 	case hang != nil:
 		how, c.cause = fmt.Sprintf("was ended, because %s did not return within %s", hang.Function, hang.After), "hang"
+	case c.stops.Load():
+		how, c.cause = fmt.Sprintf("was ended, because it did not finalize the library within %s", stopTime), "hang"
 	case c.silent.Load():
 		how, c.cause = fmt.Sprintf("was ended, because it did not respond for %s", silentTime), "silent"
 	case state != nil:
@@ -137,10 +149,12 @@ func (c *child) call(ctx context.Context, method string, args, reply any) *hsm.E
 	}
 	var refused rpc.ServerError
 	if errors.As(call.Error, &refused) {
-		return hsm.Wrap(hsm.Internal, call.Error, "")
+		return hsm.Wrap(hsm.Internal, errors.New(harmless(refused.Error())), "")
 	}
 	// The connection ends with the process, or before it.
-	c.kill()
+	if !c.stops.Load() {
+		c.kill()
+	}
 	<-c.done
 	return c.failure
 }
@@ -153,6 +167,9 @@ func (c *child) watch() {
 		case <-c.done:
 			return
 		}
+		if c.stops.Load() {
+			return
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), silentTime)
 		answered := make(chan struct{})
 		go func() { // the call blocks if the connection is full
@@ -163,7 +180,7 @@ func (c *child) watch() {
 		case <-answered:
 		case <-ctx.Done():
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && !c.stops.Load() {
 			c.silent.Store(true)
 			c.kill()
 		}
@@ -173,14 +190,17 @@ func (c *child) watch() {
 
 func (c *child) kill() { _ = c.process.Kill() }
 
-// stop has the child finalize the library and end. It waits for the end.
-func (c *child) stop() {
+// stop has the child finalize the library and end, and waits for the end. It returns whether it had to kill the child.
+func (c *child) stop() (killed bool) {
+	c.stops.Store(true)
 	_ = c.calls.Close() // which the child takes as the request to end
 	select {
 	case <-c.done:
+		return false
 	case <-time.After(stopTime):
 		c.kill()
 		<-c.done
+		return true
 	}
 }
 
@@ -245,11 +265,15 @@ func newParentServer(c *child) *parentServer {
 
 var errNoModule = errors.New("the module is closed")
 
-// BeginPIN asks the authority of the module whether a PIN may be tried.
+// maxAttempts is more than the key stores of a library that log in at a time.
+const maxAttempts = 1024
+
+// BeginPIN asks the authority of the module whether a PIN may be tried. A child speaks for the tokens of its library only: otherwise
+// one that an attacker controls could record wrong PINs of others' tokens.
 func (s *parentServer) BeginPIN(req PINRequest, reply *PINReply) error {
 	defer req.PIN.Wipe()
 	m := s.child.module(req.Module)
-	if m == nil {
+	if m == nil || req.Token.Library != s.child.file {
 		return errNoModule
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), pinTime)
@@ -261,6 +285,9 @@ func (s *parentServer) BeginPIN(req PINRequest, reply *PINReply) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.attempts) >= maxAttempts {
+		return errNoModule
+	}
 	s.last++
 	s.attempts[s.last] = attempt
 	reply.Attempt = s.last

@@ -199,13 +199,26 @@ func TestProvider_processThatEndsAgainAndAgain_isStartedLater(t *testing.T) {
 		}
 		clock.Advance(delay)
 	}
+	if n := restarts(t, p, "SIGKILL"); n != 8 {
+		t.Errorf("%v restarts, want 8", n)
+	}
 	lost := make(chan *hsm.Error, 1)
 	cfg.Lost = func(failure *hsm.Error) { lost <- failure }
-	mustOpen(t, p, cfg)
+	m := mustOpen(t, p, cfg)
 	clock.Advance(10 * time.Minute)
 	signalChild(t, library, syscall.SIGKILL)
 	<-lost
-	mustOpen(t, p, cfg)
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // of which the first follows a failure
+		if err := mustOpen(t, p, cfg).Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := restarts(t, p, "SIGKILL"); n != 10 {
+		t.Errorf("%v restarts, want 10: one that follows a close is none", n)
+	}
 }
 
 func TestProvider_processes(t *testing.T) {

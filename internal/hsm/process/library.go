@@ -14,7 +14,7 @@ const (
 	// The first restart after a failure is immediate, and the next ones are delayed, each twice as long as the one before.
 	minDelay = time.Second
 	maxDelay = time.Minute
-	// stableAfter is how long a child must run until an end counts as the first failure again.
+	// stableAfter is how long after a failure the next one counts as the first again.
 	stableAfter = 10 * time.Minute
 )
 
@@ -24,13 +24,14 @@ type library struct {
 	provider *Provider
 	log      logr.Logger
 
-	busy      *semaphore.Weighted // guards the fields below; held while a child starts or stops, which takes time
-	child     *child
-	users     int // modules of the child
-	failures  int // in a row
-	notBefore time.Time
-	failure   *hsm.Error // the last one
-	cause     string     // of the last failure, for the metric
+	busy     *semaphore.Weighted // guards the fields below; held while a child starts or stops, which takes time
+	child    *child
+	users    int // modules of the child
+	failures int // in a row
+	failed   time.Time
+	failure  *hsm.Error // the last one
+	cause    string     // of the last failure, for the metric
+	restart  bool       // the next start follows a failure
 }
 
 func newLibrary(name string, p *Provider) *library {
@@ -41,7 +42,9 @@ func newLibrary(name string, p *Provider) *library {
 // release.
 func (l *library) acquire(ctx context.Context, allowed Library) (*child, error) {
 	if err := l.busy.Acquire(ctx, 1); err != nil {
-		return nil, timeoutError(err)
+		waiting := timeoutError(err)
+		waiting.After = openAgainAfter
+		return nil, waiting
 	}
 	defer l.busy.Release(1)
 	if l.child != nil && l.child.ended() {
@@ -58,23 +61,23 @@ func (l *library) acquire(ctx context.Context, allowed Library) (*child, error) 
 
 func (l *library) start(ctx context.Context, allowed Library) error {
 	now := l.provider.options.Now()
-	if wait := l.notBefore.Sub(now); l.failures > 0 && wait > 0 {
+	if wait := l.failed.Add(delay(l.failures)).Sub(now); wait > 0 {
 		waiting := hsm.Wrap(hsm.Unavailable, l.failure, l.failure.Detail+"; the operator starts it again after a delay")
 		waiting.After = wait
 		return waiting
 	}
-	if l.failures > 0 {
-		l.provider.restarts.WithLabelValues(l.name, l.cause).Inc()
-	}
 	c, err := startChild(ctx, l, allowed)
 	if err != nil {
-		if err.Kind != hsm.Misconfigured { // a person must change something first
-			l.countFailure(now, "start", err)
+		if err.Kind != hsm.Misconfigured && ctx.Err() == nil { // a person must change something first, or the caller gave up
+			l.countFailure("start", err)
 		}
 		return err
 	}
+	if l.restart {
+		l.restart = false
+		l.provider.restarts.WithLabelValues(l.name, l.cause).Inc()
+	}
 	l.child, l.users = c, 0
-	c.started = now
 	go l.await(c) //nolint:gosec // until the child ends
 	return nil
 }
@@ -82,6 +85,7 @@ func (l *library) start(ctx context.Context, allowed Library) error {
 // await waits for the end of a child.
 func (l *library) await(c *child) {
 	<-c.done
+	_ = c.calls.Close()
 	_ = l.busy.Acquire(context.Background(), 1) // a context that is never done
 	if l.child == c {
 		l.recordEnd(c)
@@ -93,17 +97,17 @@ func (l *library) await(c *child) {
 // recordEnd records the end of a child that the operator did not stop.
 func (l *library) recordEnd(c *child) {
 	l.child = nil
-	l.countFailure(c.started, c.cause, c.failure)
+	l.countFailure(c.cause, c.failure)
 }
 
 // countFailure delays the next start, unless this is the first failure for long.
-func (l *library) countFailure(started time.Time, cause string, failure *hsm.Error) {
+func (l *library) countFailure(cause string, failure *hsm.Error) {
 	now := l.provider.options.Now()
-	if now.Sub(started) >= stableAfter {
+	if now.Sub(l.failed) >= stableAfter {
 		l.failures = 0
 	}
 	l.failures++
-	l.cause, l.failure, l.notBefore = cause, failure, now.Add(delay(l.failures))
+	l.cause, l.failure, l.failed, l.restart = cause, failure, now, true
 	l.log.Error(failure, "The process of a PKCS#11 library ended", "cause", cause, "failures", l.failures)
 }
 
@@ -122,8 +126,14 @@ func (l *library) release(c *child) {
 	if l.child != c {
 		return
 	}
+	if c.ended() { // await has not recorded it yet
+		l.recordEnd(c)
+		return
+	}
 	if l.users--; l.users == 0 {
 		l.child = nil
-		c.stop()
+		if killed := c.stop(); killed {
+			l.countFailure("hang", c.failure)
+		}
 	}
 }

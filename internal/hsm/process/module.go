@@ -47,7 +47,9 @@ func (m *module) open(ctx context.Context, cfg hsm.Config) error {
 	}
 	go m.close(context.WithoutCancel(ctx)) // which the child does when the opening has ended
 	if ctx.Err() != nil {
-		err.After = openAgainAfter
+		waiting := *err
+		waiting.After = openAgainAfter
+		return &waiting
 	}
 	return err
 }
@@ -94,8 +96,13 @@ func invoke[T any](ctx context.Context, m *module, method string, parameter any)
 		return none, errClosed
 	}
 	var reply incomingReply
-	call := &outgoingCall{Module: m.id, Method: method, Timeout: remaining(ctx), Parameter: parameter}
+	call := &outgoingCall{ID: m.child.calling.Add(1), Module: m.id, Method: method, Timeout: remaining(ctx), Parameter: parameter}
 	if err := m.child.call(ctx, "Call", call, &reply); err != nil {
+		if ctx.Err() != nil { // the call may still wait for a session
+			go func() {
+				_ = m.child.call(context.WithoutCancel(ctx), "Cancel", &CancelRequest{ID: call.ID}, &Nothing{})
+			}()
+		}
 		return none, err
 	}
 	return decodeReply[T](reply)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,7 +28,7 @@ func closeInherited() error {
 			continue
 		}
 		target, err := os.Readlink("/proc/self/fd/" + descriptor.Name())
-		if err != nil || strings.HasPrefix(target, "anon_inode:[event") { // closed already, or the runtime's
+		if err != nil || ofRuntime(target) { // closed already, or in use
 			continue
 		}
 		if err := unix.Close(number); err != nil {
@@ -35,6 +36,11 @@ func closeInherited() error {
 		}
 	}
 	return nil
+}
+
+// ofRuntime returns whether a file is one that the Go runtime keeps open: its poller, and the CPU limit of the process's cgroup.
+func ofRuntime(target string) bool {
+	return strings.HasPrefix(target, "anon_inode:[event") || strings.HasPrefix(target, "/sys/fs/cgroup/")
 }
 
 // restrict takes from this process what its library does not need. It returns the protections that are not in effect, with the
@@ -99,22 +105,43 @@ func restrictFiles(library Library) (why string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); errno != 0 || version == 0 {
+	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno != 0 || version == 0 {
 		return fmt.Sprintf("Landlock: the kernel does not support it (%v)", errno), nil
 	}
-	return "", landlock.V5.BestEffort().RestrictPaths(rules...)
+	if version < landlockVersion {
+		why = fmt.Sprintf("Landlock: the kernel supports version %d of %d, so it restricts fewer operations on files", version, landlockVersion)
+	}
+	return why, landlock.V5.BestEffort().RestrictPaths(rules...)
+}
+
+// landlockVersion is that of landlock.V5, which restricts device files, too.
+const landlockVersion = 5
+
+// serviceAccount is where Kubernetes mounts the token of the operator. No directory of a library may contain it.
+var serviceAccount = []string{"/var/run/secrets/kubernetes.io/serviceaccount", "/run/secrets/kubernetes.io/serviceaccount"}
+
+// libraryPaths are the library and what is beside it, and the directories of other libraries that the administrator named. If the
+// library is in a directory above the operator's token, only its file is allowed.
+func libraryPaths(library Library) []string {
+	paths := filepath.SplitList(os.Getenv("LD_LIBRARY_PATH"))
+	if filepath.IsAbs(library.Path) {
+		paths = append(paths, filepath.Dir(library.Path), library.Path)
+	}
+	if file, err := filepath.EvalSymlinks(library.Path); err == nil {
+		paths = append(paths, filepath.Dir(file), file)
+	}
+	return slices.DeleteFunc(paths, func(path string) bool {
+		return !filepath.IsAbs(path) || slices.ContainsFunc(serviceAccount, func(secret string) bool {
+			relative, err := filepath.Rel(path, secret)
+			return err != nil || relative == "." || filepath.IsLocal(relative)
+		})
+	})
 }
 
 func fileRules(library Library) ([]landlock.Rule, error) {
 	rules := []landlock.Rule{landlock.RWFiles("/dev/null")}
-	read := append([]string{filepath.Dir(library.Path)}, systemPaths...)
-	if file, err := filepath.EvalSymlinks(library.Path); err == nil {
-		read = append(read, filepath.Dir(file))
-	}
-	if !filepath.IsAbs(library.Path) {
-		read = read[1:]
-	}
-	for _, path := range read {
+	for _, path := range slices.Concat(libraryPaths(library), systemPaths) {
 		info, err := os.Stat(path)
 		switch {
 		case err != nil: // this system does not have it

@@ -46,12 +46,12 @@ func Serve() error {
 	if err != nil {
 		return err
 	}
-	s := &server{parent: rpc.NewClientWithCodec(newCodec(toParent)), modules: map[uint64]hsm.Module{}}
+	s := &server{parent: rpc.NewClientWithCodec(newCodec(toParent, maxReply)), modules: map[uint64]hsm.Module{}, cancels: map[uint64]context.CancelFunc{}}
 	rpcServer := rpc.NewServer()
 	if err := rpcServer.RegisterName(childService, s); err != nil {
 		return err
 	}
-	rpcServer.ServeCodec(newCodec(calls))
+	rpcServer.ServeCodec(newCodec(calls, maxReply))
 	s.closeAll()
 	return nil
 }
@@ -80,6 +80,7 @@ type server struct {
 
 	mu      sync.Mutex
 	modules map[uint64]hsm.Module
+	cancels map[uint64]context.CancelFunc // of the calls in progress
 }
 
 // Start restricts the process to what the library needs.
@@ -169,9 +170,32 @@ func (s *server) Call(req CallRequest, reply *CallReply) error {
 		return fmt.Errorf("hsm.Module has no method %q", req.Method)
 	}
 	ctx, cancel := withTimeout(req.Timeout)
-	defer cancel()
+	defer s.cancelable(req.ID, cancel)()
 	result, err := call(ctx, m, req.Parameter)
 	reply.Result, reply.Error = result, encodeError(err)
+	return nil
+}
+
+// cancelable lets Cancel end a call, until end is called.
+func (s *server) cancelable(id uint64, cancel context.CancelFunc) (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cancels[id] = cancel
+	return func() {
+		cancel()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.cancels, id)
+	}
+}
+
+// Cancel ends the wait of a call for a session. A call into the library goes on.
+func (s *server) Cancel(req CancelRequest, _ *Nothing) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cancel := s.cancels[req.ID]; cancel != nil {
+		cancel()
+	}
 	return nil
 }
 

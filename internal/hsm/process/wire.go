@@ -9,8 +9,11 @@ import (
 	"io"
 	"net"
 	"net/rpc"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -47,6 +50,7 @@ type ListRequest struct{ Timeout time.Duration }
 
 // CallRequest calls a method of a module.
 type CallRequest struct {
+	ID      uint64 // for CancelRequest
 	Module  uint64
 	Method  string        // of hsm.Module
 	Timeout time.Duration // the time until the deadline of the caller; 0 if it has none
@@ -56,11 +60,15 @@ type CallRequest struct {
 
 // outgoingCall is a CallRequest that is not encoded yet.
 type outgoingCall struct {
+	ID        uint64
 	Module    uint64
 	Method    string
 	Timeout   time.Duration
 	Parameter any
 }
+
+// CancelRequest says that nothing waits for the reply to a CallRequest.
+type CancelRequest struct{ ID uint64 }
 
 // CallReply is the reply to a request whose result depends on its method.
 type CallReply struct {
@@ -144,24 +152,47 @@ func (e *wireError) decode() *hsm.Error {
 	if e == nil {
 		return nil
 	}
-	out := &hsm.Error{Kind: e.Kind, Detail: e.Detail, Probes: e.Probes}
+	out := &hsm.Error{Kind: e.Kind, Detail: harmless(e.Detail), Probes: e.Probes}
+	if !slices.Contains(hsm.Kinds(), e.Kind) {
+		out.Kind = hsm.Internal
+	}
 	switch {
 	case e.Timeout:
 		out.Err = fmt.Errorf("in the process of the library: %w", context.DeadlineExceeded)
 	case e.Cause != "":
-		out.Err = errors.New(e.Cause)
+		out.Err = errors.New(harmless(e.Cause))
 	}
 	return out
 }
 
-// maxFrame bounds a frame in bytes. The longest is the list of all keys of a token.
-const maxFrame = 64 << 20
+// maxText bounds a text of the child in bytes. Texts become conditions, events and lines of the log.
+const maxText = 1024
+
+// harmless bounds a text and replaces what does not print.
+func harmless(text string) string {
+	if len(text) > maxText {
+		text = text[:maxText] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' {
+			return r
+		}
+		return '?'
+	}, text)
+}
+
+// The limits of a frame in bytes. The longest reply is the list of all keys of a token. A child sends its parent short requests.
+const (
+	maxReply   = 16 << 20
+	maxRequest = enough
+)
 
 // The encoding. A child that has been taken over must not be able to make its parent use much memory or time.
 var (
 	encoding = must(cbor.EncOptions{Time: cbor.TimeRFC3339Nano}.UserBufferEncMode())
 	decoding = must(cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, MaxNestedLevels: 16, MaxArrayElements: 1 << 20,
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, MaxNestedLevels: 16, MaxArrayElements: 1 << 17,
+		UTF8: cbor.UTF8DecodeInvalid, // a token reports any bytes
 	}.DecMode())
 )
 
@@ -175,6 +206,7 @@ func must[T any](mode T, err error) T {
 // codec implements rpc.ClientCodec and rpc.ServerCodec. A frame is its length in four bytes, a header and a body.
 type codec struct {
 	conn net.Conn // without a buffer, which could not be wiped
+	max  uint32   // the limit of a frame that is received
 	body []byte   // of the frame that was read last
 	once sync.Once
 
@@ -189,8 +221,8 @@ type header struct {
 	Error    string `cbor:",omitempty"`
 }
 
-func newCodec(conn net.Conn) *codec {
-	c := &codec{conn: conn}
+func newCodec(conn net.Conn, maxReceived uint32) *codec {
+	c := &codec{conn: conn, max: maxReceived}
 	c.out.Grow(enough)
 	return c
 }
@@ -214,10 +246,10 @@ func (c *codec) write(h header, body any) error {
 		return err
 	}
 	frame := c.out.Bytes()
-	if len(frame)-4 > maxFrame {
+	if len(frame)-4 > maxReply {
 		return fmt.Errorf("a frame of %d bytes is longer than the limit", len(frame))
 	}
-	binary.BigEndian.PutUint32(frame, uint32(len(frame)-4)) //nolint:gosec // it is less than maxFrame
+	binary.BigEndian.PutUint32(frame, uint32(len(frame)-4)) //nolint:gosec // it is less than maxReply
 	_, err := c.conn.Write(frame)
 	return err
 }
@@ -229,15 +261,29 @@ func (c *codec) read() (h header, err error) {
 		return h, err
 	}
 	length := binary.BigEndian.Uint32(size[:])
-	if length > maxFrame {
+	if length > c.max {
 		return h, fmt.Errorf("a frame of %d bytes is longer than the limit", length)
 	}
-	frame := make([]byte, length)
-	if _, err := io.ReadFull(c.conn, frame); err != nil {
+	frame, err := c.receive(int(length))
+	if err != nil {
 		return h, err
 	}
 	c.body, err = decoding.UnmarshalFirst(frame, &h)
 	return h, err
+}
+
+// receive reads n bytes. The buffer of many bytes grows as they arrive: the sender may send fewer.
+func (c *codec) receive(n int) ([]byte, error) {
+	if n > enough {
+		frame, err := io.ReadAll(io.LimitReader(c.conn, int64(n)))
+		if err == nil && len(frame) < n {
+			err = io.ErrUnexpectedEOF
+		}
+		return frame, err
+	}
+	frame := make([]byte, n)
+	_, err := io.ReadFull(c.conn, frame)
+	return frame, err
 }
 
 // readBody decodes the body and wipes it. out is nil for a body that is not needed.

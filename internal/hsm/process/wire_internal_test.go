@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/rpc"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/pins"
@@ -34,14 +36,14 @@ func FuzzCodec_foreignBytes(f *testing.F) {
 		&PINRequest{Module: 1, PIN: redact.WireBytes("1234"), Asked: pins.Asked{CountLow: true}}, &HangReport{Function: "C_Sign"}, &Nothing{},
 	} {
 		s := &stream{}
-		if err := newCodec(s).write(header{Sequence: 1, Method: "Parent.BeginPIN"}, body); err != nil {
+		if err := newCodec(s, maxReply).write(header{Sequence: 1, Method: "Parent.BeginPIN"}, body); err != nil {
 			f.Fatal(err)
 		}
 		f.Add(s.out.Bytes())
 	}
 	f.Fuzz(func(_ *testing.T, in []byte) {
 		for _, body := range []any{&incomingReply{}, &PINRequest{}, &PINOutcome{}, &HangReport{}, nil} {
-			c := newCodec(&stream{in: bytes.NewReader(in)})
+			c := newCodec(&stream{in: bytes.NewReader(in)}, maxReply)
 			var response rpc.Response
 			if c.ReadResponseHeader(&response) != nil || c.ReadResponseBody(body) != nil {
 				continue
@@ -58,7 +60,7 @@ func FuzzCodec_foreignBytes(f *testing.F) {
 func TestCodec_wipesFrames(t *testing.T) {
 	t.Parallel()
 	s := &stream{}
-	c := newCodec(s)
+	c := newCodec(s, maxReply)
 	const secret = "not-to-be-kept"
 	if err := c.write(header{Sequence: 1}, &PINRequest{PIN: redact.WireBytes(secret)}); err != nil {
 		t.Fatal(err)
@@ -86,7 +88,7 @@ func TestCodec_wipesFrames(t *testing.T) {
 
 func TestCodec_frameThatIsTooLong_isRejected(t *testing.T) {
 	t.Parallel()
-	c := newCodec(&stream{in: bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff})})
+	c := newCodec(&stream{in: bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff})}, maxReply)
 	if err := c.ReadResponseHeader(&rpc.Response{}); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("the error is %v", err)
 	}
@@ -111,7 +113,7 @@ func TestOpenRequest_hasAllPlainFieldsOfTheConfig(t *testing.T) {
 	sent := want
 	sent.PINs, sent.Lost = pins.New(nil, time.Now), func(*hsm.Error) {}
 	s := &stream{}
-	c := newCodec(s)
+	c := newCodec(s, maxReply)
 	if err := c.write(header{}, &OpenRequest{Config: sent}); err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +124,48 @@ func TestOpenRequest_hasAllPlainFieldsOfTheConfig(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got.Config, want) {
 		t.Error("the configuration is another one after it was sent")
+	}
+}
+
+// A child speaks for the tokens of its library only.
+func TestParentServer_otherLibrarysToken_isRefused(t *testing.T) {
+	t.Parallel()
+	guard := pins.New(nil, time.Now)
+	c := &child{file: "/a.so", modules: map[uint64]*module{1: {pins: guard}}}
+	s := newParentServer(c)
+	for library, allowed := range map[string]bool{"/a.so": true, "/b.so": false} {
+		var reply PINReply
+		err := s.BeginPIN(PINRequest{Module: 1, Token: pins.Token{Library: library, Serial: "1"}, PIN: redact.WireBytes("1234")}, &reply)
+		if (err == nil) != allowed || len(s.attempts) > 1 {
+			t.Errorf("a PIN for a token of %s: %v, %+v", library, err, reply)
+		}
+	}
+}
+
+// Texts of a child become conditions and lines of the log, and kinds become labels of a metric.
+func TestWireError_ofAHostileChild_isBoundedAndPrints(t *testing.T) {
+	t.Parallel()
+	e := (&wireError{Kind: "Invented", Detail: strings.Repeat("x", 1<<20), Cause: "a\x1b[31m\xff"}).decode()
+	if e.Kind != hsm.Internal || len(e.Detail) > 2*maxText || strings.Contains(e.Err.Error(), "\x1b") || !utf8.ValidString(e.Err.Error()) {
+		t.Errorf("the error is %q", e.Error()[:100])
+	}
+}
+
+// A token may report text that is not UTF-8.
+func TestCodec_textThatIsNotUTF8_arrives(t *testing.T) {
+	t.Parallel()
+	s := &stream{}
+	c := newCodec(s, maxReply)
+	if err := c.write(header{}, &CallReply{Result: hsm.Description{Info: hsm.Info{Manufacturer: "Soci\xe9t\xe9"}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.in = &s.out
+	var reply incomingReply
+	if err := errors.Join(c.ReadResponseHeader(&rpc.Response{}), c.ReadResponseBody(&reply)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeReply[hsm.Description](reply); err != nil || got.Info.Manufacturer != "Soci\xe9t\xe9" {
+		t.Errorf("%q, %v", got.Info.Manufacturer, err)
 	}
 }
 

@@ -76,7 +76,7 @@ func (s *Session) DestroyOnRelease(handles ...p11.ObjectHandle) {
 // destroyTemporary destroys the session objects. C_CloseSession would, too, but sessions return to the pool.
 func (s *Session) destroyTemporary() {
 	for _, h := range s.temporary {
-		// A library that returns a wrong handle must not make a key in the token disappear.
+		// A library that returns a wrong handle must not make a key that is in use disappear.
 		if s.isTokenObject(h) || s.c.DestroyObject(s.handle, h) != nil {
 			s.failed = true
 		}
@@ -208,9 +208,10 @@ func (s *Session) DeriveEncryptedValue(base p11.ObjectHandle, data []byte) (reda
 
 // readableTemplates are the templates of derived session keys whose value can be read, by length. They are made once, because
 // a template takes two allocations per attribute. Libraries do not change templates.
-var readableTemplates = map[int][]*p11.Attribute{16: readableTemplate(16), 32: readableTemplate(32)}
+var readableTemplates = map[int][]*p11.Attribute{16: ReadableTemplate(16), 32: ReadableTemplate(32)}
 
-func readableTemplate(length int) []*p11.Attribute {
+// ReadableTemplate is the template of a derived session key whose value can be read.
+func ReadableTemplate(length int) []*p11.Attribute {
 	return []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
 		p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_GENERIC_SECRET),
