@@ -32,7 +32,7 @@ const (
 type child struct {
 	library *library
 	process *os.Process
-	calls   *rpc.Client
+	calls   *connections
 	parent  *parentServer
 	calling atomic.Uint64 // the last call of a module's method
 	hang    atomic.Pointer[HangReport]
@@ -56,12 +56,12 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 		c.file = file
 	}
 	c.parent = newParentServer(c)
-	toChild, fromChild, err := c.spawn(allowed)
+	control, requests, err := c.spawn(allowed)
 	if err != nil {
 		return nil, hsm.Wrap(hsm.Unavailable, err, fmt.Sprintf("the process of PKCS#11 library %q cannot be started; see the operator's log", l.name))
 	}
-	c.calls = rpc.NewClientWithCodec(newCodec(toChild, maxReply))
-	go c.serveParent(fromChild)
+	c.calls = &connections{control: control}
+	go c.serveParent(requests)
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	var reply StartReply
@@ -72,7 +72,7 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 	if startErr != nil {
 		c.kill()
 		<-c.done
-		_ = c.calls.Close()
+		c.calls.close()
 		return nil, startErr
 	}
 	l.log.Info("Started the process of a PKCS#11 library", "pid", c.process.Pid, "notInEffect", reply.Missing)
@@ -80,31 +80,32 @@ func startChild(ctx context.Context, l *library, allowed Library) (*child, *hsm.
 	return c, nil
 }
 
-// spawn starts the process, and returns the connections for calls to it and from it.
-func (c *child) spawn(allowed Library) (toChild, fromChild net.Conn, err error) {
+// spawn starts the process. It returns the connection over which the process gets others for calls to it, and the one for requests
+// from it.
+func (c *child) spawn(allowed Library) (control, requests *net.UnixConn, err error) {
 	options := &c.library.provider.options
-	toChild, childIn, err := socketPair()
+	control, childControl, err := socketPair()
 	if err != nil {
 		return nil, nil, err
 	}
-	fromChild, childOut, err := socketPair()
+	requests, childRequests, err := socketPair()
 	if err != nil {
-		return nil, nil, errors.Join(err, toChild.Close(), childIn.Close())
+		return nil, nil, errors.Join(err, control.Close(), childControl.Close())
 	}
 	cmd := exec.Command(options.Command[0], append(options.Command[1:len(options.Command):len(options.Command)], c.library.name)...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = environment(os.Environ(), allowed.Environment)
 	// A library may write to its standard output, which is the audit log of the operator.
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	cmd.ExtraFiles = []*os.File{childIn, childOut}
+	cmd.ExtraFiles = []*os.File{childControl, childRequests}
 	started := make(chan error, 1)
 	go c.run(cmd, started)
 	err = <-started
-	err = errors.Join(err, childIn.Close(), childOut.Close())
+	err = errors.Join(err, childControl.Close(), childRequests.Close())
 	if err != nil {
-		return nil, nil, errors.Join(err, toChild.Close(), fromChild.Close())
+		return nil, nil, errors.Join(err, control.Close(), requests.Close())
 	}
-	return toChild, fromChild, nil
+	return control, requests, nil
 }
 
 // serveParent answers the requests of the child, one after the other, so that a child cannot make its parent do much at a time.
@@ -113,10 +114,7 @@ func (c *child) serveParent(conn net.Conn) {
 	if err := server.RegisterName(parentService, c.parent); err != nil {
 		panic(err) // a method that net/rpc does not accept: a mistake in this package
 	}
-	requests := newCodec(conn, maxRequest)
-	defer requests.Close()
-	for server.ServeRequest(requests) == nil {
-	}
+	serve(server, newCodec(conn, maxRequest))
 }
 
 // end records why the process ended.
@@ -136,20 +134,22 @@ func (c *child) end(state *os.ProcessState, err error) {
 	close(c.done)
 }
 
-// call calls a method of the child. Its errors are those of the connection: the child has ended, or it ends now.
+// call calls a method of the child. Its errors are that ctx is done, and those of the connection: the child has ended, or it ends now.
 func (c *child) call(ctx context.Context, method string, args, reply any) *hsm.Error {
-	call := c.calls.Go(childService+"."+method, args, reply, make(chan *rpc.Call, 1))
-	select {
-	case <-call.Done:
-	case <-ctx.Done():
-		return timeoutError(ctx.Err())
-	}
-	if call.Error == nil {
+	err := c.calls.call(ctx, childService+"."+method, args, reply)
+	if err == nil {
 		return nil
 	}
+	if ctx.Err() != nil {
+		return timeoutError(ctx.Err())
+	}
 	var refused rpc.ServerError
-	if errors.As(call.Error, &refused) {
+	if errors.As(err, &refused) {
 		return hsm.Wrap(hsm.Internal, errors.New(harmless(refused.Error())), "")
+	}
+	var noConnection *noConnectionError
+	if errors.As(err, &noConnection) {
+		return hsm.Wrap(hsm.Unavailable, err, fmt.Sprintf("the operator cannot connect to the process of PKCS#11 library %q; see its log", c.library.name))
 	}
 	// The connection ends with the process, or before it.
 	if !c.stops.Load() {
@@ -171,15 +171,7 @@ func (c *child) watch() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), silentTime)
-		answered := make(chan struct{})
-		go func() { // the call blocks if the connection is full
-			_ = c.call(ctx, "Ping", &Nothing{}, &Nothing{})
-			close(answered)
-		}()
-		select {
-		case <-answered:
-		case <-ctx.Done():
-		}
+		_ = c.call(ctx, "Ping", &Nothing{}, &Nothing{})
 		if ctx.Err() != nil && !c.stops.Load() {
 			c.silent.Store(true)
 			c.kill()
@@ -193,7 +185,7 @@ func (c *child) kill() { _ = c.process.Kill() }
 // stop has the child finalize the library and end, and waits for the end. It returns whether it had to kill the child.
 func (c *child) stop() (killed bool) {
 	c.stops.Store(true)
-	_ = c.calls.Close() // which the child takes as the request to end
+	c.calls.close()
 	select {
 	case <-c.done:
 		return false

@@ -85,7 +85,7 @@ func (l *library) start(ctx context.Context, allowed Library) error {
 // await waits for the end of a child.
 func (l *library) await(c *child) {
 	<-c.done
-	_ = c.calls.Close()
+	c.calls.close()
 	_ = l.busy.Acquire(context.Background(), 1) // a context that is never done
 	if l.child == c {
 		l.recordEnd(c)

@@ -72,7 +72,7 @@ func (m *module) close(ctx context.Context) {
 	if m.closed.Swap(true) {
 		return
 	}
-	_ = m.child.call(ctx, "Call", &outgoingCall{Module: m.id, Method: "Close", Timeout: remaining(ctx)}, &incomingReply{})
+	_ = m.child.call(ctx, "Call", &outgoingCall{Module: m.id, Method: "Close"}, &incomingReply{})
 	m.child.remove(m)
 	m.child.library.release(m.child)
 }
@@ -96,7 +96,7 @@ func invoke[T any](ctx context.Context, m *module, method string, parameter any)
 		return none, errClosed
 	}
 	var reply incomingReply
-	call := &outgoingCall{ID: m.child.calling.Add(1), Module: m.id, Method: method, Timeout: remaining(ctx), Parameter: parameter}
+	call := &outgoingCall{ID: m.child.calling.Add(1), Module: m.id, Method: method, Parameter: parameter}
 	if err := m.child.call(ctx, "Call", call, &reply); err != nil {
 		if ctx.Err() != nil { // the call may still wait for a session
 			go func() {

@@ -3,7 +3,6 @@ package process
 import (
 	"context"
 	"errors"
-	"net/rpc"
 	"sync"
 	"time"
 
@@ -27,8 +26,21 @@ func (m *module) authority() pins.Authority {
 
 // remotePINs implements pins.Authority in the child: it asks the parent.
 type remotePINs struct {
-	parent *rpc.Client
+	parent *parent
 	module uint64
+}
+
+// parent is the parent process, as its child knows it.
+type parent struct {
+	mu    sync.Mutex
+	codec *codec
+}
+
+// call calls a method of the parent.
+func (p *parent) call(method string, args, reply any) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.codec.call(parentService+"."+method, args, reply)
 }
 
 // refusals are the errors of package pins, by their texts.
@@ -44,7 +56,7 @@ func init() {
 func (r *remotePINs) Begin(_ context.Context, p pins.Presented, asked pins.Asked) (pins.Attempt, error) {
 	var reply PINReply
 	req := &PINRequest{Module: r.module, Token: p.Token, PIN: redact.WireBytes(p.PIN), Asked: asked}
-	if err := r.parent.Call(parentService+".BeginPIN", req, &reply); err != nil {
+	if err := r.parent.call("BeginPIN", req, &reply); err != nil {
 		return nil, err
 	}
 	if err := refusals[reply.Refusal]; err != nil {
@@ -58,11 +70,11 @@ func (r *remotePINs) Begin(_ context.Context, p pins.Presented, asked pins.Asked
 
 // remoteAttempt implements pins.Attempt.
 type remoteAttempt struct {
-	parent *rpc.Client
+	parent *parent
 	id     uint64
 }
 
 // End implements pins.Attempt.
 func (a *remoteAttempt) End(_ context.Context, outcome pins.Outcome) {
-	_ = a.parent.Call(parentService+".EndPIN", &PINOutcome{Attempt: a.id, Outcome: outcome}, &Nothing{})
+	_ = a.parent.call("EndPIN", &PINOutcome{Attempt: a.id, Outcome: outcome}, &Nothing{})
 }

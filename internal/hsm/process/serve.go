@@ -22,8 +22,8 @@ import (
 
 const (
 	// The sockets are the first descriptors after the standard ones.
-	callsDescriptor  = 3
-	parentDescriptor = 4
+	controlDescriptor = 3
+	parentDescriptor  = 4
 )
 
 // Serve is the child process. It serves the modules of one library to the parent, and returns when the parent closes the
@@ -38,7 +38,7 @@ func Serve() error {
 	if err := closeInherited(); err != nil {
 		return err
 	}
-	calls, err := inherited(callsDescriptor)
+	control, err := inherited(controlDescriptor)
 	if err != nil {
 		return err
 	}
@@ -46,24 +46,23 @@ func Serve() error {
 	if err != nil {
 		return err
 	}
-	s := &server{parent: rpc.NewClientWithCodec(newCodec(toParent, maxReply)), modules: map[uint64]hsm.Module{}, cancels: map[uint64]context.CancelFunc{}}
+	s := &server{parent: &parent{codec: newCodec(toParent, maxReply)}, modules: map[uint64]hsm.Module{}, cancels: map[uint64]context.CancelFunc{}}
 	rpcServer := rpc.NewServer()
 	if err := rpcServer.RegisterName(childService, s); err != nil {
 		return err
 	}
-	rpcServer.ServeCodec(newCodec(calls, maxReply))
+	serveConnections(rpcServer, control)
 	s.closeAll()
 	return nil
 }
 
 // inherited returns an inherited socket.
-func inherited(descriptor uintptr) (net.Conn, error) {
+func inherited(descriptor uintptr) (*net.UnixConn, error) {
 	file := os.NewFile(descriptor, "socket")
 	if file == nil {
 		return nil, errNotInherited
 	}
-	conn, err := net.FileConn(file)
-	_ = file.Close() // FileConn has duplicated it
+	conn, err := connectionOf(file)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotInherited, err)
 	}
@@ -74,7 +73,7 @@ var errNotInherited = errors.New("this command is for the operator, which starts
 
 // server is the service of the child.
 type server struct {
-	parent  *rpc.Client
+	parent  *parent
 	library Library
 	calls   *watchdog
 
@@ -169,7 +168,7 @@ func (s *server) Call(req CallRequest, reply *CallReply) error {
 	if call == nil {
 		return fmt.Errorf("hsm.Module has no method %q", req.Method)
 	}
-	ctx, cancel := withTimeout(req.Timeout)
+	ctx, cancel := context.WithCancel(context.Background()) // the parent knows the deadline: a timer per call would wake threads
 	defer s.cancelable(req.ID, cancel)()
 	result, err := call(ctx, m, req.Parameter)
 	reply.Result, reply.Error = result, encodeError(err)
@@ -216,7 +215,7 @@ func (s *server) closeAll() {
 
 // hang ends the process, because no thread can end a call that hangs. The parent kills it when it has noted why.
 func (s *server) hang(function string, after time.Duration) {
-	_ = s.parent.Call(parentService+".Hang", &HangReport{Function: function, After: after}, &Nothing{})
+	_ = s.parent.call("Hang", &HangReport{Function: function, After: after}, &Nothing{})
 	os.Exit(1)
 }
 

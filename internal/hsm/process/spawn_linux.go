@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -15,20 +16,58 @@ import (
 const SelfCommand = "/proc/self/exe"
 
 // socketPair returns two connected sockets, the second one for a child process.
-func socketPair() (net.Conn, *os.File, error) {
+func socketPair() (*net.UnixConn, *os.File, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	ours := os.NewFile(uintptr(pair[0]), "socket")
-	theirs := os.NewFile(uintptr(pair[1]), "socket")
-	conn, err := net.FileConn(ours)
-	_ = ours.Close() // FileConn has duplicated it
+	ours, theirs := os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")
+	conn, err := connectionOf(ours)
 	if err != nil {
 		_ = theirs.Close()
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
 	return conn, theirs, nil
+}
+
+// connectionOf returns a socket as a connection, and closes the file.
+func connectionOf(socket *os.File) (*net.UnixConn, error) {
+	conn, err := net.FileConn(socket)
+	_ = socket.Close() // FileConn has duplicated it
+	if err != nil {
+		return nil, err
+	}
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, errors.New("the socket is not a local one")
+	}
+	return local, nil
+}
+
+// sendFile sends an open file to the process at the other end of a connection.
+func sendFile(to *net.UnixConn, file *os.File) error {
+	_, _, err := to.WriteMsgUnix([]byte{0}, unix.UnixRights(int(file.Fd())), nil)
+	return err
+}
+
+// receiveConnection receives a socket that was sent by sendFile.
+func receiveConnection(from *net.UnixConn) (*net.UnixConn, error) {
+	var data [1]byte
+	rights := make([]byte, unix.CmsgSpace(4)) // of one file
+	_, n, _, _, err := from.ReadMsgUnix(data[:], rights)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:n])
+	if err != nil || len(messages) == 0 {
+		return nil, errors.Join(errNotInherited, err)
+	}
+	files, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(files) == 0 {
+		return nil, errors.Join(errNotInherited, err)
+	}
+	return connectionOf(os.NewFile(uintptr(files[0]), "socket"))
 }
 
 // run starts the process, says so, and waits for its end. The kernel kills the process when the thread that started it ends,

@@ -2,6 +2,7 @@ package process
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,9 +22,13 @@ type watchdog struct {
 	timeout time.Duration
 	hang    func(function string, after time.Duration)
 
+	last   atomic.Uint64
+	shards [64]shard // of the calls in progress, so that their goroutines rarely wait for each other
+}
+
+type shard struct {
 	mu    sync.Mutex
 	calls map[uint64]call
-	last  uint64
 }
 
 type call struct {
@@ -35,22 +40,25 @@ func newWatchdog(timeout time.Duration, hang func(function string, after time.Du
 	if timeout <= 0 {
 		timeout = defaultTimeout
 	}
-	w := &watchdog{timeout: timeout, hang: hang, calls: map[uint64]call{}}
+	w := &watchdog{timeout: timeout, hang: hang}
+	for i := range w.shards {
+		w.shards[i].calls = map[uint64]call{}
+	}
 	go w.run()
 	return w
 }
 
 // watch has a call watched until end is called.
 func (w *watchdog) watch(function string) (end func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.last++
-	id := w.last
-	w.calls[id] = call{function, time.Now()}
+	id := w.last.Add(1)
+	s := &w.shards[id%uint64(len(w.shards))]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls[id] = call{function, time.Now()}
 	return func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.calls, id)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.calls, id)
 	}
 }
 
@@ -64,9 +72,18 @@ func (w *watchdog) run() {
 
 // hanging returns a call that has taken longer than its limit.
 func (w *watchdog) hanging(now time.Time) (function string, limit time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, c := range w.calls {
+	for i := range w.shards {
+		if function, limit = w.hangingIn(&w.shards[i], now); function != "" {
+			break
+		}
+	}
+	return function, limit
+}
+
+func (w *watchdog) hangingIn(s *shard, now time.Time) (function string, limit time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.calls {
 		limit := w.timeout
 		if slow[c.function] {
 			limit *= slowFactor

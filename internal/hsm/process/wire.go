@@ -11,7 +11,6 @@ import (
 	"net/rpc"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 
@@ -50,10 +49,9 @@ type ListRequest struct{ Timeout time.Duration }
 
 // CallRequest calls a method of a module.
 type CallRequest struct {
-	ID      uint64 // for CancelRequest
-	Module  uint64
-	Method  string        // of hsm.Module
-	Timeout time.Duration // the time until the deadline of the caller; 0 if it has none
+	ID     uint64 // for CancelRequest
+	Module uint64
+	Method string // of hsm.Module
 	// Parameter is the method's parameter after the context. The child decodes it when it knows the method.
 	Parameter cbor.RawMessage
 }
@@ -63,7 +61,6 @@ type outgoingCall struct {
 	ID        uint64
 	Module    uint64
 	Method    string
-	Timeout   time.Duration
 	Parameter any
 }
 
@@ -203,15 +200,15 @@ func must[T any](mode T, err error) T {
 	return mode
 }
 
-// codec implements rpc.ClientCodec and rpc.ServerCodec. A frame is its length in four bytes, a header and a body.
+// codec implements rpc.ServerCodec, and makes calls to one. A frame is its length in four bytes, a header and a body. The two sides
+// take turns, so a frame is the only thing to read.
 type codec struct {
-	conn net.Conn // without a buffer, which could not be wiped
-	max  uint32   // the limit of a frame that is received
-	body []byte   // of the frame that was read last
-	once sync.Once
-
-	mu  sync.Mutex // net/rpc writes replies one after the other, but not necessarily in one goroutine
-	out bytes.Buffer
+	conn net.Conn
+	max  uint32       // the limit of a frame that is received
+	in   []byte       // holds every frame with a PIN
+	body []byte       // of the frame that was read last
+	out  bytes.Buffer // of the frame that is written
+	last uint64       // the sequence number of the last call
 }
 
 // header is the header of a frame.
@@ -222,7 +219,7 @@ type header struct {
 }
 
 func newCodec(conn net.Conn, maxReceived uint32) *codec {
-	c := &codec{conn: conn, max: maxReceived}
+	c := &codec{conn: conn, max: maxReceived, in: make([]byte, enough)}
 	c.out.Grow(enough)
 	return c
 }
@@ -230,15 +227,34 @@ func newCodec(conn net.Conn, maxReceived uint32) *codec {
 // enough is the length of a buffer that holds every frame with a PIN: a buffer that grows leaves its former bytes in memory.
 const enough = 8 << 10
 
+// call sends a request and receives the reply to it. An error of the other side is an rpc.ServerError. After any other error,
+// the connection cannot be used again.
+func (c *codec) call(method string, args, reply any) error {
+	c.last++
+	if err := c.write(header{Sequence: c.last, Method: method}, args); err != nil {
+		return err
+	}
+	h, err := c.read()
+	switch {
+	case err != nil:
+		return err
+	case h.Sequence != c.last:
+		return errOtherReply
+	case h.Error != "":
+		return rpc.ServerError(h.Error)
+	}
+	return c.ReadRequestBody(reply)
+}
+
+var errOtherReply = errors.New("the reply is to another request")
+
 // write sends a frame and wipes it.
 func (c *codec) write(h header, body any) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	defer func() {
 		clear(c.out.Bytes())
 		c.out.Reset()
 	}()
-	c.out.Write(make([]byte, 4))
+	c.out.Write(make([]byte, lengthSize))
 	if err := encoding.MarshalToBuffer(h, &c.out); err != nil {
 		return err
 	}
@@ -246,25 +262,28 @@ func (c *codec) write(h header, body any) error {
 		return err
 	}
 	frame := c.out.Bytes()
-	if len(frame)-4 > maxReply {
+	if len(frame)-lengthSize > maxReply {
 		return fmt.Errorf("a frame of %d bytes is longer than the limit", len(frame))
 	}
-	binary.BigEndian.PutUint32(frame, uint32(len(frame)-4)) //nolint:gosec // it is less than maxReply
+	binary.BigEndian.PutUint32(frame, uint32(len(frame)-lengthSize)) //nolint:gosec // it is less than maxReply
 	_, err := c.conn.Write(frame)
 	return err
 }
 
+// lengthSize is the size of the length of a frame.
+const lengthSize = 4
+
 // read receives a frame and decodes its header.
 func (c *codec) read() (h header, err error) {
-	var size [4]byte
-	if _, err := io.ReadFull(c.conn, size[:]); err != nil {
+	n, err := io.ReadAtLeast(c.conn, c.in, lengthSize)
+	if err != nil {
 		return h, err
 	}
-	length := binary.BigEndian.Uint32(size[:])
+	length := binary.BigEndian.Uint32(c.in)
 	if length > c.max {
 		return h, fmt.Errorf("a frame of %d bytes is longer than the limit", length)
 	}
-	frame, err := c.receive(int(length))
+	frame, err := c.receive(int(length), c.in[lengthSize:n])
 	if err != nil {
 		return h, err
 	}
@@ -272,43 +291,24 @@ func (c *codec) read() (h header, err error) {
 	return h, err
 }
 
-// receive reads n bytes. The buffer of many bytes grows as they arrive: the sender may send fewer.
-func (c *codec) receive(n int) ([]byte, error) {
-	if n > enough {
-		frame, err := io.ReadAll(io.LimitReader(c.conn, int64(n)))
-		if err == nil && len(frame) < n {
-			err = io.ErrUnexpectedEOF
-		}
-		return frame, err
+// receive receives the rest of a frame of n bytes that begins with some. The buffer of many bytes grows as they arrive: the sender
+// may send fewer.
+func (c *codec) receive(n int, some []byte) ([]byte, error) {
+	if len(some) > n {
+		return nil, errTwoFrames
 	}
-	frame := make([]byte, n)
-	_, err := io.ReadFull(c.conn, frame)
+	if rest := c.in[lengthSize:]; n <= len(rest) {
+		_, err := io.ReadFull(c.conn, rest[len(some):n])
+		return rest[:n], err
+	}
+	frame, err := io.ReadAll(io.MultiReader(bytes.NewReader(some), io.LimitReader(c.conn, int64(n-len(some)))))
+	if err == nil && len(frame) < n {
+		err = io.ErrUnexpectedEOF
+	}
 	return frame, err
 }
 
-// readBody decodes the body and wipes it. out is nil for a body that is not needed.
-func (c *codec) readBody(out any) error {
-	defer clear(c.body)
-	if out == nil {
-		return nil
-	}
-	return decoding.Unmarshal(c.body, out)
-}
-
-// WriteRequest implements rpc.ClientCodec.
-func (c *codec) WriteRequest(r *rpc.Request, body any) error {
-	return c.write(header{Sequence: r.Seq, Method: r.ServiceMethod}, body)
-}
-
-// ReadResponseHeader implements rpc.ClientCodec.
-func (c *codec) ReadResponseHeader(r *rpc.Response) error {
-	h, err := c.read()
-	r.Seq, r.Error = h.Sequence, h.Error
-	return err
-}
-
-// ReadResponseBody implements rpc.ClientCodec.
-func (c *codec) ReadResponseBody(out any) error { return c.readBody(out) }
+var errTwoFrames = errors.New("a second frame follows before the reply to the first one")
 
 // ReadRequestHeader implements rpc.ServerCodec.
 func (c *codec) ReadRequestHeader(r *rpc.Request) error {
@@ -317,8 +317,14 @@ func (c *codec) ReadRequestHeader(r *rpc.Request) error {
 	return err
 }
 
-// ReadRequestBody implements rpc.ServerCodec.
-func (c *codec) ReadRequestBody(out any) error { return c.readBody(out) }
+// ReadRequestBody implements rpc.ServerCodec. It decodes the body and wipes it. out is nil for a body that is not needed.
+func (c *codec) ReadRequestBody(out any) error {
+	defer clear(c.body)
+	if out == nil {
+		return nil
+	}
+	return decoding.Unmarshal(c.body, out)
+}
 
 // WriteResponse implements rpc.ServerCodec.
 func (c *codec) WriteResponse(r *rpc.Response, body any) error {
@@ -328,8 +334,5 @@ func (c *codec) WriteResponse(r *rpc.Response, body any) error {
 	return c.write(header{Sequence: r.Seq, Error: r.Error}, body)
 }
 
-// Close implements rpc.ClientCodec and rpc.ServerCodec.
-func (c *codec) Close() (err error) {
-	c.once.Do(func() { err = c.conn.Close() })
-	return err
-}
+// Close implements rpc.ServerCodec.
+func (c *codec) Close() error { return c.conn.Close() }

@@ -44,8 +44,7 @@ func FuzzCodec_foreignBytes(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, in []byte) {
 		for _, body := range []any{&incomingReply{}, &PINRequest{}, &PINOutcome{}, &HangReport{}, nil} {
 			c := newCodec(&stream{in: bytes.NewReader(in)}, maxReply)
-			var response rpc.Response
-			if c.ReadResponseHeader(&response) != nil || c.ReadResponseBody(body) != nil {
+			if c.ReadRequestHeader(&rpc.Request{}) != nil || c.ReadRequestBody(body) != nil {
 				continue
 			}
 			if reply, ok := body.(*incomingReply); ok {
@@ -89,8 +88,34 @@ func TestCodec_wipesFrames(t *testing.T) {
 func TestCodec_frameThatIsTooLong_isRejected(t *testing.T) {
 	t.Parallel()
 	c := newCodec(&stream{in: bytes.NewReader([]byte{0xff, 0xff, 0xff, 0xff})}, maxReply)
-	if err := c.ReadResponseHeader(&rpc.Response{}); err == nil || errors.Is(err, io.EOF) {
+	if err := c.ReadRequestHeader(&rpc.Request{}); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("the error is %v", err)
+	}
+}
+
+// The two sides take turns. A child that does not could have a reply taken for that to a later call.
+func TestCodec_frameOutOfTurn_isRejected(t *testing.T) {
+	t.Parallel()
+	frame := func(sequence uint64) []byte {
+		s := &stream{}
+		if err := newCodec(s, maxReply).write(header{Sequence: sequence}, &CallReply{}); err != nil {
+			t.Fatal(err)
+		}
+		return s.out.Bytes()
+	}
+	for name, replies := range map[string][]byte{
+		"the reply to another call": frame(2),
+		"two replies":               append(frame(1), frame(2)...),
+		"half of a reply":           frame(1)[:6],
+		"nothing":                   nil,
+	} {
+		c := newCodec(&stream{in: bytes.NewReader(replies)}, maxReply)
+		if err := c.call("Child.Ping", &Nothing{}, &incomingReply{}); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if err := newCodec(&stream{in: bytes.NewReader(frame(1))}, maxReply).call("Child.Ping", &Nothing{}, &incomingReply{}); err != nil {
+		t.Errorf("the reply to the call: %v", err)
 	}
 }
 
@@ -161,7 +186,7 @@ func TestCodec_textThatIsNotUTF8_arrives(t *testing.T) {
 	}
 	s.in = &s.out
 	var reply incomingReply
-	if err := errors.Join(c.ReadResponseHeader(&rpc.Response{}), c.ReadResponseBody(&reply)); err != nil {
+	if err := errors.Join(c.ReadRequestHeader(&rpc.Request{}), c.ReadRequestBody(&reply)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := decodeReply[hsm.Description](reply); err != nil || got.Info.Manufacturer != "Soci\xe9t\xe9" {

@@ -42,7 +42,8 @@ type Config struct {
 	// ReadOnly makes all sessions read-only.
 	ReadOnly bool
 	// Watch, if not nil, is called before each call into the library, with the name of the function ("dlopen" while the library
-	// is loaded), and what it returns after the call. It applies if this token is the first to use the library.
+	// is loaded), and what it returns after the call. It applies if this token is the first to use the library. It must end the
+	// process if the call hangs.
 	Watch func(function string) (end func())
 }
 
@@ -204,7 +205,8 @@ func (t *Token) Err(ctx context.Context) error {
 
 // Do runs op in a session. It reconnects and runs op again if the connection is lost, so op must be safe to repeat. If ctx is
 // done first, Do returns Unavailable; op continues, because a C call cannot be canceled, and still counts towards
-// MaxSessions. So at most MaxSessions operations hang. Every error is an *hsm.Error.
+// MaxSessions. So at most MaxSessions operations hang. With Config.Watch, Do waits for op: to run it in another goroutine would
+// take longer than many calls do. Every error is an *hsm.Error.
 //
 // The caller must not read what op wrote unless Do returned nil.
 func (t *Token) Do(ctx context.Context, op func(*Session) error) error {
@@ -218,12 +220,15 @@ func (t *Token) Do(ctx context.Context, op func(*Session) error) error {
 		t.operations.Release(1)
 		return errClosed
 	}
+	run := func() error {
+		defer t.operations.Release(1) // before the caller continues, so that its next operation need not wait
+		return t.retry(ctx, op)
+	}
+	if t.cfg.Watch != nil {
+		return asError(run())
+	}
 	done := make(chan error, 1)
-	go func() {
-		err := t.retry(ctx, op)
-		t.operations.Release(1) // before the caller continues, so that its next operation need not wait
-		done <- err
-	}()
+	go func() { done <- run() }()
 	select {
 	case err := <-done:
 		return asError(err)
