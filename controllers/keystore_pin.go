@@ -31,15 +31,15 @@ func (r *keyStoreReconciler) readPIN(ctx context.Context, s *keyStoreScope) (sto
 		return storePIN{}, nil
 	}
 	from := r.pinSecret(s.Store)
-	secret, err := r.secrets.Read(ctx, from)
+	read, version, err := r.secrets.PIN(ctx, from, string(ref.Key))
 	if err != nil {
 		return storePIN{}, err
 	}
-	if secret == nil || secret.Data[string(ref.Key)] == nil {
+	if read == nil || read.Value == nil {
 		return storePIN{}, missingPIN(from, ref)
 	}
-	s.pinVersion = secrets.Version(secret)
-	value := redact.Bytes(secret.Data[string(ref.Key)])
+	s.pinVersion = version
+	value := read.Value
 	// Secrets made from a file end in a newline that no PIN has.
 	pin := redact.Bytes(bytes.TrimRight(value, "\r\n"))
 	if len(pin) == 0 {
@@ -52,13 +52,15 @@ func (r *keyStoreReconciler) readPIN(ctx context.Context, s *keyStoreScope) (sto
 			"The PIN was not tried: entry %s of %s %s. Write the PIN itself, in UTF-8, with no more than a newline after it.", ref.Key, from, fault))
 	}
 	return storePIN{Bytes: pin, origin: pins.Origin{
-		Namespace: from.Namespace(), Source: string(secret.UID), Administrator: from.Namespace() == r.operatorNamespace,
+		Namespace: from.Namespace(), Source: string(read.UID), Administrator: from.Namespace() == r.operatorNamespace,
 	}}, nil
 }
 
 // faultOfPIN says what a PIN has that comes from how the Secret was written, or "". Each would cost a try.
 func faultOfPIN(pin []byte) string {
 	switch {
+	case len(pin) > secrets.MaxEntryLen:
+		return fmt.Sprintf("is longer than %d bytes, the maximum", secrets.MaxEntryLen)
 	case bytes.HasPrefix(pin, []byte("\xef\xbb\xbf")), bytes.HasPrefix(pin, []byte("\xff\xfe")), bytes.HasPrefix(pin, []byte("\xfe\xff")):
 		return "begins with a byte-order mark, as some editors and shells for Windows write"
 	case bytes.IndexByte(pin, 0) >= 0:

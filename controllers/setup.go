@@ -41,6 +41,8 @@ type Options struct {
 	// OperatorNamespace is where software stores keep their keys, and where the PINs of
 	// ClusterKeyStores are read.
 	OperatorNamespace string
+	// ReadPIN reads the PINs of key stores; nil means the manager's client.
+	ReadPIN secrets.EntryReader
 	// Namespaces are those that the manager is limited to (Namespaces.Limit).
 	Namespaces Namespaces
 	// Metrics is where the operator's own metrics are registered; nil for nowhere.
@@ -151,7 +153,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	live := o.Namespaces.limit(mgr.GetAPIReader(), mgr.GetScheme())
 	stores := keystore.New(mgr.GetClient(), o.Modules, o.Clock)
 	s := &shared{
-		secrets: secrets.New(mgr.GetClient(), mgr.GetCache(), o.OperatorNamespace),
+		secrets: secrets.New(mgr.GetClient(), mgr.GetCache(), o.ReadPIN, o.OperatorNamespace),
 		stores:  stores.Lane(1),
 		keys:    keyring.New(mgr.GetClient(), live, stores),
 		Frame:   reconciler.Frame{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("keyconvoy")},

@@ -102,7 +102,7 @@ func newRoot(program string) *cobra.Command {
 		// Before any command reads a key or a PIN.
 		PersistentPreRunE: func(*cobra.Command, []string) error { return coredump.Disable() },
 	}
-	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand(), newModuleCommand(), newLibraryCommand())
+	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand(), newModuleCommand(), newLibraryCommand(), newReadSecretCommand())
 	if calledAs(program, pluginName) {
 		asPlugin(root)
 	}

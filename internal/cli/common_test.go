@@ -30,7 +30,7 @@ var atEnd = func() {}
 
 func TestMain(m *testing.M) {
 	// The process of a library does not get the variable.
-	if os.Getenv(beKeyconvoy) != "" || (len(os.Args) > 1 && os.Args[1] == "pkcs11-library") {
+	if os.Getenv(beKeyconvoy) != "" || (len(os.Args) > 1 && slices.Contains([]string{"pkcs11-library", "read-secret"}, os.Args[1])) {
 		code := cli.Main()
 		atEnd()
 		os.Exit(code)

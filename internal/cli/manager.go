@@ -24,6 +24,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 const (
@@ -112,7 +113,7 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	if namespace == "" {
 		return usagef("the environment variable %s must name the operator's own namespace", namespaceVariable)
 	}
-	cfg, err := o.restConfig()
+	cfg, err := restConfig(o.kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -128,14 +129,14 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	modules, err := o.modules(libraries)
+	modules, readPIN, err := o.modules(libraries)
 	if err != nil {
 		return err
 	}
 	caches := controllers.NewCaches()
 	err = errors.Join(
 		controllers.Setup(ctx, mgr, controllers.Options{
-			Modules: modules, OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
+			Modules: modules, ReadPIN: readPIN, OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
 		}),
 		addProbes(mgr, o.probeAddress, caches.Check),
 	)
@@ -146,13 +147,13 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	return mgr.Start(ctx)
 }
 
-// modules returns what opens the modules of key stores.
-func (o *managerOptions) modules(libraries libraries) (hsm.Provider, error) {
-	if o.libraries.inProcess {
-		return libraries.inProcess(), nil
+// modules returns what opens the modules of key stores, and what reads their PINs.
+func (o *managerOptions) modules(libraries libraries) (hsm.Provider, secrets.EntryReader, error) {
+	if o.libraries.inProcess { // which has the PINs then, and runs where a process of ours cannot be started
+		return libraries.inProcess(), nil, nil
 	}
 	children := libraries.inChildren(ctrl.Log.WithName("modules"))
-	return children, metrics.Registry.Register(children.Metrics())
+	return children, pinReader(o.kubeconfig), metrics.Registry.Register(children.Metrics())
 }
 
 // logStart logs the version and settings, except the parameters of libraries, which can contain secrets.
@@ -185,9 +186,10 @@ func onLoopback(address string) bool {
 	return err == nil && a.Addr().Unmap().IsLoopback()
 }
 
-func (o *managerOptions) restConfig() (*rest.Config, error) {
+// restConfig returns the configuration of a kubeconfig; "" means the default.
+func restConfig(kubeconfig string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = o.kubeconfig
+	rules.ExplicitPath = kubeconfig
 	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("finding the cluster: %w", err)

@@ -38,7 +38,7 @@ func TestEnsure_reportsThatTheAPIServerRefused(t *testing.T) {
 				c.prepare(f)
 			}
 			d := f.desired(controlledClass, "s", appLedger)
-			_, err := secrets.New(cl, cl, f.ns).Ensure(t.Context(), d, nil)
+			_, err := secrets.New(cl, cl, nil, f.ns).Ensure(t.Context(), d, nil)
 			var refused *secrets.RefusedError
 			f.Expect(errors.As(err, &refused)).To(BeTrue(), "%v", err)
 			f.Expect(refused.Ref).To(Equal(d.Ref))

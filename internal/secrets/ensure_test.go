@@ -58,7 +58,7 @@ func (f fixture) counted() (*secrets.Client, *testenv.Counter) {
 	cfg, counter := f.env.Counting()
 	c, err := client.New(cfg, client.Options{Scheme: f.env.Scheme})
 	f.Expect(err).NotTo(HaveOccurred())
-	return secrets.New(c, c, f.ns), counter
+	return secrets.New(c, c, nil, f.ns), counter
 }
 
 // change changes a Secret as another client would.

@@ -31,7 +31,7 @@ func newFixture(t *testing.T) fixture {
 	t.Helper()
 	env := testenv.Start(t)
 	ns := env.Namespace(t)
-	return fixture{NewWithT(t), t, env, ns, secrets.New(env.Client, env.Client, ns)}
+	return fixture{NewWithT(t), t, env, ns, secrets.New(env.Client, env.Client, nil, ns)}
 }
 
 // make creates an object as another user would.

@@ -29,17 +29,18 @@ type Client struct {
 	client            client.Client
 	cache             client.Reader
 	operatorNamespace string
+	readPIN           EntryReader
 
 	mu sync.Mutex
 	// written are the versions of the Secrets that this process wrote, by UID, until a watch reports them.
 	written map[types.UID]string
 }
 
-// New returns a Client. c must read Secrets and ConfigMaps live; cache holds their metadata.
+// New returns a Client. c must read Secrets and ConfigMaps live; cache holds their metadata. readPIN reads PINs; nil means c.
 //
 // Metadata is read from the cache itself, because a client that reads a kind live also reads its metadata live.
-func New(c client.Client, cache client.Reader, operatorNamespace string) *Client {
-	return &Client{client: c, cache: cache, operatorNamespace: operatorNamespace, written: map[types.UID]string{}}
+func New(c client.Client, cache client.Reader, readPIN EntryReader, operatorNamespace string) *Client {
+	return &Client{client: c, cache: cache, readPIN: readPIN, operatorNamespace: operatorNamespace, written: map[types.UID]string{}}
 }
 
 // live is used for every request for content. Waiting for the cache to contain earlier writes would start a cache of

@@ -88,7 +88,7 @@ func TestStorage_whoMayNotReadIsToldToTryAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	guest := f.env.As(t, "guest")
-	denied := secrets.New(guest, guest, f.ns).Storage(store, "team-a", func(string) { t.Error("no root key is made") })
+	denied := secrets.New(guest, guest, nil, f.ns).Storage(store, "team-a", func(string) { t.Error("no root key is made") })
 	_, rootErr := denied.RootKey(t.Context())
 	_, loadErr := denied.Load(t.Context())
 	for call, err := range map[string]error{

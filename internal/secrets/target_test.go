@@ -15,7 +15,7 @@ import (
 func TestRef_namesWhatAnObjectMayUse(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
-	c := secrets.New(nil, nil, "operator")
+	c := secrets.New(nil, nil, nil, "operator")
 	namespaced := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "store"}}
 	ref := c.Ref(namespaced, secrets.Secret, "pin")
 	g.Expect(ref.String()).To(Equal("Secret team-a/pin"))

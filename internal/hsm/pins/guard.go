@@ -301,13 +301,24 @@ func (a *attempt) refusal() digest {
 	return mac(a.guard.record.Key, a.digest, []byte(a.of.Source))[:16]
 }
 
-// mac returns the HMAC of the parts, each with its length, so that different lists have different HMACs.
+// mac returns the HMAC of the parts, each with its length, so that different lists have different HMACs. The message has whole
+// blocks: SHA-256 keeps the rest of another one in a buffer that cannot be wiped.
 func mac(key []byte, parts ...[]byte) digest {
-	h := hmac.New(sha256.New, key)
+	const lengthSize = 8
+	size := 0
 	for _, part := range parts {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
-		h.Write(part)
+		size += lengthSize + len(part)
 	}
+	size += (sha256.BlockSize - size%sha256.BlockSize) % sha256.BlockSize
+	message := make([]byte, 0, size)
+	for _, part := range parts {
+		message = binary.BigEndian.AppendUint64(message, uint64(len(part)))
+		message = append(message, part...)
+	}
+	message = message[:size]
+	defer clear(message)
+	h := hmac.New(sha256.New, key)
+	h.Write(message)
 	return h.Sum(nil)
 }
 
