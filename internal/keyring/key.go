@@ -72,7 +72,7 @@ func (k *Key) KMS() (kms.Key, error) {
 	}
 	key := kms.Key{
 		ID: id, Spec: hsm.KeySpec(o.Spec.KeySpec), Origin: kms.OriginExternal,
-		State: kms.KeyState(o.Status.KeyState), Owner: o.Namespace,
+		State: kms.KeyState(o.Status.KeyState), Namespace: o.Namespace, Name: o.Name,
 	}
 	if key.State == "" {
 		key.State = kms.StatePendingImport

@@ -15,14 +15,13 @@ import (
 func lostKey(t testing.TB, s service) (lost, restored kms.Key) {
 	t.Helper()
 	lost = newKey(hsm.AES256)
-	lost.Owner = "team-a"
 	imported, err := s.ImportKeyMaterial(t.Context(), request(t, lost, s.parameters(t, sm2(lost)), wrapping.SM2PKE, random(32)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	lost.State, lost.Primary.Fingerprint = kms.StateEnabled, imported.Fingerprint
 	restored = newKey(hsm.AES256)
-	restored.Owner, restored.Primary.ID = lost.Owner, lost.Primary.ID
+	restored.Name, restored.Primary.ID = "restored", lost.Primary.ID
 	return lost, restored
 }
 
@@ -36,17 +35,17 @@ func TestAdoptKey_refusesWhatIsNotThisKeys(t *testing.T) {
 		code   kms.Code
 		says   string
 	}{
-		"a key of another owner": {func(k *kms.Key) { k.Owner = "team-b" },
+		"a key of another owner": {func(k *kms.Key) { k.Namespace = "team-b" },
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
-		"a key of another owner, with the right fingerprint": {func(k *kms.Key) { k.Owner, k.Primary.Fingerprint = "team-b", lost.Primary.Fingerprint },
+		"a key of another owner, with the right fingerprint": {func(k *kms.Key) { k.Namespace, k.Primary.Fingerprint = "team-b", lost.Primary.Fingerprint },
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
-		"a key of another owner, with a wrong fingerprint": {func(k *kms.Key) { k.Owner, k.Primary.Fingerprint = "team-b", &hsm.Fingerprint{1} },
+		"a key of another owner, with a wrong fingerprint": {func(k *kms.Key) { k.Namespace, k.Primary.Fingerprint = "team-b", &hsm.Fingerprint{1} },
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
-		"a key of another owner and another type": {func(k *kms.Key) { k.Owner, k.Spec = "team-b", hsm.AES128 },
+		"a key of another owner and another type": {func(k *kms.Key) { k.Namespace, k.Spec = "team-b", hsm.AES128 },
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
-		"a key that is not there": {func(k *kms.Key) { k.Owner, k.Primary.ID = "team-b", uuid.New() },
+		"a key that is not there": {func(k *kms.Key) { k.Namespace, k.Primary.ID = "team-b", uuid.New() },
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name team-b"},
-		"a key without an owner": {func(k *kms.Key) { k.Owner = "" },
+		"a key without an owner": {func(k *kms.Key) { k.Namespace = "" },
 			kms.ForbiddenKeyVersionNotFound, ""},
 		"a key of another length": {func(k *kms.Key) { k.Spec = hsm.AES128 },
 			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not AES_128."},
@@ -61,7 +60,7 @@ func TestAdoptKey_refusesWhatIsNotThisKeys(t *testing.T) {
 		public := wantError(t, err, tc.code, tc.says)
 		if tc.code == kms.ForbiddenKeyVersionNotFound {
 			public = strings.ReplaceAll(public, key.Primary.ID.String(), "ID")
-			notFound[sentence] = strings.ReplaceAll(public, "the name "+key.Owner+".", "the name OWNER.")
+			notFound[sentence] = strings.ReplaceAll(public, "the name "+key.Namespace+".", "the name OWNER.")
 		}
 	}
 	// The answer reveals nothing about the keys of others.

@@ -72,7 +72,7 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 	want := hsm.WrappingKeyRequest{
 		ID:        uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+string(req.WrappingAlgorithm)+"/"+req.ClientToken)),
 		Owner:     req.Key.ID,
-		Namespace: req.Key.Owner,
+		Namespace: req.Key.Namespace,
 		Spec:      req.WrappingKeySpec,
 		NotAfter:  now.Add(TokenLifetime).UTC().Truncate(time.Second),
 	}
@@ -222,7 +222,7 @@ func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterial
 		WrappingKey:       token.pairID,
 		Algorithm:         token.algorithm,
 		EncryptedMaterial: req.EncryptedKeyMaterial,
-		Owner:             req.Key.Owner,
+		Owner:             req.Key.owner(hsm.OriginImported, 1),
 		Fingerprint:       req.Key.Primary.Fingerprint,
 	})
 	if hsm.KindOf(err) == hsm.NotFound {
@@ -256,14 +256,14 @@ func (o Operations) notUnwrapped(ctx context.Context, req ImportKeyMaterialReque
 }
 
 // AdoptKey finds a key that is already in the module and checks that this key may take it over: it must have the same
-// type and owner and, if known, the material to which the key was bound. It is not an operation of the documented
+// type and namespace and, if known, the material to which the key was bound. It is not an operation of the documented
 // API: it restores a key from a backup.
 func (o Operations) AdoptKey(ctx context.Context, key Key) (Version, error) {
 	found, err := o.Module.FindKey(ctx, key.Primary.ID)
-	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner != key.Owner) {
+	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner.Namespace != key.Namespace) {
 		// One answer for both, so that it reveals nothing about the keys of others.
 		return Version{}, &Error{Code: ForbiddenKeyVersionNotFound, Err: err, Detail: fmt.Sprintf(
-			"The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Owner)}
+			"The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Namespace)}
 	}
 	if err != nil {
 		return Version{}, FromModule(err)
