@@ -183,7 +183,7 @@ func TestRestore_tokenInitialisedAnew_keyIsAdoptedIfItsBackupIsRestored(t *testi
 	}
 }
 
-// A lost key's version is known to everyone who has seen a blob. Whoever waits for it has no say over it.
+// A lost key's version is known to everyone who has seen a blob. An object that waits for it has no say over it.
 func TestRestore_versionOfAnotherNamespace_isNeitherTakenNorDestroyed(t *testing.T) {
 	t.Parallel()
 	clock := testClock()

@@ -246,11 +246,11 @@ func TestKey_adoptingByName(t *testing.T) {
 		bound, holds bool
 		version      string
 	}{
-		"before its first look":       {[]func(*v1alpha1.ImportedKey){byName("")}, false, false, ""},
-		"after it found nothing":      {[]func(*v1alpha1.ImportedKey){byName(own)}, true, true, own},
-		"after it found a former key": {[]func(*v1alpha1.ImportedKey){byName(former), holding("token-1")}, true, true, former},
-		"with a version that is none": {[]func(*v1alpha1.ImportedKey){byName("none")}, true, true, ""},
-		"by version, before its look": {[]func(*v1alpha1.ImportedKey){adopts(key("team-a", "former"))}, true, false, former},
+		"before its first look":          {[]func(*v1alpha1.ImportedKey){byName("")}, false, false, ""},
+		"after it found nothing":         {[]func(*v1alpha1.ImportedKey){byName(own)}, true, true, own},
+		"after it found a former key":    {[]func(*v1alpha1.ImportedKey){byName(former), holding("token-1")}, true, true, former},
+		"with a version that is invalid": {[]func(*v1alpha1.ImportedKey){byName("none")}, true, true, ""},
+		"by version, before its look":    {[]func(*v1alpha1.ImportedKey){adopts(key("team-a", "former"))}, true, false, former},
 	} {
 		k := keyring.Of(key("team-a", "key", c.changes...))
 		versions := k.Versions()
