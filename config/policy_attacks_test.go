@@ -78,16 +78,21 @@ func TestPolicies_adopting_takesTheVerbOnAllKeysOfTheNamespace(t *testing.T) {
 			},
 		}
 	}
-	fresh := adopting()
+	fresh, named, typed := adopting(), adopting(), adopting()
 	fresh.Spec.Adopt = nil
+	named.Spec.Adopt = &v1alpha1.AdoptSpec{Type: v1alpha1.AdoptByName}
+	typed.Spec.Adopt.Type = v1alpha1.AdoptByVersion
 
 	g := NewWithT(t)
 	p := newPerson(t, env, namespace)
 	p.may("export", "importedkeys", namespace, "object")
 	g.Expect(p.tries(fresh)).To(Succeed(), "a key of one's own")
+	g.Expect(p.tries(named)).To(Succeed(), "the key of its former object, with the name to which the verbs belong")
 	refused(g, p.tries(adopting()), p.name, namespace)
+	refused(g, p.tries(typed), p.name, namespace)
 	p.may("export", "importedkeys", namespace)
 	g.Eventually(func() error { return p.tries(adopting()) }).Should(Succeed())
+	g.Expect(p.tries(typed)).To(Succeed())
 }
 
 // The operator keeps the metadata of every tenant's objects in memory.

@@ -52,13 +52,18 @@ func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error 
 	if err := usable(s.master, s.master.Kind(), name, v1alpha1.ReasonKeyNotReady); err != nil {
 		return err
 	}
+	if !s.master.Bound() {
+		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf(
+			"ImportedKey %s adopts the key of a former object with its name, and has not found it yet. See its conditions.", name))
+	}
 	if s.key, err = s.master.KMS(); err != nil {
 		return err
 	}
 	if was := s.object.Status.KeyVersionID; was != "" && was != s.key.Primary.ID.String() {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
 			"The data key was made under key version %s, but ImportedKey %s is now a different key. To restore the original key, create an ImportedKey with "+
-				"adopt.keyVersionID: %s. Otherwise create a new DataKey.", was, name, was)}
+				"adopt.keyVersionID: %s and, if the module lost the key, adopt.materialFingerprint, and import its material again. "+
+				"Otherwise create a new DataKey.", was, name, was)}
 	}
 	return nil
 }

@@ -280,13 +280,18 @@ func (k *keptSecret) check() {
 	}
 }
 
+// labelOf is the label of a key that its object imported.
+func labelOf(key *v1alpha1.ImportedKey) string {
+	return fmt.Sprintf("keyconvoy:key:%s:%s:%s:%s:Imported:1:%s", key.Status.KeyVersionID, key.Spec.KeySpec, key.Namespace, key.Name, key.UID)
+}
+
 // noOrphans checks that the module holds what the ImportedKeys that are left account for, and nothing else.
 func (o *operator) noOrphans(t *testing.T, token tokens.Token, keys ...*v1alpha1.ImportedKey) {
 	t.Helper()
 	var want []string
 	for _, key := range keys {
 		o.Read(t, key)
-		want = append(want, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.Status.KeyVersionID, key.Spec.KeySpec, key.Namespace))
+		want = append(want, "secret "+labelOf(key))
 		for _, pair := range o.pairs(t, key) {
 			for _, half := range []string{"private", "public"} {
 				want = append(want, fmt.Sprintf("%s keyconvoy:wrapping:%s:%s:%d:%s",

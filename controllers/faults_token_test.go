@@ -1,7 +1,6 @@
 package controllers_test
 
 import (
-	"fmt"
 	"slices"
 	"testing"
 
@@ -74,7 +73,7 @@ func tokenInitialisedAnew(t *testing.T, restart bool) {
 	o.Ready(t, late, lateExport)
 
 	// And what is in the token now is readable for the next user who logs in to it.
-	want := fmt.Sprintf("secret keyconvoy:key:%s:AES_256:%s", key.Status.KeyVersionID, o.Namespace)
+	want := "secret " + labelOf(key)
 	if got := listToken(t, token); !slices.Contains(got, want) {
 		t.Errorf("the token holds %q", got)
 	}

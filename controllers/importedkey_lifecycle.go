@@ -14,7 +14,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
-	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
@@ -78,78 +77,6 @@ func changeOfState(was, is v1alpha1.KeyState) string {
 	return fmt.Sprintf("The key was %s and is %s.", was, is)
 }
 
-// adopt takes a key over that is in the module already, once. Reasons: KeyVersionTaken,
-// ForbiddenKeyVersionNotFound, InvalidKeyMaterial, InvalidParameter, and those of operations.
-func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error {
-	spec, status := s.object.Spec.Adopt, &s.object.Status
-	if spec == nil || status.MaterialFingerprint != "" {
-		return nil
-	}
-	if spec.MaterialFingerprint != "" {
-		want, ok := hsm.ParseFingerprint(spec.MaterialFingerprint)
-		if !ok {
-			return &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.materialFingerprint", Detail: "It is not a fingerprint: give 32 hexadecimal digits."}
-		}
-		s.key.Primary.Fingerprint = &want
-	}
-	found, token, err := r.adoptInModule(ctx, s)
-	if err != nil {
-		return err
-	}
-	// Wrapped material in a spec that was restored is what is in the module already.
-	inputs := ""
-	if s.object.Spec.Material != nil {
-		if inputs, err = r.inputsOf(ctx, s); err != nil {
-			return err
-		}
-		// A time in the past ends the material at once, as it would have ended under the former object.
-		if at := s.object.Spec.Material.ExpireTime; at != nil {
-			if err := kms.CheckExpireTime(at.Time, time.Time{}); err != nil {
-				return err
-			}
-		}
-		status.MaterialExpireTime = s.object.Spec.Material.ExpireTime
-	}
-	status.InputsDigest, status.SourcesVersion = inputs, s.sources
-	// An annotation that was restored asks for what was done to the former object.
-	status.MaterialDeletedFor = annotationValue(s.object, v1alpha1.AnnotationDeleteKeyMaterial)
-	status.MaterialFingerprint = found.Fingerprint.String()
-	status.HasMaterial, status.Custody = true, v1alpha1.CustodyUnknown
-	status.Token = token
-	return s.happen(kms.EventImportKeyMaterial)
-}
-
-// adoptInModule finds the key in the module, and returns what is known of it and the token. Reasons: see adopt.
-func (r *importedKeyReconciler) adoptInModule(ctx context.Context, s *importScope) (found kms.Version, token string, err error) {
-	err = r.stores.Use(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef, func(ops keystore.Session) error {
-		token = ops.Token
-		holder, err := r.keys.Rival(ctx, keyring.Of(s.object), s.key.Primary.ID.String(), token)
-		if err != nil {
-			return err
-		}
-		// Mention a holder in another namespace only if the module would give the key to this namespace.
-		if holder != nil && holder.Name().Namespace == s.object.Namespace {
-			return errKeyVersionTaken
-		}
-		err = r.recorded(keyLine(audit.AdoptKey, s.object, s.key), func(*audit.Record) (err error) {
-			found, err = ops.AdoptKey(ctx, s.key)
-			return err
-		})
-		if err != nil {
-			return reconciler.RetryAfter(err, lookAgainInterval) // what is in the module cannot be watched
-		}
-		if holder != nil {
-			return errKeyVersionTaken
-		}
-		return nil
-	})
-	return found, token, err
-}
-
-// errKeyVersionTaken refuses a key that another object holds in the same token.
-var errKeyVersionTaken = reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
-	"Another ImportedKey already holds this key version. Delete that object, or this one.")
-
 // followClock ends what has come to its end: the material, or the window of a pending deletion. The
 // state changes even while the module does not answer; the destruction is tried until it is done.
 // Reasons: those of operations.
@@ -212,9 +139,12 @@ func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope, ope
 	return nil
 }
 
-// destroyKey destroys a key in its module, unless another object holds it there. If the key store has another token than
+// destroyKey destroys a key in its module, unless its object does not hold it or another object holds it there. If the key store has another token than
 // the one with the key, it reports what may be left in that one.
 func (r *importedKeyReconciler) destroyKey(ctx context.Context, ops keystore.Session, object *v1alpha1.ImportedKey, key kms.Key, operation audit.Operation) (destroyed bool, err error) {
+	if !keyring.Of(object).Holds() { // what it asked to adopt belongs to someone else
+		return false, nil
+	}
 	other, err := r.keys.Rival(ctx, keyring.Of(object), key.Primary.ID.String(), ops.Token)
 	if err != nil || other != nil {
 		return false, err
@@ -320,6 +250,12 @@ func (r *importedKeyReconciler) explainState(_ context.Context, s *importScope) 
 		return &kms.Error{Code: kms.ForbiddenKeyNotFound, Detail: "The key was destroyed at the end of its deletion window. Delete this object."}
 	case s.key.State != kms.StatePendingImport:
 		return nil
+	case !keyring.Of(s.object).Holds():
+		// What is in the module cannot be watched.
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonPendingImport, After: lookAgainInterval, Message: fmt.Sprintf(
+			"The module does not have key version %s. Restore it in the module, or import its material again: wrap the material with fingerprint %s "+
+				"under status.importParameters (keyconvoy wrap --key %s -n %s --apply).",
+			s.key.Primary.ID, s.key.Primary.Fingerprint, s.object.Name, s.object.Namespace)}
 	case s.key.Primary.Fingerprint != nil:
 		return reconciler.Wait(v1alpha1.ReasonPendingImport, fmt.Sprintf(
 			"The key material has expired or was deleted. Import the same material again. If status.importParameters is empty, set the annotation %s to request new parameters.",

@@ -35,7 +35,9 @@ func (r *importedKeyReconciler) identify(_ context.Context, s *importScope) erro
 	s.key = key
 	status := &s.object.Status
 	status.KeyID = key.ID.String()
-	status.KeyVersionID = key.Primary.ID.String()
+	if keyring.Of(s.object).Bound() {
+		status.KeyVersionID = key.Primary.ID.String()
+	}
 	status.Origin = string(key.Origin)
 	status.KeyState = v1alpha1.KeyState(key.State)
 	return nil
@@ -190,7 +192,7 @@ func annotationValue(object *v1alpha1.ImportedKey, name string) string {
 }
 
 // importMaterial imports the material unless the very same was imported before. Reasons: PendingImport,
-// SourceNotFound, those of operations, and the codes of ImportKeyMaterial.
+// SourceNotFound, KeyVersionTaken, those of operations, and the codes of ImportKeyMaterial.
 func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importScope) error {
 	status := &s.object.Status
 	if s.object.Spec.Material == nil || s.key.State == kms.StatePendingDeletion || s.key.State == kms.StateDeleted {
@@ -217,15 +219,8 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 		status.SourcesVersion = s.sources
 		return nil
 	}
-	var imported kms.Version
-	var token string
-	err = r.use(ctx, s.object, keyLine(audit.ImportKeyMaterial, s.object, s.key), func(ops keystore.Session, line *audit.Record) (err error) {
-		token = ops.Token
-		imported, err = ops.ImportKeyMaterial(ctx, kms.ImportKeyMaterialRequest{
-			Key: s.key, EncryptedKeyMaterial: material, ImportToken: importToken, KeyMaterialExpireUnix: expires,
-		})
-		line.Custody = imported.Custody
-		return err
+	imported, token, err := r.importInModule(ctx, s, kms.ImportKeyMaterialRequest{
+		Key: s.key, EncryptedKeyMaterial: material, ImportToken: importToken, KeyMaterialExpireUnix: expires,
 	})
 	if err != nil {
 		return err
@@ -237,6 +232,37 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 	status.MaterialExpireTime = s.object.Spec.Material.ExpireTime
 	status.Token = token
 	return s.happen(kms.EventImportKeyMaterial)
+}
+
+// importInModule imports material, and returns the token that has it now. The material of a lost key gets the version that
+// adopt names, unless another object holds that version. Reasons: see importMaterial, and KeyVersionTaken.
+func (r *importedKeyReconciler) importInModule(ctx context.Context, s *importScope, req kms.ImportKeyMaterialRequest) (imported kms.Version, token string, err error) {
+	err = r.stores.Use(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef, func(ops keystore.Session) error {
+		token = ops.Token
+		other, err := r.rivalOfRestored(ctx, s, token)
+		if err != nil {
+			return err
+		}
+		if other != nil {
+			return errKeyVersionTaken
+		}
+		return r.recorded(keyLine(audit.ImportKeyMaterial, s.object, s.key), func(line *audit.Record) (err error) {
+			imported, err = ops.ImportKeyMaterial(ctx, req)
+			line.Custody = imported.Custody
+			return err
+		})
+	})
+	return imported, token, err
+}
+
+// rivalOfRestored returns the object that comes before one as the holder of the version under which it imports the material
+// of a lost key, or nil.
+func (r *importedKeyReconciler) rivalOfRestored(ctx context.Context, s *importScope, token string) (*keyring.Key, error) {
+	key := keyring.Of(s.object)
+	if key.Holds() {
+		return nil, nil //nolint:nilnil // documented: there is none
+	}
+	return r.keys.Rival(ctx, key, s.key.Primary.ID.String(), token)
 }
 
 // expireUnix is KeyMaterialExpireUnix: nil for never.

@@ -45,9 +45,10 @@ var gone = predicate.Funcs{
 	UpdateFunc: func(event.UpdateEvent) bool { return false },
 }
 
-// keysOfVersion finds the keys that would adopt what another one held.
+// keysOfVersion finds the keys that would adopt what another one held or was about to adopt. Those that adopt by name do not
+// know the version yet.
 func (r *importedKeyReconciler) keysOfVersion(ctx context.Context, key client.Object) []reconcile.Request {
-	var requests []reconcile.Request
+	requests := r.findKeys(ctx, waitingAdopter, client.InNamespace(key.GetNamespace()))
 	for _, version := range keyring.Of(key.(*v1alpha1.ImportedKey)).Versions() {
 		requests = append(requests, r.findKeys(ctx, waitingKey, client.MatchingFields{keyring.IndexVersion: version})...)
 	}
@@ -78,6 +79,8 @@ func (r *importedKeyReconciler) keysOfContent(kind secrets.Kind) handler.MapFunc
 func (r *importedKeyReconciler) keysOfNamespace(ctx context.Context, namespace client.Object) []reconcile.Request {
 	return r.findKeys(ctx, nil, client.InNamespace(namespace.GetName()))
 }
+
+func waitingAdopter(k *v1alpha1.ImportedKey) bool { return k.Spec.Adopt != nil && waitingKey(k) }
 
 func waitingKey(k *v1alpha1.ImportedKey) bool {
 	return !k.DeletionTimestamp.IsZero() || !ready(k.Status.Conditions)

@@ -166,7 +166,7 @@ func (r *keyStoreReconciler) withoutHolder(ctx context.Context, keys []hsm.Key) 
 func unheldStatus(id keystore.ID, keys []hsm.Key) *v1alpha1.KeyVersions {
 	var ids []string
 	for _, key := range keys {
-		if id.Kind == keystore.KindClusterKeyStore || key.Owner == id.Namespace {
+		if id.Kind == keystore.KindClusterKeyStore || key.Owner.Namespace == id.Namespace {
 			ids = append(ids, key.KeyVersionID.String())
 		}
 	}

@@ -224,7 +224,7 @@ func TestAdopt_whatIsNotTheKeyThatIsMeant_isRefused(t *testing.T) {
 			kms.InvalidKeyMaterial, key.Status.MaterialFingerprint},
 		"another-type": {func(k *v1alpha1.ImportedKey) { k.Spec.KeySpec = v1alpha1.KeySpec(hsm.SM4) },
 			kms.InvalidParameter, "KeySpec: The key in the module is AES_256, not SM4."},
-		"absent": {func(k *v1alpha1.ImportedKey) { k.Spec.Adopt.KeyVersionID = uuid.NewString() },
+		"absent": {func(k *v1alpha1.ImportedKey) { k.Spec.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: uuid.NewString()} },
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name " + o.Namespace},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestAdopt_keyOfAnotherNamespace_isNotFound(t *testing.T) {
 	elsewhere := o.Env.Namespace(t)
 	said := map[string]string{}
 	for name, version := range map[string]string{"there": key.Status.KeyVersionID, "not-there": uuid.NewString()} {
-		again := adoptionOf(key, name, func(a *v1alpha1.AdoptSpec) { a.KeyVersionID = version })
+		again := adoptionOf(key, name, func(a *v1alpha1.AdoptSpec) { *a = v1alpha1.AdoptSpec{KeyVersionID: version} })
 		again.Namespace = elsewhere
 		o.Make(t, again)
 		said[name] = strings.ReplaceAll(o.Waits(t, again, kms.ForbiddenKeyVersionNotFound.Reason()), version, "ID")

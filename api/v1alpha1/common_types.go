@@ -44,6 +44,9 @@ const (
 	ReasonLeftInModule = "LeftInModule"
 	// ReasonKeyVersionTaken: another ImportedKey already holds the key that this one is to adopt.
 	ReasonKeyVersionTaken = "KeyVersionTaken"
+	// ReasonSeveralFormerKeys: the module has several keys of former ImportedKeys with the name of this one, which adopts by
+	// name.
+	ReasonSeveralFormerKeys = "SeveralFormerKeys"
 	// ReasonNamespacesFailed: the export failed in at least one of the selected namespaces.
 	ReasonNamespacesFailed = "NamespacesFailed"
 	// ReasonNamespacesPending: the export is not ready yet in at least one of the selected namespaces.

@@ -85,16 +85,40 @@ type MaterialSpec struct {
 	ExpireTime *metav1.Time `json:"expireTime,omitempty"`
 }
 
-// AdoptSpec identifies a key that is already in the module.
+// AdoptType is how an object finds the key that it adopts.
+// +kubebuilder:validation:Enum=ByVersion;ByName
+type AdoptType string
+
+// The types of adoption.
+const (
+	// AdoptByVersion adopts the key version that the spec names. It is the default.
+	AdoptByVersion AdoptType = "ByVersion"
+	// AdoptByName adopts the key that a former object of the same kind, namespace, name and key type left in the module.
+	AdoptByName AdoptType = "ByName"
+)
+
+// AdoptSpec identifies a key that is already in the module, or was in it.
+// +kubebuilder:validation:XValidation:rule="has(self.keyVersionID) == (!has(self.type) || self.type == 'ByVersion')",message="keyVersionID must be set, unless type is ByName, which takes no other field"
+// +kubebuilder:validation:XValidation:rule="!has(self.materialFingerprint) || has(self.keyVersionID)",message="materialFingerprint requires keyVersionID"
 type AdoptSpec struct {
+	// Type is ByVersion (the key with keyVersionID) or ByName (the key that a former ImportedKey with this namespace,
+	// name and keySpec left in the module of the key store, for example before the cluster was rebuilt). With ByName the
+	// object looks once, when it is created: if the module has no such key, the object is a new key, as without adopt.
+	// If it has several, the object adopts none, and its conditions list them. Defaults to ByVersion.
+	// +optional
+	// +unionDiscriminator
+	Type AdoptType `json:"type,omitempty"`
 	// KeyVersionID is the status.keyVersionID of the ImportedKey that held the key before, for example
 	// 0b9b9e1c-5d3c-5c51-8a53-3c3a4f0b7c11. status.keysWithoutHolder of the key store lists candidates.
-	// +required
+	// +optional
+	// +unionMember
 	// +kubebuilder:validation:MaxLength=36
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
-	KeyVersionID string `json:"keyVersionID"`
+	KeyVersionID string `json:"keyVersionID,omitempty"`
 	// MaterialFingerprint is the status.materialFingerprint of that ImportedKey: 32 hexadecimal digits. If it is set,
-	// the key in the module must have this fingerprint; otherwise the operator does not compare it.
+	// the key in the module must have this fingerprint; otherwise the operator does not compare it. If it is set and the
+	// module does not have the key, the object is PendingImport, and you can import the same material again: the key gets
+	// this version, so that its data keys can be decrypted.
 	// +optional
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:Pattern=`^[0-9a-fA-F]{32}$`
@@ -184,8 +208,8 @@ type ImportedKeySpec struct {
 	// +optional
 	ExportPolicy *ExportPolicy `json:"exportPolicy,omitempty"`
 	// Adopt binds this object to a key that is already in the module, for example after a restore from a backup. Only
-	// keys imported from a namespace with this name can be adopted. It cannot be changed, and setting it requires the
-	// verb export on all ImportedKeys of the namespace.
+	// keys imported from a namespace with this name can be adopted. It cannot be changed. Adoption by version requires
+	// the verb export on all ImportedKeys of the namespace. Defaults to no adoption.
 	// +optional
 	Adopt *AdoptSpec `json:"adopt,omitempty"`
 	// DeletionPolicy is what happens to the key in the module when this object is deleted: Retain leaves it there;
@@ -242,7 +266,8 @@ type ImportedKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyID string `json:"keyID,omitempty"`
-	// KeyVersionID identifies the key's material. In a PKCS#11 module it is the CKA_ID.
+	// KeyVersionID identifies the key's material. In a PKCS#11 module it is the CKA_ID. With adopt.type ByName it is set
+	// when the operator has looked for the former key.
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyVersionID string `json:"keyVersionID,omitempty"`
@@ -359,6 +384,9 @@ func (s *ImportedKeySpec) GetImportParameters() ImportParametersSpec {
 	}
 	return *s.ImportParameters
 }
+
+// ByName reports whether an object adopts the key of a former object with its name.
+func (s *AdoptSpec) ByName() bool { return s != nil && s.Type == AdoptByName }
 
 // ImportedKeyList is a list of ImportedKeys.
 // +kubebuilder:object:root=true

@@ -15,9 +15,11 @@ func importedWith(spec, algorithm string) string {
 	return fmt.Sprintf(`{keyStoreRef: {kind: KeyStore, name: s}, keySpec: AES_256, importParameters: {wrappingKeySpec: %s, wrappingAlgorithm: %s}}`, spec, algorithm)
 }
 
+const aVersion = "00000000-0000-5000-8000-000000000000"
+
 // adopting is a field of an imported key; the digit tells one key version from another.
 func adopting(digit string) string {
-	return `, adopt: {keyVersionID: "` + digit + `0000000-0000-5000-8000-000000000000"}`
+	return `, adopt: {keyVersionID: "` + digit + aVersion[1:] + `"}`
 }
 
 func exportPolicySelector() (before, after string) {

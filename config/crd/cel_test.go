@@ -215,14 +215,28 @@ var ruleExamples = joined(map[rule]map[string]examples{
 		"given": {
 			before:   imported + adopting("0") + `}`,
 			accepted: []string{imported + adopting("0") + `, desiredState: Disabled}`},
-			rejected: []string{imported + adopting("1") + `}`, imported + `}`},
+			rejected: []string{imported + adopting("1") + `}`, imported + `}`, imported + `, adopt: {type: ByName}}`},
 		},
 		"not given": {
 			before:   imported + `}`,
 			accepted: []string{imported + `, desiredState: Disabled}`},
-			rejected: []string{imported + adopting("0") + `}`},
+			rejected: []string{imported + adopting("0") + `}`, imported + `, adopt: {type: ByName}}`},
 		},
 	},
+	{"importedkeys", "spec.adopt", "keyVersionID must be set, unless type is ByName, which takes no other field"}: only(examples{
+		accepted: []string{
+			imported + adopting("0") + `}`, imported + `, adopt: {type: ByVersion, keyVersionID: "` + aVersion + `"}}`, imported + `, adopt: {type: ByName}}`,
+		},
+		rejected: []string{
+			imported + `, adopt: {}}`, imported + `, adopt: {type: ByVersion}}`, imported + `, adopt: {type: ByName, keyVersionID: "` + aVersion + `"}}`,
+		},
+	}),
+	{"importedkeys", "spec.adopt", "materialFingerprint requires keyVersionID"}: only(examples{
+		accepted: []string{
+			imported + `, adopt: {keyVersionID: "` + aVersion + `", materialFingerprint: "` + strings.Repeat("0", 32) + `"}}`,
+		},
+		rejected: []string{imported + `, adopt: {type: ByName, materialFingerprint: "` + strings.Repeat("0", 32) + `"}}`},
+	}),
 	{"importedkeys", "spec", "pendingWindowInDays requires desiredState PendingDeletion"}: only(examples{
 		accepted: []string{
 			imported + `, desiredState: PendingDeletion}`,

@@ -56,7 +56,7 @@ func TestSchema_refuses(t *testing.T) {
 		"adoption of what is no fingerprint":         {"importedkeys", imported + `, adopt: {keyVersionID: "b0000000-0000-5000-8000-000000000000", materialFingerprint: ` + long(33) + `}}`, "spec.adopt.materialFingerprint", "32"},
 		"an expiry that is no time":                  {"importedkeys", material(`encryptedKeyMaterial: AA==, importToken: AA==, expireTime: tomorrow`), "spec.material.expireTime", "should match"},
 		"adoption of what is no key version":         {"importedkeys", imported + `, adopt: {keyVersionID: "B0000000-0000-5000-8000-000000000000"}}`, "spec.adopt.keyVersionID", "should match"},
-		"adoption of nothing":                        {"importedkeys", imported + `, adopt: {}}`, "spec.adopt.keyVersionID", "Required"},
+		"adoption in an unknown way":                 {"importedkeys", imported + `, adopt: {type: ByLabel}}`, "spec.adopt.type", "Unsupported value"},
 		"consent to namespaces of no sort":           {"importedkeys", exportPolicy(`namespaces: {from: Some}`), "spec.exportPolicy.namespaces.from", "Unsupported value"},
 		"consent to PKCS#1 v1.5":                     {"importedkeys", exportPolicy(`wrappingAlgorithms: [RSAES_PKCS1_V1_5]`), "spec.exportPolicy.wrappingAlgorithms[0]", "Unsupported value"},
 		"consent to no algorithm":                    {"importedkeys", exportPolicy(`wrappingAlgorithms: []`), "spec.exportPolicy.wrappingAlgorithms", "at least 1"},

@@ -118,6 +118,7 @@ var wholeSpecs = map[string][]string{
 		imported + `, desiredState: PendingDeletion, pendingWindowInDays: 7, deletionPolicy: Retain, adopt: {keyVersionID: b0000000-0000-5000-8000-000000000000, materialFingerprint: ` + strings.Repeat("f", 32) + `},
 			exportPolicy: {namespaces: {from: Selector, selector: ` + wholeSelector + `}, recipients: [{fingerprint: "SHA256:` + strings.Repeat("a", 64) + `"}], wrappingAlgorithms: [SM2PKE]},
 			material: {encryptedKeyMaterial: AA==, importToken: AA==, expireTime: "2090-01-01T00:00:00Z"}}`,
+		imported + `, adopt: {type: ByName}}`,
 		material(`encryptedKeyMaterialFrom: {` + member("secretKeyRef") + `}, importTokenFrom: {` + member("secretKeyRef") + `}`),
 		material(`encryptedKeyMaterialFrom: {` + member("configMapKeyRef") + `}, importTokenFrom: {` + member("configMapKeyRef") + `}`),
 	},

@@ -201,9 +201,6 @@ func (s KeySpec) Len() int {
 	return 0
 }
 
-// MaxOwnerLen is the maximum length of a key's owner in bytes, that of a Kubernetes namespace.
-const MaxOwnerLen = 63
-
 // MaxDataKeyLen is the maximum length of a data key in bytes (NumberOfBytes of GenerateDataKeyWithoutPlaintext).
 const MaxDataKeyLen = 1024
 
@@ -232,7 +229,7 @@ func ParseFingerprint(s string) (Fingerprint, bool) {
 type WrappingKeyRequest struct {
 	ID    uuid.UUID // the pair's identifier, chosen by the caller
 	Owner uuid.UUID // the identifier of the key for which it is created
-	// Namespace is the namespace for which the pair is created, as ImportRequest.Owner. The module stores it with the pair.
+	// Namespace is the namespace for which the pair is created, as in an Owner. The module stores it with the pair.
 	Namespace string
 	Spec      wrapping.KeySpec
 	NotAfter  time.Time // stored with the pair, in whole seconds; the module does not enforce it
@@ -255,9 +252,8 @@ type ImportRequest struct {
 	WrappingKey       uuid.UUID
 	Algorithm         wrapping.Algorithm
 	EncryptedMaterial []byte
-	// Owner is the namespace for which the key is created, in at most MaxOwnerLen printable ASCII characters. The module
-	// stores it with the key.
-	Owner string
+	// Owner is stored with the key that is created. An import of an existing key does not change it.
+	Owner Owner
 	// Fingerprint is that of the material of the first import; nil for a first import. ImportKey rejects other material with
 	// OtherMaterial.
 	Fingerprint *Fingerprint
@@ -268,7 +264,8 @@ type Key struct {
 	KeyVersionID uuid.UUID
 	Spec         KeySpec
 	Fingerprint  Fingerprint
-	Owner        string // of the import that created the key
+	// Owner is that of the import that created the key. It is zero if the token did not keep it.
+	Owner Owner
 	// Custody is where the material existed during the import. FindKey returns "".
 	Custody Custody
 }

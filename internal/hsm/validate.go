@@ -1,10 +1,6 @@
 package hsm
 
-import (
-	"strings"
-
-	"github.com/keyconvoy/keyconvoy/internal/wrapping"
-)
+import "github.com/keyconvoy/keyconvoy/internal/wrapping"
 
 // The Validate methods reject, with NotSupported, requests that no module supports. Every method of a module first calls the one
 // of its request, so that all modules return the same texts. The module itself rejects what only other modules support. An
@@ -15,12 +11,12 @@ func (r WrappingKeyRequest) Validate() error {
 	if !r.Spec.Valid() {
 		return Errorf(NotSupported, "there is no wrapping key type %+.32q", r.Spec)
 	}
-	return checkOwner(r.Namespace)
+	return checkNamespace(r.Namespace)
 }
 
 // Validate rejects a key that no module can import. It does not check the algorithm, which must fit the pair in the module.
 func (r ImportRequest) Validate() error {
-	if err := checkOwner(r.Owner); err != nil {
+	if err := r.Owner.Validate(); err != nil {
 		return err
 	}
 	if r.Spec.Len() == 0 {
@@ -56,13 +52,4 @@ func (r ExportRequest) Validate() (*wrapping.PublicKey, error) {
 		return nil, Errorf(NotSupported, "%v", err)
 	}
 	return recipient, nil
-}
-
-// checkOwner rejects an owner that a module cannot store with a key.
-func checkOwner(owner string) error {
-	printable := func(r rune) bool { return r >= '!' && r <= '~' }
-	if len(owner) > MaxOwnerLen || strings.ContainsFunc(owner, func(r rune) bool { return !printable(r) }) {
-		return Errorf(NotSupported, "a key's owner has at most %d printable ASCII characters without blanks", MaxOwnerLen)
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/internal/kms"
@@ -56,6 +57,20 @@ func (r *Ring) Rival(ctx context.Context, key *Key, version, token string) (*Key
 	return r.rivalAmong(keys, key, token), nil
 }
 
+// Claimant returns the key of the given name, in the namespace of another key, if it is about to look for the key that a
+// former object with its name left in the same token, and comes before the other one; or nil. Until it has looked, it names
+// no version, so that Rival does not find it.
+func (r *Ring) Claimant(ctx context.Context, key *Key, name, token string) (*Key, error) {
+	other, err := r.Get(ctx, types.NamespacedName{Namespace: key.object.Namespace, Name: name})
+	if err != nil || other == nil || other.Bound() || other.ID() == key.ID() {
+		return nil, err
+	}
+	if other.object.Spec.KeySpec != key.object.Spec.KeySpec || r.stores.Token(other.Store()) != token || !older(other.object, key.object) {
+		return nil, nil //nolint:nilnil // documented: there is none
+	}
+	return other, nil
+}
+
 func (r *Ring) rivalAmong(keys []*Key, key *Key, token string) *Key {
 	for _, other := range keys {
 		if other.ID() != key.ID() && r.competes(other, key, token) && precedes(other, key, token) {
@@ -87,7 +102,7 @@ func precedes(a, b *Key, token string) bool {
 	if ra, rb := right(a, token), right(b, token); ra != rb {
 		return ra > rb
 	}
-	if own := a.object.Spec.Adopt == nil; own != (b.object.Spec.Adopt == nil) {
+	if own := a.isOriginal(); own != b.isOriginal() {
 		return own
 	}
 	return older(a.object, b.object)

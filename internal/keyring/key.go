@@ -45,10 +45,23 @@ func (k *Key) Store() keystore.ID {
 // Invalid returns the fields that could not be decoded.
 func (k *Key) Invalid() []v1alpha1.InvalidField { return k.object.Invalid() }
 
+// Bound reports whether it is known which key version is the object's. One that adopts by name must look into its module
+// first, once.
+func (k *Key) Bound() bool {
+	return !k.object.Spec.Adopt.ByName() || k.object.Status.KeyVersionID != ""
+}
+
 // Holds reports whether the key version that the object names is its own, by its import or by adoption. Anyone may ask to
 // adopt any key version; an object that only asks has no say over it.
 func (k *Key) Holds() bool {
-	return k.object.Spec.Adopt == nil || k.object.Status.MaterialFingerprint != ""
+	adopt := k.object.Spec.Adopt
+	return adopt == nil || k.object.Status.MaterialFingerprint != "" || adopt.ByName() && k.Bound()
+}
+
+// isOriginal reports whether the object's key version is the one that was made for it: its identifier follows from the UID.
+func (k *Key) isOriginal() bool {
+	key, err := k.KMS()
+	return err == nil && k.Bound() && key.Primary.ID == kms.VersionID(key.ID, 1)
 }
 
 // InModule reports whether the module must have the material of a key from the cache: its object holds it, and nothing asks to
@@ -62,8 +75,9 @@ func (k *Key) InModule(now time.Time) bool {
 		(expires == nil || now.Before(expires.Time))
 }
 
-// KMS returns the key as the operations know it. Errors: *kms.Error with InvalidParameter for an adopted version that is
-// not a UUID, and a plain error for a UID that is not a UUID.
+// KMS returns the key as the operations know it. The version of a key that is not Bound is the one that it has if the
+// module has none to adopt. Errors: *kms.Error with InvalidParameter for an adopted version or fingerprint that is invalid,
+// and a plain error for a UID that is not a UUID.
 func (k *Key) KMS() (kms.Key, error) {
 	o := k.object
 	id, err := uuid.Parse(string(o.UID))
@@ -72,23 +86,44 @@ func (k *Key) KMS() (kms.Key, error) {
 	}
 	key := kms.Key{
 		ID: id, Spec: hsm.KeySpec(o.Spec.KeySpec), Origin: kms.OriginExternal,
-		State: kms.KeyState(o.Status.KeyState), Owner: o.Namespace,
+		State: kms.KeyState(o.Status.KeyState), Namespace: o.Namespace, Name: o.Name,
 	}
 	if key.State == "" {
 		key.State = kms.StatePendingImport
 	}
-	version := kms.Version{ID: kms.VersionID(id, 1)}
-	if o.Spec.Adopt != nil {
-		if version.ID, err = uuid.Parse(o.Spec.Adopt.KeyVersionID); err != nil {
-			return kms.Key{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionID", Detail: "It is not a UUID."}
-		}
+	if key.Primary, err = k.version(id); err != nil {
+		return kms.Key{}, err
 	}
 	if o.Status.MaterialExpireTime != nil {
-		version.ExpireTime = o.Status.MaterialExpireTime.Time
+		key.Primary.ExpireTime = o.Status.MaterialExpireTime.Time
 	}
 	if fp, ok := hsm.ParseFingerprint(o.Status.MaterialFingerprint); ok {
-		version.Fingerprint = &fp
+		key.Primary.Fingerprint = &fp
 	}
-	key.Primary = version
 	return key, nil
+}
+
+// version returns the key's version, with the fingerprint that the spec requires.
+func (k *Key) version(key uuid.UUID) (version kms.Version, err error) {
+	adopt := k.object.Spec.Adopt
+	switch {
+	case adopt == nil || !k.Bound():
+		return kms.Version{ID: kms.VersionID(key, 1)}, nil
+	case adopt.ByName():
+		version.ID, err = uuid.Parse(k.object.Status.KeyVersionID)
+	default:
+		version.ID, err = uuid.Parse(adopt.KeyVersionID)
+	}
+	if err != nil {
+		return kms.Version{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionID", Detail: "It is not a UUID."}
+	}
+	if adopt.MaterialFingerprint != "" {
+		required, ok := hsm.ParseFingerprint(adopt.MaterialFingerprint)
+		if !ok {
+			return kms.Version{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.materialFingerprint",
+				Detail: "It is not a fingerprint: give 32 hexadecimal digits."}
+		}
+		version.Fingerprint = &required
+	}
+	return version, nil
 }

@@ -228,3 +228,88 @@ func TestLive_ofAKeyThatWasCreatedAgain_isNone(t *testing.T) {
 		})
 	}
 }
+
+// byName makes a key adopt by name; version is "" before its first look into the module.
+func byName(version string) func(*v1alpha1.ImportedKey) {
+	return func(k *v1alpha1.ImportedKey) {
+		k.Spec.Adopt = &v1alpha1.AdoptSpec{Type: v1alpha1.AdoptByName}
+		k.Status.KeyVersionID = version
+	}
+}
+
+func TestKey_adoptingByName(t *testing.T) {
+	t.Parallel()
+	former := keyring.Of(key("team-a", "former")).Versions()[0]
+	own := keyring.Of(key("team-a", "key")).Versions()[0]
+	for name, c := range map[string]struct {
+		changes      []func(*v1alpha1.ImportedKey)
+		bound, holds bool
+		version      string
+	}{
+		"before its first look":          {[]func(*v1alpha1.ImportedKey){byName("")}, false, false, ""},
+		"after it found nothing":         {[]func(*v1alpha1.ImportedKey){byName(own)}, true, true, own},
+		"after it found a former key":    {[]func(*v1alpha1.ImportedKey){byName(former), holding("token-1")}, true, true, former},
+		"with a version that is invalid": {[]func(*v1alpha1.ImportedKey){byName("none")}, true, true, ""},
+		"by version, before its look":    {[]func(*v1alpha1.ImportedKey){adopts(key("team-a", "former"))}, true, false, former},
+	} {
+		k := keyring.Of(key("team-a", "key", c.changes...))
+		versions := k.Versions()
+		if k.Bound() != c.bound || k.Holds() != c.holds || (len(versions) == 0) != (c.version == "") || len(versions) > 0 && versions[0] != c.version {
+			t.Errorf("%s: bound %t, holds %t, versions %v", name, k.Bound(), k.Holds(), versions)
+		}
+	}
+}
+
+// Who adopts by name has no claim that another object does not see.
+func TestRival_ofAKeyThatAdoptsByName(t *testing.T) {
+	t.Parallel()
+	former := key("team-a", "key")
+	version := keyring.Of(former).Versions()[0]
+	again := key("team-a", "again", byName(""), createdAt(5))
+	for name, c := range map[string]struct {
+		other *v1alpha1.ImportedKey
+		rival bool
+	}{
+		"an older one that asks for the version":     {key("team-a", "other", adopts(former), createdAt(3)), true},
+		"a younger one that asks for the version":    {key("team-a", "other", adopts(former), createdAt(7)), false},
+		"a younger one that holds it":                {key("team-a", "other", adopts(former), holding("token-1"), createdAt(7)), true},
+		"one that holds it in another token, beside": {key("team-a", "other", adopts(former), holding("token-2"), createdAt(7)), true},
+		"one that asks in another namespace":         {key("team-b", "other", adopts(former), createdAt(3)), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := ring(&cluster{keys: []*v1alpha1.ImportedKey{c.other, again}})
+			rival, err := r.Rival(t.Context(), keyring.Of(again), version, "")
+			if err != nil || (rival != nil) != c.rival {
+				t.Errorf("the rival is %v (%v)", rival, err)
+			}
+		})
+	}
+}
+
+func TestClaimant(t *testing.T) {
+	t.Parallel()
+	former := key("team-a", "former")
+	asks := key("team-a", "asks", adopts(former), createdAt(5))
+	for name, c := range map[string]struct {
+		named *v1alpha1.ImportedKey
+		want  bool
+	}{
+		"no object has the name":                {key("team-a", "other", byName(""), createdAt(3)), false},
+		"an older one that has not looked yet":  {key("team-a", "former", byName(""), createdAt(3)), true},
+		"a younger one that has not looked yet": {key("team-a", "former", byName(""), createdAt(7)), false},
+		"one that found nothing":                {key("team-a", "former", byName(string(former.UID)), createdAt(3)), false},
+		"one of another type":                   {key("team-a", "former", byName(""), createdAt(3), func(k *v1alpha1.ImportedKey) { k.Spec.KeySpec = "SM4" }), false},
+		"one that does not ask":                 {key("team-a", "former", createdAt(3)), false},
+		"one in another namespace":              {key("team-b", "former", byName(""), createdAt(3)), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := ring(&cluster{keys: []*v1alpha1.ImportedKey{c.named, asks}})
+			claimant, err := r.Claimant(t.Context(), keyring.Of(asks), "former", "")
+			if err != nil || (claimant != nil) != c.want {
+				t.Errorf("the claimant is %v (%v)", claimant, err)
+			}
+		})
+	}
+}

@@ -32,11 +32,11 @@ func AddIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	})
 }
 
-// Versions returns the key versions that the object names. There are none where it is invalid, which its reconciler
-// reports.
+// Versions returns the key versions that the object names. There are none where it is not Bound, or invalid, which its
+// reconciler reports.
 func (k *Key) Versions() []string {
 	key, err := k.KMS()
-	if err != nil {
+	if err != nil || !k.Bound() {
 		return nil
 	}
 	ids := []string{key.Primary.ID.String()}

@@ -1,8 +1,10 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,7 +74,7 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 	want := hsm.WrappingKeyRequest{
 		ID:        uuid.NewSHA1(req.Key.ID, []byte("keyconvoy.io/wrapping-key/1/"+string(req.WrappingKeySpec)+"/"+string(req.WrappingAlgorithm)+"/"+req.ClientToken)),
 		Owner:     req.Key.ID,
-		Namespace: req.Key.Owner,
+		Namespace: req.Key.Namespace,
 		Spec:      req.WrappingKeySpec,
 		NotAfter:  now.Add(TokenLifetime).UTC().Truncate(time.Second),
 	}
@@ -222,7 +224,7 @@ func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterial
 		WrappingKey:       token.pairID,
 		Algorithm:         token.algorithm,
 		EncryptedMaterial: req.EncryptedKeyMaterial,
-		Owner:             req.Key.Owner,
+		Owner:             req.Key.owner(hsm.OriginImported, 1),
 		Fingerprint:       req.Key.Primary.Fingerprint,
 	})
 	if hsm.KindOf(err) == hsm.NotFound {
@@ -235,6 +237,11 @@ func (o Operations) ImportKeyMaterial(ctx context.Context, req ImportKeyMaterial
 	}
 	if err != nil {
 		return Version{}, FromModule(err)
+	}
+	if owner := key.Owner; owner != (hsm.Owner{}) && owner.Namespace != req.Key.Namespace {
+		// The request has the material of that key, so the answer reveals nothing to its author.
+		return Version{}, &Error{Code: ForbiddenNoPermission, Detail: fmt.Sprintf(
+			"The module has key version %s already. It was imported from a namespace with another name, and only there it can be adopted.", req.Key.Primary.ID)}
 	}
 	return Version{ID: key.KeyVersionID, Fingerprint: &key.Fingerprint, Custody: key.Custody}, nil
 }
@@ -256,26 +263,53 @@ func (o Operations) notUnwrapped(ctx context.Context, req ImportKeyMaterialReque
 }
 
 // AdoptKey finds a key that is already in the module and checks that this key may take it over: it must have the same
-// type and owner and, if known, the material to which the key was bound. It is not an operation of the documented
+// type and namespace and, if known, the material to which the key was bound. It is not an operation of the documented
 // API: it restores a key from a backup.
-func (o Operations) AdoptKey(ctx context.Context, key Key) (Version, error) {
+//
+// If the module does not have the key, the code is Rejected.PendingImport if its fingerprint is known: the same material
+// can be imported again, under the same version. Otherwise it is Forbidden.KeyVersionNotFound.
+func (o Operations) AdoptKey(ctx context.Context, key Key) (hsm.Key, error) {
 	found, err := o.Module.FindKey(ctx, key.Primary.ID)
-	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner != key.Owner) {
+	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner.Namespace != key.Namespace) {
 		// One answer for both, so that it reveals nothing about the keys of others.
-		return Version{}, &Error{Code: ForbiddenKeyVersionNotFound, Err: err, Detail: fmt.Sprintf(
-			"The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Owner)}
+		return hsm.Key{}, notInModule(key, err)
 	}
 	if err != nil {
-		return Version{}, FromModule(err)
+		return hsm.Key{}, FromModule(err)
 	}
 	if found.Spec != key.Spec {
-		return Version{}, invalid("KeySpec", "The key in the module is %s, not %s.", found.Spec, key.Spec)
+		return hsm.Key{}, invalid("KeySpec", "The key in the module is %s, not %s.", found.Spec, key.Spec)
 	}
 	if want := key.Primary.Fingerprint; want != nil && *want != found.Fingerprint {
-		return Version{}, &Error{Code: InvalidKeyMaterial, Detail: fmt.Sprintf(
+		return hsm.Key{}, &Error{Code: InvalidKeyMaterial, Detail: fmt.Sprintf(
 			"The fingerprint of the key in the module is %s, not %s.", found.Fingerprint, *want)}
 	}
-	return Version{ID: found.KeyVersionID, Fingerprint: &found.Fingerprint}, nil
+	return found, nil
+}
+
+func notInModule(key Key, cause error) error {
+	detail := fmt.Sprintf("The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Namespace)
+	if key.Primary.Fingerprint != nil {
+		return &Error{Code: RejectedPendingImport, Err: cause, Detail: detail}
+	}
+	return &Error{Code: ForbiddenKeyVersionNotFound, Err: cause, Detail: detail + " If it was lost and you have its material, " +
+		"create the object again with adopt.materialFingerprint, too, and import the material: it gets this version again."}
+}
+
+// KeysByName lists the master keys in the module that were imported for an object with the namespace and name of a key,
+// and have its type, in the order of their identifiers. Keys of early versions, whose object is not known, are not among
+// them.
+func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) {
+	keys, err := o.Module.ListKeys(ctx)
+	if err != nil {
+		return nil, FromModule(err)
+	}
+	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool {
+		owner := k.Owner
+		return owner.Namespace != key.Namespace || owner.Name != key.Name || owner.Origin != hsm.OriginImported || k.Spec != key.Spec
+	})
+	slices.SortFunc(keys, func(a, b hsm.Key) int { return bytes.Compare(a.KeyVersionID[:], b.KeyVersionID[:]) })
+	return keys, nil
 }
 
 // DeleteKeyMaterial destroys the key's material in the module. It is not an error if the material does not exist.

@@ -20,9 +20,9 @@ type Key struct {
 	Spec   hsm.KeySpec
 	Origin Origin
 	State  KeyState
-	// Owner is the owner on whose behalf the material was imported. The module stores it with the key, and only the
-	// same owner can adopt the key.
-	Owner string
+	// Namespace and Name are those of the key's object. The module stores them with each version, and only keys of the same
+	// namespace can adopt one.
+	Namespace, Name string
 	// Primary is the version under which new data keys are made. An imported key has no other.
 	Primary Version
 	// Former are the versions that were primary before. Data keys under them can still be used.
@@ -45,6 +45,11 @@ type Version struct {
 // identifier.
 func VersionID(key uuid.UUID, number int) uuid.UUID {
 	return uuid.NewSHA1(key, fmt.Appendf(nil, "keyconvoy.io/key-version/%d", number))
+}
+
+// owner is what the module stores with a version.
+func (k Key) owner(origin hsm.Origin, number int) hsm.Owner {
+	return hsm.Owner{Namespace: k.Namespace, Name: k.Name, Origin: origin, KeyID: k.ID, Number: number}
 }
 
 // VersionFor returns the version that a blob was made under. Errors: that of any blob that does not open.

@@ -61,7 +61,10 @@ func openService(t testing.TB, storage *hsmtest.Storage, allowPKCS1v15 bool) ser
 
 func newKey(spec hsm.KeySpec) kms.Key {
 	id := uuid.New()
-	return kms.Key{ID: id, Spec: spec, Origin: kms.OriginExternal, State: kms.StatePendingImport, Primary: kms.Version{ID: kms.VersionID(id, 1)}}
+	return kms.Key{
+		ID: id, Spec: spec, Origin: kms.OriginExternal, State: kms.StatePendingImport, Primary: kms.Version{ID: kms.VersionID(id, 1)},
+		Namespace: "team-a", Name: "payments",
+	}
 }
 
 func random(n int) []byte {

@@ -32,6 +32,11 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: materialFingerprint
       type:
         scalar: string
+    - name: type
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ApprovedInputs
   map:
     fields:

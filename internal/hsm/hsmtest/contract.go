@@ -72,6 +72,7 @@ func (s *suite) behaviours() map[string]func(*testing.T) {
 		"material that does not unwrap is rejected":                   s.testImportNotUnwrapping,
 		"material of a wrong length is rejected":                      s.testImportLength,
 		"an invalid owner is rejected":                                s.testImportOwner,
+		"a key keeps the owner of its first import":                   s.testFirstOwner,
 		"other material is rejected":                                  s.testImportOther,
 		"importing the same material again changes nothing":           s.testImportAgain,
 		"destroyed material can be imported again":                    s.testImportBack,

@@ -3,6 +3,8 @@ package hsmtest
 import (
 	"testing"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
@@ -134,4 +136,28 @@ func (s *suite) testImportRaceOther(t *testing.T) {
 		t.Fatalf("%d callers imported their material, want 1", len(won))
 	}
 	s.mustHold(t, id, spec, materials[<-won])
+}
+
+// testFirstOwner checks that the module stores owners of every form, and that later imports of a key do not change its owner.
+func (s *suite) testFirstOwner(t *testing.T) {
+	spec, alg := s.keySpecs()[0], s.importAlgorithms()[0]
+	for name, owner := range map[string]hsm.Owner{
+		"none":                           {},
+		"a namespace, as early versions": {Namespace: "team-a"},
+		"a generated key":                {Namespace: "team-a", Name: "payments.v1", Origin: hsm.OriginGenerated, Number: 64, KeyID: uuid.New()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			material := random(spec.Len())
+			req := s.importRequest(t, s.newID(), spec, alg, material)
+			req.Owner = owner
+			s.mustImport(t, req, material)
+			req.Owner = suiteOwner
+			if again, err := s.m.ImportKey(t.Context(), req); err != nil || again.Owner != owner {
+				t.Errorf("the second ImportKey = %+v, %v; want the owner %+v", again, err, owner)
+			}
+			if found, err := s.m.FindKey(t.Context(), req.KeyVersionID); err != nil || found.Owner != owner {
+				t.Errorf("FindKey = %+v, %v; want the owner %+v", found, err, owner)
+			}
+		})
+	}
 }

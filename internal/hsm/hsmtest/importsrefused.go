@@ -187,10 +187,16 @@ func (s *suite) mustRefuse(t *testing.T, key master, r refusal) (detail string, 
 
 // testImportOwner checks that owners that the module could not store are rejected.
 func (s *suite) testImportOwner(t *testing.T) {
-	for name, owner := range map[string]string{
-		"too long":    strings.Repeat("a", hsm.MaxOwnerLen+1),
-		"with blanks": "team a",
-		"not ASCII":   "tëam",
+	longName, withColon := suiteOwner, suiteOwner
+	longName.Name += "o"
+	withColon.Name = "a:b"
+	for name, owner := range map[string]hsm.Owner{
+		"too long":        {Namespace: suiteNamespace + "n"},
+		"with blanks":     {Namespace: "team a"},
+		"not ASCII":       {Namespace: "tëam"},
+		"of a long name":  longName,
+		"with a colon":    withColon,
+		"without version": {Namespace: "team-a", Name: "payments", Origin: hsm.OriginImported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			alg, spec := s.importAlgorithms()[0], s.keySpecs()[0]

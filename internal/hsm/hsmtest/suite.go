@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -37,8 +38,12 @@ type suite struct {
 	made []func(context.Context) error // destroy what tests created
 }
 
-// suiteOwner is the owner of the keys.
-const suiteOwner = "the-contract"
+// suiteOwner is the owner of the keys. It is as long as an owner can be.
+var suiteOwner = hsm.Owner{
+	Namespace: suiteNamespace, Name: strings.Repeat("o", hsm.MaxNameLen), Origin: hsm.OriginImported, Number: 1, KeyID: uuid.New(),
+}
+
+var suiteNamespace = strings.Repeat("n", hsm.MaxNamespaceLen)
 
 const tagMessage = "a message from before the restart"
 
@@ -124,7 +129,7 @@ func (s *suite) newID() uuid.UUID {
 func (s *suite) pairRequest(spec wrapping.KeySpec, owner uuid.UUID) hsm.WrappingKeyRequest {
 	id := uuid.New()
 	s.destroyLater(func(ctx context.Context) error { return s.m.DestroyWrappingKey(ctx, id) })
-	return hsm.WrappingKeyRequest{ID: id, Owner: owner, Namespace: suiteOwner, Spec: spec, NotAfter: time.Now().Add(24 * time.Hour)}
+	return hsm.WrappingKeyRequest{ID: id, Owner: owner, Namespace: suiteNamespace, Spec: spec, NotAfter: time.Now().Add(24 * time.Hour)}
 }
 
 func (s *suite) newPair(t testing.TB, spec wrapping.KeySpec, owner uuid.UUID) hsm.WrappingKey {

@@ -61,7 +61,7 @@ func (s *suite) testWrappingKeyOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := hsm.WrappingKey{ID: req.ID, Owner: req.Owner, Namespace: suiteOwner, Spec: req.Spec, NotAfter: time.Unix(req.NotAfter.Unix(), 0), PublicKey: first.PublicKey}
+	want := hsm.WrappingKey{ID: req.ID, Owner: req.Owner, Namespace: suiteNamespace, Spec: req.Spec, NotAfter: time.Unix(req.NotAfter.Unix(), 0), PublicKey: first.PublicKey}
 	if !samePair(first, want) {
 		t.Errorf("CreateWrappingKey = %+v; want %+v", first, want)
 	}
@@ -114,7 +114,7 @@ func (s *suite) testWrappingKeyList(t *testing.T) {
 }
 
 func (s *suite) testWrappingKeyNamespace(t *testing.T) {
-	for _, namespace := range []string{strings.Repeat("n", hsm.MaxOwnerLen+1), "with a blank", "n\x00"} {
+	for _, namespace := range []string{strings.Repeat("n", hsm.MaxNamespaceLen+1), "with a blank", "with:colon", "n\x00"} {
 		req := s.pairRequest(s.quickPair(), uuid.New())
 		req.Namespace = namespace
 		_, err := s.m.CreateWrappingKey(t.Context(), req)
@@ -122,7 +122,7 @@ func (s *suite) testWrappingKeyNamespace(t *testing.T) {
 		s.mustList(t, req.Owner)
 	}
 	req := s.pairRequest(s.quickPair(), uuid.New())
-	req.Namespace = strings.Repeat("n", hsm.MaxOwnerLen)
+	req.Namespace = strings.Repeat("n", hsm.MaxNamespaceLen)
 	pair, err := s.m.CreateWrappingKey(t.Context(), req)
 	if err != nil || pair.Namespace != req.Namespace {
 		t.Fatalf("CreateWrappingKey = %+v, %v; want the namespace %s", pair, err, req.Namespace)

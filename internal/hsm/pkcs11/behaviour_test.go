@@ -168,7 +168,7 @@ func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
 				}
 			}
 			values, err := s.GetAttributes(h, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_KEY_TYPE)
-			if err != nil || !bytes.Equal(values[0], f.id[:]) || string(values[1]) != "keyconvoy:key:"+f.id.String()+":AES_256:team-a" ||
+			if err != nil || !bytes.Equal(values[0], f.id[:]) || string(values[1]) != "keyconvoy:key:"+f.id.String()+":AES_256:team-a:payments:Imported:1:"+f.id.String() ||
 				ulong(values[2]) != p11.CKK_AES {
 				t.Errorf("CKA_ID, CKA_LABEL, CKA_KEY_TYPE = %q, %v", values, err)
 			}
@@ -177,23 +177,6 @@ func TestMasterKey_isProtectedAndLabelled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	})
-}
-
-func TestMasterKey_keepsItsFirstOwner(t *testing.T) {
-	tokens.OnEach(t, func(t *testing.T, tok tokens.Token) {
-		f := newFixture(t, configOf(tok))
-		again := f.importOf(t, f.id, f.material)
-		again.Owner = "team-b"
-		if key, err := f.m.ImportKey(t.Context(), again); err != nil || key.Owner != "team-a" {
-			t.Errorf("ImportKey = %+v, %v", key, err)
-		}
-		if key, err := f.m.FindKey(t.Context(), f.id); err != nil || key.Owner != "team-a" {
-			t.Errorf("FindKey = %+v, %v", key, err)
-		}
-		again.Owner = "team b"
-		_, err := f.m.ImportKey(t.Context(), again)
-		hsmtest.WantKind(t, err, hsm.NotSupported, "an owner that does not print")
 	})
 }
 
@@ -245,7 +228,7 @@ func TestMasterKey_lessProtected_isNotUsed(t *testing.T) {
 		} {
 			id := uuid.New()
 			err := m.do(t.Context(), func(s *session) error {
-				template := byEncryptData.masterTemplate(id, hsm.AES256, "", true, 0)
+				template := byEncryptData.masterTemplate(id, hsm.AES256, hsm.Owner{}, true, 0)
 				for _, a := range template {
 					if a.Type == more {
 						a.Value = []byte{1}

@@ -225,13 +225,13 @@ func (s *session) unwrapOnHost(req hsm.ImportRequest, private p11.ObjectHandle) 
 }
 
 // checkSame rejects material that differs from that of the existing key, and returns that key's owner.
-func (s *session) checkSame(existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner string, err error) {
+func (s *session) checkSame(existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner hsm.Owner, err error) {
 	have, err := s.fingerprint(existing)
 	if err != nil {
-		return "", err
+		return hsm.Owner{}, err
 	}
 	if have != fingerprint {
-		return "", hsm.ErrOtherMaterial
+		return hsm.Owner{}, hsm.ErrOtherMaterial
 	}
 	_, owner, err = s.describe(existing)
 	return owner, err

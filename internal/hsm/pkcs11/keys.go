@@ -135,10 +135,10 @@ func isFalse(b []byte) bool { return len(b) == 1 && b[0] == 0 }
 
 // describe returns the type and the owner of a master key. The type is that of its length, or, if the token does not know the
 // length, that of its label.
-func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, string, error) {
+func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, hsm.Owner, error) {
 	values, err := s.GetAttributes(h, p11.CKA_VALUE_LEN, p11.CKA_LABEL)
 	if err != nil {
-		return "", "", err
+		return "", hsm.Owner{}, err
 	}
 	inLabel, owner := parseKeyLabel(string(values[1]))
 	length := int(ulong(values[0])) //nolint:gosec // a key's length
@@ -147,7 +147,7 @@ func (s *session) describe(h p11.ObjectHandle) (hsm.KeySpec, string, error) {
 			return spec, owner, nil
 		}
 	}
-	return "", "", hsm.Errorf(hsm.Internal, "neither the length nor the label of the key in the token are those of an AES key")
+	return "", hsm.Owner{}, hsm.Errorf(hsm.Internal, "neither the length nor the label of the key in the token are those of an AES key")
 }
 
 // aesSpecs are the supported types of master keys. SM4 has no portable mechanism numbers.

@@ -138,7 +138,7 @@ func (f *fixture) importOf(t testing.TB, id uuid.UUID, material []byte) hsm.Impo
 	}
 	return hsm.ImportRequest{
 		KeyVersionID: id, Spec: hsm.AES256, WrappingKey: f.pair.ID, Algorithm: wrapping.RSAESOAEPSHA1, EncryptedMaterial: wrapped,
-		Owner: "team-a",
+		Owner: hsm.Owner{Namespace: "team-a", Name: "payments", Origin: hsm.OriginImported, Number: 1, KeyID: f.id},
 	}
 }
 

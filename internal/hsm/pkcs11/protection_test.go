@@ -227,7 +227,7 @@ func TestMasterKey_withoutHardening_isUsed(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		id := uuid.New()
 		err := m.do(t.Context(), func(s *session) error {
-			_, err := s.CreateObject(append(byEncryptData.masterTemplate(id, hsm.AES256, "", true, 0), p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
+			_, err := s.CreateObject(append(byEncryptData.masterTemplate(id, hsm.AES256, hsm.Owner{}, true, 0), p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
 			return err
 		})
 		if err != nil {
@@ -245,7 +245,7 @@ func TestSelfTest_destroysWhatACrashedOneLeft(t *testing.T) {
 		m := mustOpen(t, configOf(tok))
 		leave := func(created time.Time) {
 			err := m.do(t.Context(), func(s *session) error {
-				template := byEncryptData.masterTemplate(uuid.New(), hsm.AES256, "", true, 0)
+				template := byEncryptData.masterTemplate(uuid.New(), hsm.AES256, hsm.Owner{}, true, 0)
 				for _, a := range template {
 					switch a.Type {
 					case p11.CKA_LABEL:

@@ -238,7 +238,7 @@ func (t *selfTest) testMasterKeys() error {
 
 // createMaster creates a session key like a master key, of known value.
 func (t *selfTest) createMaster(s *session, spec hsm.KeySpec) (p11.ObjectHandle, error) {
-	return t.store(s, spec, t.can.derivation.masterTemplate(t.id, spec, "", false, t.can.hardened))
+	return t.store(s, spec, t.can.derivation.masterTemplate(t.id, spec, hsm.Owner{}, false, t.can.hardened))
 }
 
 // store creates a key of known value, by its value, or wrapped if the token does not accept values.

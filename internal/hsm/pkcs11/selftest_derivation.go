@@ -38,7 +38,7 @@ func (t *selfTest) findDerivation() error {
 
 // tryDerivation computes the fingerprint of a key, and derives a key that remains in the token if the derivation supports that.
 func (t *selfTest) tryDerivation(s *session) error {
-	h, err := t.store(s, hsm.AES256, t.can.derivation.masterTemplate(t.id, hsm.AES256, "", false, 0))
+	h, err := t.store(s, hsm.AES256, t.can.derivation.masterTemplate(t.id, hsm.AES256, hsm.Owner{}, false, 0))
 	if err != nil {
 		return err
 	}

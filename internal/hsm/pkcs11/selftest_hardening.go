@@ -71,7 +71,7 @@ func (t *selfTest) findHardening() error {
 
 // tryHardening creates a key and uses it. The key is in the token unless that must not change. undestroyed means that the token did not destroy the key.
 func (t *selfTest) tryHardening(s *session, set hardening) (undestroyed bool, err error) {
-	template := t.can.derivation.masterTemplate(t.id, hsm.AES256, "", !t.s.cfg.ReadOnly, set)
+	template := t.can.derivation.masterTemplate(t.id, hsm.AES256, hsm.Owner{}, !t.s.cfg.ReadOnly, set)
 	for _, a := range template {
 		switch a.Type {
 		case p11.CKA_LABEL:
@@ -124,7 +124,7 @@ func (t *selfTest) tryUnwrapped(algorithm wrapping.Algorithm, set hardening) (bo
 		if err != nil {
 			return err
 		}
-		h, err := s.storeKey(in, t.can.derivation.masterTemplate(t.id, hsm.AES256, "", false, set))
+		h, err := s.storeKey(in, t.can.derivation.masterTemplate(t.id, hsm.AES256, hsm.Owner{}, false, set))
 		if err != nil {
 			return err
 		}

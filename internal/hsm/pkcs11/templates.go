@@ -97,7 +97,7 @@ func kekTemplate(usage uint) []*p11.Attribute {
 
 // masterTemplate is a master key: it is not extractable, has the usages of the derivation and no other. So it cannot decrypt data
 // keys directly. set is the hardening that the token accepts.
-func (d derivation) masterTemplate(id uuid.UUID, spec hsm.KeySpec, owner string, tokenObject bool, set hardening) []*p11.Attribute {
+func (d derivation) masterTemplate(id uuid.UUID, spec hsm.KeySpec, owner hsm.Owner, tokenObject bool, set hardening) []*p11.Attribute {
 	t := append(secretKey(p11.CKK_AES, tokenObject),
 		p11.NewAttribute(p11.CKA_PRIVATE, true),
 		p11.NewAttribute(p11.CKA_SENSITIVE, true),
@@ -199,18 +199,20 @@ var macKeyID = uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://keyconvoy.io/impo
 
 // keyLabel returns the label of a master key. It has the key's type, because SoftHSM 2.6 returns CKA_VALUE_LEN 0 for an
 // unwrapped key, and its owner.
-func keyLabel(id uuid.UUID, spec hsm.KeySpec, owner string) string {
-	return keyLabelPrefix + id.String() + ":" + string(spec) + ":" + owner
+func keyLabel(id uuid.UUID, spec hsm.KeySpec, owner hsm.Owner) string {
+	return keyLabelPrefix + id.String() + ":" + string(spec) + ":" + owner.String()
 }
 
-// parseKeyLabel is the inverse of keyLabel. For another label it returns empty strings.
-func parseKeyLabel(label string) (spec hsm.KeySpec, owner string) {
+// parseKeyLabel is the inverse of keyLabel. For another label it returns zero values. The owner is zero if the token did not keep
+// all of it.
+func parseKeyLabel(label string) (spec hsm.KeySpec, owner hsm.Owner) {
 	rest, ok := strings.CutPrefix(label, keyLabelPrefix)
 	parts := strings.SplitN(rest, ":", 3)
 	if !ok || len(parts) != 3 {
-		return "", ""
+		return "", hsm.Owner{}
 	}
-	return hsm.KeySpec(parts[1]), parts[2]
+	owner, _ = hsm.ParseOwner(parts[2])
+	return hsm.KeySpec(parts[1]), owner
 }
 
 func pairLabel(req hsm.WrappingKeyRequest) string {

@@ -40,6 +40,7 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 		if err != nil {
 			return hsm.Key{}, err
 		}
+		imported.Owner = existing.owner
 		return imported, nil
 	}
 	if err := m.saveKey(ctx, name, req, material); err != nil {

@@ -13,7 +13,7 @@ import (
 // masterKey is a master key in memory.
 type masterKey struct {
 	spec     hsm.KeySpec
-	owner    string
+	owner    hsm.Owner
 	material *secret
 }
 

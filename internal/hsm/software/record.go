@@ -32,6 +32,9 @@ const (
 	pairHeaderLen = ownerLen + 8 + 2
 	// withNamespace is set in the length of a pair's public key if a namespace follows the key. Public keys are much shorter.
 	withNamespace = 0x8000
+	// withOwner takes the place of the length of a master key's name if a name with two bytes of length follows. No key type has
+	// an empty name.
+	withOwner = 0
 )
 
 func keyName(id uuid.UUID) string  { return keyPrefix + id.String() }
@@ -64,28 +67,47 @@ var errMalformed = errors.New("its content is malformed")
 // The format of the contents is not JSON, because encoders leave copies of the keys in memory.
 
 // marshal returns: length of the name (1) ‖ name ‖ material. The name is the key type, followed by a colon and the owner if there
-// is one.
+// is one. If the owner has more than a namespace, it returns: withOwner (1) ‖ length of the name (2) ‖ name ‖ material.
 func (k *masterKey) marshal(material []byte) redact.Bytes {
 	name := string(k.spec)
-	if k.owner != "" {
-		name += ":" + k.owner
+	if owner := k.owner.String(); owner != "" {
+		name += ":" + owner
 	}
-	out := make(redact.Bytes, 0, 1+len(name)+len(material))
-	out = append(out, byte(len(name))) //nolint:gosec // the owner is bounded by hsm.MaxOwnerLen
+	out := make(redact.Bytes, 0, 3+len(name)+len(material))
+	if k.owner.Name == "" {
+		out = append(out, byte(len(name))) //nolint:gosec // bounded by hsm.MaxNamespaceLen
+	} else {
+		out = binary.BigEndian.AppendUint16(append(out, withOwner), uint16(len(name))) //nolint:gosec // bounded by hsm.MaxNameLen
+	}
 	out = append(out, name...)
 	return append(out, material...)
 }
 
+// cutName splits the content of a master key's record into the name and the material. long is set if two bytes have the length.
+func cutName(plain []byte) (name string, long bool, material []byte, ok bool) {
+	if len(plain) < 3 {
+		return "", false, nil, false
+	}
+	start, n := 1, int(plain[0])
+	if long = n == withOwner; long {
+		start, n = 3, int(binary.BigEndian.Uint16(plain[1:]))
+	}
+	if len(plain) < start+n {
+		return "", false, nil, false
+	}
+	return string(plain[start : start+n]), long, plain[start+n:], true
+}
+
 // parseMasterKey returns a key that shares memory with plain, as the parsers below do.
 func parseMasterKey(plain []byte) (*masterKey, error) {
-	if len(plain) == 0 || len(plain) < 1+int(plain[0]) {
+	name, long, material, ok := cutName(plain)
+	if !ok {
 		return nil, errMalformed
 	}
-	end := 1 + int(plain[0])
-	name, material := plain[1:end], plain[end:]
-	text, owner, owned := strings.Cut(string(name), ":")
+	text, ownerText, owned := strings.Cut(name, ":")
 	spec := hsm.KeySpec(text)
-	if spec.Len() == 0 || spec.Len() != len(material) || owned != (owner != "") {
+	owner, ok := hsm.ParseOwner(ownerText)
+	if spec.Len() == 0 || spec.Len() != len(material) || owned != (ownerText != "") || !ok || long != (owner.Name != "") {
 		return nil, errMalformed
 	}
 	return &masterKey{spec: spec, owner: owner, material: newSecret(material)}, nil
@@ -106,7 +128,7 @@ func (p *wrappingPair) marshal(private []byte) redact.Bytes {
 	out = binary.BigEndian.AppendUint16(out, length)
 	out = append(out, spki...)
 	if p.namespace != "" {
-		out = append(out, byte(len(p.namespace))) //nolint:gosec // bounded by hsm.MaxOwnerLen
+		out = append(out, byte(len(p.namespace))) //nolint:gosec // bounded by hsm.MaxNamespaceLen
 		out = append(out, p.namespace...)
 	}
 	return append(out, private...)

@@ -161,6 +161,10 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
+var testOwner = hsm.Owner{
+	Namespace: "team-a", Name: strings.Repeat("n", hsm.MaxNameLen), Origin: hsm.OriginImported, Number: 1, KeyID: uuid.New(),
+}
+
 // FuzzParse checks that marshal returns exactly what a parser accepted, so that each key has one encoding.
 func FuzzParse(f *testing.F) {
 	private, err := wrapping.GeneratePrivateKey(rand.Reader, wrapping.ECSM2)
@@ -171,6 +175,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(pair.marshal([]byte("private"))))
 	for _, spec := range hsm.KeySpecs() {
 		f.Add([]byte((&masterKey{spec: spec}).marshal(make([]byte, spec.Len()))))
+		f.Add([]byte((&masterKey{spec: spec, owner: hsm.Owner{Namespace: "team-a"}}).marshal(make([]byte, spec.Len()))))
+		f.Add([]byte((&masterKey{spec: spec, owner: testOwner}).marshal(make([]byte, spec.Len()))))
 	}
 	f.Add(bytes.Repeat([]byte{255}, 256)) // 1 + the length overflows a byte
 	f.Fuzz(func(t *testing.T, plain []byte) {

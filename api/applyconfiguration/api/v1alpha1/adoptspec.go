@@ -2,16 +2,27 @@
 
 package v1alpha1
 
+import (
+	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
+)
+
 // AdoptSpecApplyConfiguration represents a declarative configuration of the AdoptSpec type for use
 // with apply.
 //
-// AdoptSpec identifies a key that is already in the module.
+// AdoptSpec identifies a key that is already in the module, or was in it.
 type AdoptSpecApplyConfiguration struct {
+	// Type is ByVersion (the key with keyVersionID) or ByName (the key that a former ImportedKey with this namespace,
+	// name and keySpec left in the module of the key store, for example before the cluster was rebuilt). With ByName the
+	// object looks once, when it is created: if the module has no such key, the object is a new key, as without adopt.
+	// If it has several, the object adopts none, and its conditions list them. Defaults to ByVersion.
+	Type *apiv1alpha1.AdoptType `json:"type,omitempty"`
 	// KeyVersionID is the status.keyVersionID of the ImportedKey that held the key before, for example
 	// 0b9b9e1c-5d3c-5c51-8a53-3c3a4f0b7c11. status.keysWithoutHolder of the key store lists candidates.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
 	// MaterialFingerprint is the status.materialFingerprint of that ImportedKey: 32 hexadecimal digits. If it is set,
-	// the key in the module must have this fingerprint; otherwise the operator does not compare it.
+	// the key in the module must have this fingerprint; otherwise the operator does not compare it. If it is set and the
+	// module does not have the key, the object is PendingImport, and you can import the same material again: the key gets
+	// this version, so that its data keys can be decrypted.
 	MaterialFingerprint *string `json:"materialFingerprint,omitempty"`
 }
 
@@ -19,6 +30,14 @@ type AdoptSpecApplyConfiguration struct {
 // apply.
 func AdoptSpec() *AdoptSpecApplyConfiguration {
 	return &AdoptSpecApplyConfiguration{}
+}
+
+// WithType sets the Type field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Type field is set to the value of the last call.
+func (b *AdoptSpecApplyConfiguration) WithType(value apiv1alpha1.AdoptType) *AdoptSpecApplyConfiguration {
+	b.Type = &value
+	return b
 }
 
 // WithKeyVersionID sets the KeyVersionID field in the declarative configuration to the given value

@@ -31,8 +31,8 @@ type ImportedKeySpecApplyConfiguration struct {
 	// with any algorithm.
 	ExportPolicy *ExportPolicyApplyConfiguration `json:"exportPolicy,omitempty"`
 	// Adopt binds this object to a key that is already in the module, for example after a restore from a backup. Only
-	// keys imported from a namespace with this name can be adopted. It cannot be changed, and setting it requires the
-	// verb export on all ImportedKeys of the namespace.
+	// keys imported from a namespace with this name can be adopted. It cannot be changed. Adoption by version requires
+	// the verb export on all ImportedKeys of the namespace. Defaults to no adoption.
 	Adopt *AdoptSpecApplyConfiguration `json:"adopt,omitempty"`
 	// DeletionPolicy is what happens to the key in the module when this object is deleted: Retain leaves it there;
 	// Delete destroys it, and data keys under it are permanently lost. Defaults to Retain.

@@ -19,7 +19,8 @@ type ImportedKeyStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// KeyID is the identifier of the key: the UID of this object.
 	KeyID *string `json:"keyID,omitempty"`
-	// KeyVersionID identifies the key's material. In a PKCS#11 module it is the CKA_ID.
+	// KeyVersionID identifies the key's material. In a PKCS#11 module it is the CKA_ID. With adopt.type ByName it is set
+	// when the operator has looked for the former key.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
 	// KeyState is PendingImport, Enabled, Disabled, PendingDeletion, or Deleted after the key is destroyed.
 	KeyState *apiv1alpha1.KeyState `json:"keyState,omitempty"`

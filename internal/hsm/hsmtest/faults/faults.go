@@ -106,7 +106,7 @@ func (s *Scene) find(name string) Library {
 func (s *Scene) newLoad(library string, token tokens.Token) *load {
 	cfg := hsm.Config{
 		Library: library, Token: hsm.TokenSelector{Label: token.Label}, PIN: redact.WireBytes(token.PIN), Custody: hsm.CustodyHost,
-		PINOrigin: pins.Origin{Namespace: owner, Source: library}, PINs: pins.New(nil, time.Now),
+		PINOrigin: pins.Origin{Namespace: namespace, Source: library}, PINs: pins.New(nil, time.Now),
 	}
 	return &load{store: &store{provider: s.provider, cfg: cfg}, journal: newJournal()}
 }

@@ -79,10 +79,10 @@ func (j *journal) objects() (all []string) {
 	defer j.mu.Unlock()
 	all = append(all, "secret keyconvoy:import-token")
 	for _, key := range j.keys {
-		all = append(all, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.id, hsm.AES256, owner))
+		all = append(all, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.id, hsm.AES256, key.owner()))
 	}
 	for _, pair := range j.pairs {
-		label := fmt.Sprintf("keyconvoy:wrapping:%s:%s:%d:%s", pair.Owner, pair.Spec, pair.NotAfter.Unix(), owner)
+		label := fmt.Sprintf("keyconvoy:wrapping:%s:%s:%d:%s", pair.Owner, pair.Spec, pair.NotAfter.Unix(), namespace)
 		all = append(all, "private "+label, "public "+label)
 	}
 	slices.Sort(all)

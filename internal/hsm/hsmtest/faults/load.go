@@ -23,8 +23,13 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// owner is the namespace of the keys.
-const owner = "faults"
+// namespace is that of the keys.
+const namespace = "faults"
+
+// owner is that of the key.
+func (k master) owner() hsm.Owner {
+	return hsm.Owner{Namespace: namespace, Name: "key", Origin: hsm.OriginImported, Number: 1, KeyID: k.id}
+}
 
 // master is a master key and its material.
 type master struct {
@@ -312,7 +317,7 @@ func (l *load) importUnder(ctx context.Context, m hsm.Module, pair hsm.WrappingK
 		return err
 	}
 	got, err := m.ImportKey(ctx, hsm.ImportRequest{
-		KeyVersionID: key.id, Spec: hsm.AES256, WrappingKey: pair.ID, Algorithm: algorithm, EncryptedMaterial: wrapped, Owner: owner,
+		KeyVersionID: key.id, Spec: hsm.AES256, WrappingKey: pair.ID, Algorithm: algorithm, EncryptedMaterial: wrapped, Owner: key.owner(),
 	})
 	if err != nil {
 		return err
@@ -325,7 +330,7 @@ func (l *load) importUnder(ctx context.Context, m hsm.Module, pair hsm.WrappingK
 // checkKey checks that a key in the module is the one that was imported.
 func (l *load) checkKey(method string, got hsm.Key, key master) {
 	want, err := hsm.FingerprintOf(hsm.AES256, key.material)
-	if err != nil || got.Fingerprint != want || got.KeyVersionID != key.id || got.Spec != hsm.AES256 || got.Owner != owner {
+	if err != nil || got.Fingerprint != want || got.KeyVersionID != key.id || got.Spec != hsm.AES256 || got.Owner != key.owner() {
 		l.journal.wrongf("%s: it returns another key than the imported one", method)
 	}
 }
@@ -355,7 +360,7 @@ func (l *load) find() error {
 			return err
 		}
 		for _, one := range all {
-			if one.KeyVersionID == l.master.id && one.Owner == owner {
+			if one.KeyVersionID == l.master.id && one.Owner == l.master.owner() {
 				return nil
 			}
 		}
@@ -394,5 +399,5 @@ func (l *load) managePair(keep bool) func() error {
 }
 
 func newPair() hsm.WrappingKeyRequest {
-	return hsm.WrappingKeyRequest{ID: uuid.New(), Owner: uuid.New(), Namespace: owner, Spec: wrapping.RSA2048, NotAfter: time.Now().Add(time.Hour)}
+	return hsm.WrappingKeyRequest{ID: uuid.New(), Owner: uuid.New(), Namespace: namespace, Spec: wrapping.RSA2048, NotAfter: time.Now().Add(time.Hour)}
 }

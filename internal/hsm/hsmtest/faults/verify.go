@@ -43,7 +43,7 @@ func (l *load) verify() {
 	for _, pair := range l.journal.allPairs() {
 		err := l.do(func(ctx context.Context, m hsm.Module) error {
 			got, err := m.CreateWrappingKey(ctx, hsm.WrappingKeyRequest{
-				ID: pair.ID, Owner: pair.Owner, Namespace: owner, Spec: pair.Spec, NotAfter: time.Now(),
+				ID: pair.ID, Owner: pair.Owner, Namespace: namespace, Spec: pair.Spec, NotAfter: time.Now(),
 			})
 			if err == nil && !bytes.Equal(got.PublicKey, pair.PublicKey) {
 				l.journal.wrongf("CreateWrappingKey: it returned the public key of another pair")

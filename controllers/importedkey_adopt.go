@@ -1,0 +1,158 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/keystore"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
+)
+
+// adopt takes a key over that is in the module already, once. An object that adopts by name, and finds no key of that name,
+// is a new key from then on. Reasons: KeyVersionTaken, SeveralFormerKeys, ForbiddenKeyVersionNotFound, InvalidKeyMaterial,
+// InvalidParameter, and those of operations.
+func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error {
+	spec, status := s.object.Spec.Adopt, &s.object.Status
+	if spec == nil || status.MaterialFingerprint != "" || spec.ByName() && keyring.Of(s.object).Bound() || s.key.State != kms.StatePendingImport {
+		return nil
+	}
+	var found hsm.Key
+	var token string
+	err := r.stores.Use(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef, func(ops keystore.Session) (err error) {
+		token = ops.Token
+		if spec.ByName() {
+			found, err = r.adoptByName(ctx, ops, s)
+		} else {
+			found, err = r.adoptByVersion(ctx, ops, s)
+		}
+		return err
+	})
+	if kms.CodeOf(err) == kms.RejectedPendingImport {
+		return nil // explainState says that the material can be imported under this version
+	}
+	if err != nil {
+		return err
+	}
+	if found.Fingerprint == (hsm.Fingerprint{}) {
+		status.KeyVersionID = found.KeyVersionID.String() // a new key
+		return nil
+	}
+	return r.takeOver(ctx, s, found, token)
+}
+
+// takeOver records in the status that the object holds a key that was found in a token.
+func (r *importedKeyReconciler) takeOver(ctx context.Context, s *importScope, found hsm.Key, token string) error {
+	// Wrapped material in a spec that was restored is what is in the module already.
+	status, inputs := &s.object.Status, ""
+	if m := s.object.Spec.Material; m != nil {
+		var err error
+		if inputs, err = r.inputsOf(ctx, s); err != nil {
+			return err
+		}
+		// A time in the past ends the material at once, as it would have ended under the former object.
+		if at := m.ExpireTime; at != nil {
+			if err := kms.CheckExpireTime(at.Time, time.Time{}); err != nil {
+				return err
+			}
+		}
+		status.MaterialExpireTime = m.ExpireTime
+	}
+	status.InputsDigest, status.SourcesVersion = inputs, s.sources
+	// An annotation that was restored asks for what was done to the former object.
+	status.MaterialDeletedFor = annotationValue(s.object, v1alpha1.AnnotationDeleteKeyMaterial)
+	status.KeyVersionID, status.MaterialFingerprint = found.KeyVersionID.String(), found.Fingerprint.String()
+	status.HasMaterial, status.Custody = true, v1alpha1.CustodyUnknown
+	status.Token = token
+	s.notes = append(s.notes, reconciler.Event{Type: corev1.EventTypeNormal, Reason: "KeyAdopted", Action: "Adopt", Message: fmt.Sprintf(
+		"This object adopted key version %s, which was in the module of %s.", found.KeyVersionID, storeName(s.object))})
+	return s.happen(kms.EventImportKeyMaterial)
+}
+
+// adoptByVersion finds the key version that the spec names in the module. Reasons: see adopt; RejectedPendingImport where
+// its material can be imported instead.
+func (r *importedKeyReconciler) adoptByVersion(ctx context.Context, ops keystore.Session, s *importScope) (hsm.Key, error) {
+	key := keyring.Of(s.object)
+	holder, err := r.keys.Rival(ctx, key, s.key.Primary.ID.String(), ops.Token)
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	// Mention a holder in another namespace only if the module would give the key to this namespace.
+	if holder != nil && holder.Name().Namespace == s.object.Namespace {
+		return hsm.Key{}, errKeyVersionTaken
+	}
+	found, err := r.findAdopted(ctx, ops, s)
+	switch {
+	case kms.CodeOf(err) == kms.RejectedPendingImport:
+		return hsm.Key{}, err
+	case err != nil:
+		return hsm.Key{}, reconciler.RetryAfter(err, lookAgainInterval) // what is in the module cannot be watched
+	case holder != nil:
+		return hsm.Key{}, errKeyVersionTaken
+	}
+	claimant, err := r.keys.Claimant(ctx, key, found.Owner.Name, ops.Token)
+	if err == nil && claimant != nil {
+		err = reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
+	}
+	return found, err
+}
+
+// adoptByName finds the key in the module that a former object with the same name left. If there is none, it returns the
+// version of a new key, without a fingerprint. Reasons: see adopt.
+func (r *importedKeyReconciler) adoptByName(ctx context.Context, ops keystore.Session, s *importScope) (hsm.Key, error) {
+	left, err := ops.KeysByName(ctx, s.key)
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	var free []string
+	for _, found := range left {
+		if found.KeyVersionID == s.key.Primary.ID { // the status of this object was lost, and it has this key already
+			return r.findAdopted(ctx, ops, s)
+		}
+		other, err := r.keys.Rival(ctx, keyring.Of(s.object), found.KeyVersionID.String(), ops.Token)
+		if err != nil {
+			return hsm.Key{}, err
+		}
+		if other == nil {
+			free = append(free, found.KeyVersionID.String())
+		}
+	}
+	switch {
+	case len(left) == 0:
+		return hsm.Key{KeyVersionID: s.key.Primary.ID}, nil
+	case len(free) == 0:
+		return hsm.Key{}, reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
+	case len(free) > 1:
+		return hsm.Key{}, severalFormerKeys(free)
+	}
+	s.key.Primary.ID = uuid.MustParse(free[0])
+	return r.findAdopted(ctx, ops, s)
+}
+
+// findAdopted finds a key in the module, and writes the line of its adoption. Reasons: the codes of AdoptKey.
+func (r *importedKeyReconciler) findAdopted(ctx context.Context, ops keystore.Session, s *importScope) (found hsm.Key, err error) {
+	err = r.recorded(keyLine(audit.AdoptKey, s.object, s.key), func(*audit.Record) (err error) {
+		found, err = ops.AdoptKey(ctx, s.key)
+		return err
+	})
+	return found, err
+}
+
+// errKeyVersionTaken refuses a key that another object holds in the same token.
+var errKeyVersionTaken = reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
+	"Another ImportedKey already holds this key version. Delete that object, or this one.")
+
+// severalFormerKeys says which keys an object could adopt by its name. No one but their owner knows which one is meant.
+func severalFormerKeys(versions []string) error {
+	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonSeveralFormerKeys, After: lookAgainInterval, Warn: true, Message: fmt.Sprintf(
+		"The module has %d keys of former ImportedKeys with this name, and this object adopts none of them: %s. To adopt one, delete this object "+
+			"and create it again with adopt.keyVersionID.", len(versions), listed(versions))}
+}

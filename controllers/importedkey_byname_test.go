@@ -1,0 +1,573 @@
+package controllers_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
+)
+
+func byName(s *v1alpha1.ImportedKeySpec) { s.Adopt = &v1alpha1.AdoptSpec{Type: v1alpha1.AdoptByName} }
+
+// inGit is what Git has of an object: its name, labels and spec.
+func inGit(object client.Object) client.Object {
+	out := bare(object)
+	out.SetAnnotations(nil)
+	out.SetFinalizers(nil)
+	return out
+}
+
+// rebuilds are what a Git repository has and what its objects made.
+type rebuilds struct {
+	git   []client.Object
+	keys  []*v1alpha1.ImportedKey
+	plain map[string][]byte // data keys by the names of their exports
+}
+
+// fromGit makes objects for the first time, and puts into the repository what their owners add: wrapped material and
+// blobs.
+func (o *operator) fromGit(t testing.TB, kind string) rebuilds {
+	t.Helper()
+	rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
+	r := rebuilds{plain: map[string][]byte{}}
+	store := o.store(t, kind)
+	for _, name := range []string{"key", "disabled"} {
+		r.keys = append(r.keys, o.enabledKey(t, name, nil, rsa, byName))
+	}
+	o.desire(t, r.keys[1], v1alpha1.DesiredDisabled, 0)
+	o.keyIs(t, r.keys[1], kms.StateDisabled)
+	r.git = append(r.git, inGit(store), inGit(r.keys[0]), inGit(r.keys[1]))
+	if store.Spec.PKCS11 != nil {
+		r.git = append(r.git, pinSecret(o.Namespace, commonToken(kind).PIN))
+	}
+	for _, name := range []string{"dek", "ledger"} {
+		dataKey := o.dataKey(t, name, withContext(map[string]v1alpha1.ContextValue{"app": v1alpha1.ContextValue(name)}))
+		export := o.export(t, name+"-export", ofDataKey(name), withRSA("RSAES_OAEP_SHA_1"))
+		r.plain[export.Name] = o.openExport(t, export, rsaRecipient())
+		o.Hide("data key "+name, r.plain[export.Name])
+		o.Change(t, dataKey, func() { dataKey.Spec.CiphertextBlob = dataKey.Status.CiphertextBlob })
+		r.git = append(r.git, inGit(dataKey), inGit(export))
+	}
+	return r
+}
+
+// isBack applies the repository to an empty cluster, and checks that every key is the former one.
+func (r rebuilds) isBack(t *testing.T, o *operator) {
+	t.Helper()
+	o.ForgetCounts()
+	for _, object := range r.git {
+		if err := o.Create(t.Context(), object.DeepCopyObject().(client.Object)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, was := range r.keys {
+		is := was.DeepCopy()
+		o.keyIs(t, is, kms.KeyState(was.Status.KeyState))
+		o.Ready(t, is)
+		if s := is.Status; s.MaterialFingerprint != was.Status.MaterialFingerprint || s.KeyVersionID != was.Status.KeyVersionID || s.KeyID == was.Status.KeyID {
+			t.Errorf("%s came back as another key: %s", was.Name, harness.JSON(s))
+		}
+		if note := o.Event(t, is, "KeyAdopted"); !strings.Contains(note, was.Status.KeyVersionID) {
+			t.Errorf("the event does not name the key version: %q", note)
+		}
+		if !slices.ContainsFunc(o.auditLines(t), func(line audit.Record) bool {
+			return line.Operation == audit.AdoptKey && line.Object.UID == string(is.UID) && line.KeyVersionID == was.Status.KeyVersionID && line.Outcome == audit.Success
+		}) {
+			t.Error("the audit log does not say that the key was adopted")
+		}
+	}
+	for name, plain := range r.plain {
+		export := newExport(name)
+		export.Namespace = o.Namespace
+		o.Ready(t, export)
+		if got := o.openExport(t, export, rsaRecipient()); !bytes.Equal(got, plain) {
+			t.Errorf("the recipient of %s gets another data key", name)
+		}
+	}
+	calls := o.Calls()
+	for _, made := range []string{"GenerateDataKey", "ImportKey", "CreateWrappingKey", "DestroyKey"} {
+		if calls[made] != 0 {
+			t.Errorf("the rebuild calls %s %d times", made, calls[made])
+		}
+	}
+}
+
+// removeNamespace deletes the test's namespace with all that is in it, as a namespace controller does.
+func (o *operator) removeNamespace(t testing.TB) {
+	t.Helper()
+	for _, object := range []client.Object{
+		&v1alpha1.ExportedDataKey{}, &v1alpha1.DataKey{}, &v1alpha1.ImportedKey{}, &v1alpha1.KeyStore{}, &corev1.Secret{},
+	} {
+		if err := o.DeleteAllOf(t.Context(), object, client.InNamespace(o.Namespace)); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, func() string {
+			for _, left := range o.Objects(t) {
+				if left.GetNamespace() == o.Namespace && left.GetDeletionTimestamp() != nil {
+					return left.GetName() + " is still there"
+				}
+			}
+			return ""
+		})
+	}
+	namespace := &corev1.Namespace{ObjectMeta: named(o.Namespace)}
+	if err := o.Delete(t.Context(), namespace); err != nil {
+		t.Fatal(err)
+	}
+	namespace.Spec.Finalizers = nil
+	if err := o.SubResource("finalize").Update(t.Context(), namespace); err != nil {
+		t.Fatal(err)
+	}
+	namespace = &corev1.Namespace{ObjectMeta: named(o.Namespace)}
+	if err := o.Create(t.Context(), namespace); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAdoptByName_namespaceDeletedAndAppliedFromGit_bringsEverythingBack(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{onSoftware, onSoftHSM, onNSS} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			was := o.fromGit(t, kind)
+			o.removeNamespace(t)
+			was.isBack(t, o)
+			o.Restart(t)
+			o.Settled(t, o.Objects(t)...)
+			if w := o.Writes(); len(w) > 0 || len(o.Calls()) > 0 {
+				t.Errorf("the next start wrote %v and called %v", w, o.Calls())
+			}
+		})
+	}
+}
+
+func TestAdoptByName_clusterRebuiltFromGit_bringsEverythingBack(t *testing.T) {
+	t.Parallel()
+	env := testenv.Another(t)
+	for _, kind := range []string{onSoftHSM, onNSS} {
+		t.Run(kind, func(t *testing.T) {
+			o := startOperator(t)
+			was := o.fromGit(t, kind)
+			o.Stop(t) // and with it the cluster
+			o2 := startOperatorOn(t, env, restoredFrom(t, env, o))
+			o2.HideAllOf(o.Operator)
+			was.isBack(t, o2)
+		})
+	}
+}
+
+// importInto imports a key into the module behind the operator's back, as another object did once.
+func (o *operator) importInto(t testing.TB, spec hsm.KeySpec, owner hsm.Owner) {
+	t.Helper()
+	o.importAs(t, uuid.New(), spec, owner, o.material(spec.Len()))
+}
+
+// importAs is importInto, of a version and its material.
+func (o *operator) importAs(t testing.TB, version uuid.UUID, spec hsm.KeySpec, owner hsm.Owner, material []byte) {
+	t.Helper()
+	m := o.Module(t).Module
+	pair, err := m.CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{
+		ID: uuid.New(), Owner: uuid.New(), Namespace: o.Namespace, Spec: wrapping.RSA2048, NotAfter: o.Clock.Now().Add(time.Hour),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapped, err := wrapping.Wrap(rand.Reader, hsmtest.PublicKey(t, pair), wrapping.RSAESOAEPSHA1, "", material)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ImportKey(t.Context(), hsm.ImportRequest{
+		KeyVersionID: version, Spec: spec, WrappingKey: pair.ID, Algorithm: wrapping.RSAESOAEPSHA1, EncryptedMaterial: wrapped, Owner: owner,
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// former is the owner of a key that an object of that name imported.
+func (o *operator) former(name string) hsm.Owner {
+	return hsm.Owner{Namespace: o.Namespace, Name: name, Origin: hsm.OriginImported, Number: 1, KeyID: uuid.New()}
+}
+
+func wantOwnVersion(t testing.TB, key *v1alpha1.ImportedKey) {
+	t.Helper()
+	if want := kms.VersionID(uuid.MustParse(string(key.UID)), 1).String(); key.Status.KeyVersionID != want || key.Status.MaterialFingerprint != "" {
+		t.Errorf("it is no new key: %s", harness.JSON(key.Status))
+	}
+}
+
+// Git makes the first environment, too.
+func TestAdoptByName_nothingLeft_isANewKeyForGood(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	key := o.pendingKey(t, "key", byName)
+	wantOwnVersion(t, key)
+	o.importInto(t, hsm.AES256, o.former("key"))
+	looked := o.Module(t).Calls()["ListKeys"]
+	o.ForgetCounts()
+	o.Touch(t, key)
+	o.costsNothing(t)
+	if n := o.Module(t).Calls()["ListKeys"]; looked == 0 || n != 0 {
+		t.Errorf("it looked into the module %d times when it was made, and %d times later", looked, n)
+	}
+	o.Restart(t)
+	o.Settled(t, key)
+	wantOwnVersion(t, key)
+
+	p := key.Status.ImportParameters
+	o.give(t, key, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
+	o.enabled(t, key)
+	if events := o.Events(t, key); slices.ContainsFunc(events, func(e string) bool { return strings.HasPrefix(e, "KeyAdopted") }) {
+		t.Errorf("an import is said to be an adoption: %q", events)
+	}
+}
+
+func TestAdoptByName_keyOfAnotherObject_isNotAdopted(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	for name, c := range map[string]struct {
+		spec   hsm.KeySpec
+		change func(*hsm.Owner)
+	}{
+		"another-name":        {hsm.AES256, func(owner *hsm.Owner) { owner.Name = "other" }},
+		"another-namespace":   {hsm.AES256, func(owner *hsm.Owner) { owner.Namespace += "0" }},
+		"another-type":        {hsm.AES128, func(*hsm.Owner) {}},
+		"generated":           {hsm.AES256, func(owner *hsm.Owner) { owner.Origin = hsm.OriginGenerated }},
+		"of-an-early-version": {hsm.AES256, func(owner *hsm.Owner) { *owner = hsm.Owner{Namespace: owner.Namespace} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			owner := o.former(name)
+			c.change(&owner)
+			o.importInto(t, c.spec, owner)
+			key := o.pendingKey(t, name, byName)
+			wantOwnVersion(t, key)
+		})
+	}
+}
+
+// A second key store has another module, whatever its keys are called.
+func TestAdoptByName_keyInAnotherKeyStore_isNotAdopted(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	cluster := o.clusterStore(t, onSoftware)
+	o.retained(t, "key", nil)
+	key := o.pendingKey(t, "key", byName, inClusterStore(cluster.Name))
+	wantOwnVersion(t, key)
+}
+
+func TestAdoptByName_objectThatDoesNotAsk_isANewKey(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	was := o.retained(t, "key", nil)
+	key := o.pendingKey(t, "key")
+	wantOwnVersion(t, key)
+	if !o.inModule(t, was) {
+		t.Error("the former key was destroyed")
+	}
+}
+
+// No one but the owner knows which of them the data keys need.
+func TestAdoptByName_severalFormerKeys_adoptsNoneAndListsThem(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	first := o.retained(t, "key", nil)
+	second := o.retained(t, "key", nil)
+	key := importedKey("key", byName, withDeletionPolicy(v1alpha1.DeletionDelete))
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonSeveralFormerKeys, first.Status.KeyVersionID, second.Status.KeyVersionID, "adopt.keyVersionID")
+	o.Event(t, key, v1alpha1.ReasonSeveralFormerKeys)
+	if s := key.Status; s.KeyVersionID != "" || s.ImportParameters != nil {
+		t.Errorf("it is a key nevertheless: %s", harness.JSON(s))
+	}
+	dataKey := newDataKey("dek")
+	o.Make(t, dataKey)
+	o.Waits(t, dataKey, v1alpha1.ReasonKeyNotReady)
+
+	o.Remove(t, key)
+	o.Gone(t, key)
+	if !o.inModule(t, first) || !o.inModule(t, second) {
+		t.Error("a key was destroyed by an object that did not get it")
+	}
+	chosen := adoptionOf(second, "key")
+	o.Make(t, chosen)
+	o.enabled(t, chosen)
+	o.Ready(t, dataKey)
+	if chosen.Status.KeyVersionID != second.Status.KeyVersionID {
+		t.Errorf("it adopted %s", chosen.Status.KeyVersionID)
+	}
+}
+
+func TestAdoptByName_keyThatAnotherObjectHolds_waitsForItsEnd(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	was := o.retained(t, "key", nil)
+	holder := adoptionOf(was, "holder")
+	o.Make(t, holder)
+	o.enabled(t, holder)
+	key := importedKey("key", byName, withDeletionPolicy(v1alpha1.DeletionDelete))
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonKeyVersionTaken)
+	o.Restart(t)
+	o.Settled(t, key, holder)
+	o.Waits(t, key, v1alpha1.ReasonKeyVersionTaken)
+	o.enabled(t, holder)
+	o.Remove(t, holder)
+	o.Gone(t, holder)
+	o.enabled(t, key)
+	if key.Status.KeyVersionID != was.Status.KeyVersionID {
+		t.Errorf("it is another key: %s", harness.JSON(key.Status))
+	}
+}
+
+// One asks by name, the other by version, at once. Whichever is older, one of them gets the key.
+func TestAdoptByName_anotherAdoptsByVersionAtOnce_oneGetsIt(t *testing.T) {
+	t.Parallel()
+	for name, namedFirst := range map[string]bool{"the name comes first": true, "the version comes first": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := startOperator(t)
+			o.store(t, onSoftware)
+			was := o.retained(t, "key", nil)
+			key, other := importedKey("key", byName), adoptionOf(was, "other")
+			o.Stop(t)
+			if namedFirst {
+				o.Make(t, key, other)
+			} else {
+				o.Make(t, other, key)
+			}
+			o.Start(t)
+			for _, k := range []*v1alpha1.ImportedKey{key, other} {
+				o.Until(t, k, func() string {
+					if reason := reasonOf(k); reason != v1alpha1.ReasonKeyVersionTaken && reason != v1alpha1.ReasonSucceeded {
+						return k.Name + " is undecided: " + reason
+					}
+					return ""
+				})
+			}
+			if a, b := reasonOf(key), reasonOf(other); a == b {
+				t.Errorf("both are %s", a)
+			}
+		})
+	}
+}
+
+func TestAdoptByName_changesOfMaterialAreProcessedAsEver(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	material := o.material(32)
+	was := o.enabledKey(t, "key", material, byName)
+	again := inGit(was).(*v1alpha1.ImportedKey)
+	o.Remove(t, was)
+	o.Gone(t, was)
+	o.Make(t, again)
+	o.enabled(t, again)
+	o.Touch(t, again)
+	o.enabled(t, again)
+
+	o.Change(t, again, func() { until(again.Spec.Material, time.Now().Add(time.Hour)) })
+	o.Stalls(t, again, kms.InvalidImportToken.Reason())
+	o.renew(t, again, "1")
+	p := again.Status.ImportParameters
+	o.give(t, again, inline(wrapUnder(t, p, o.material(32)), p.ImportToken))
+	o.Stalls(t, again, kms.InvalidKeyMaterial.Reason())
+	o.importsAgain(t, again, "2", material, noEnd)
+	o.keyIs(t, again, kms.StateEnabled)
+	if again.Status.KeyVersionID != was.Status.KeyVersionID {
+		t.Errorf("it became another key: %s", harness.JSON(again.Status))
+	}
+}
+
+func TestAdoptByName_firstReconcile_costsOneLookAndOneWrite(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftHSM)
+	was := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"), byName)
+	again := inGit(was).(*v1alpha1.ImportedKey)
+	o.Remove(t, was)
+	o.Gone(t, was)
+	o.ForgetCounts()
+	o.Make(t, again)
+	o.enabled(t, again)
+	o.Event(t, again, "KeyState")
+	o.Event(t, again, "KeyAdopted")
+	if calls, looks := o.Calls(), o.Module(t).Calls()["ListKeys"]; calls["FindKey"] != 1 || len(calls) != 1 || looks != 1 {
+		t.Errorf("it called: %v, and looked %d times", calls, looks)
+	}
+	if w := o.Writes(); w["patch importedkeys/status"] != 1 || w["patch importedkeys"] != 1 || w["create events"] != 2 || len(w) != 3 {
+		t.Errorf("it wrote: %v", w)
+	}
+	o.quiet(t, again)
+	o.Touch(t, again)
+	o.costsNothing(t)
+	o.Restart(t)
+	o.Settled(t, again)
+	if w := o.Writes(); len(w) > 0 || len(o.Calls()) > 0 {
+		t.Errorf("the next start wrote %v and called %v", w, o.Calls())
+	}
+}
+
+func TestAdoptByName_operatorEndsBeforeItSaysSo_adoptsTheSameKey(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{onSoftware, onSoftHSM} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var c cut
+			o := startOperator(t, c.option())
+			o.store(t, kind)
+			was := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+			again := inGit(was).(*v1alpha1.ImportedKey)
+			byName(&again.Spec)
+			o.Remove(t, was)
+			o.Gone(t, was)
+			c.on.Store(true)
+			o.called(t, "FindKey", func() { o.Make(t, again) })
+			o.Stop(t)
+			c.on.Store(false)
+			o.Start(t)
+			o.enabled(t, again)
+			if again.Status.KeyVersionID != was.Status.KeyVersionID {
+				t.Errorf("it is another key: %s", harness.JSON(again.Status))
+			}
+		})
+	}
+}
+
+// A status is not where a key is remembered.
+func TestAdoptByName_statusLost_bindsToTheSameKey(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	was := o.retained(t, "adopted", nil)
+	adopted := inGit(was).(*v1alpha1.ImportedKey)
+	byName(&adopted.Spec)
+	o.Make(t, adopted)
+	o.enabled(t, adopted)
+	fresh := o.enabledKey(t, "fresh", nil, byName)
+	o.importInto(t, hsm.AES256, o.former("fresh")) // which its own key comes before
+	for _, key := range []*v1alpha1.ImportedKey{adopted, fresh} {
+		o.Read(t, key)
+		before := key.Status
+		o.loseStatus(t, key)
+		o.Touch(t, key)
+		o.enabled(t, key)
+		if s := key.Status; s.KeyVersionID != before.KeyVersionID || s.MaterialFingerprint != before.MaterialFingerprint {
+			t.Errorf("%s is another key: %s", key.Name, harness.JSON(s))
+		}
+	}
+}
+
+func TestAdoptByName_moduleIsDown_decidesNothing(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	was := o.retained(t, "key", nil)
+	o.Module(t).FailAll("ListKeys", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	key, dataKey := importedKey("key", byName), newDataKey("dek")
+	o.Make(t, key, dataKey)
+	o.Waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	o.Waits(t, dataKey, v1alpha1.ReasonKeyNotReady, "has not found it yet")
+	if key.Status.KeyVersionID != "" {
+		t.Errorf("it is key version %s", key.Status.KeyVersionID)
+	}
+	o.Module(t).FailAll("ListKeys", nil)
+	o.enabled(t, key)
+	o.Ready(t, dataKey)
+	if key.Status.KeyVersionID != was.Status.KeyVersionID {
+		t.Errorf("it is another key: %s", harness.JSON(key.Status))
+	}
+}
+
+func TestAdoptByName_thenDeletedWithItsKey_leavesNothingToAdopt(t *testing.T) {
+	t.Parallel()
+	clock := testClock()
+	o := startOperator(t, harness.WithClock(clock))
+	o.store(t, onSoftware)
+	was := o.retained(t, "key", nil)
+	key := importedKey("key", byName, withDeletionPolicy(v1alpha1.DeletionDelete))
+	o.Make(t, key)
+	o.enabled(t, key)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	if o.inModule(t, was) {
+		t.Error("the key is still in the module")
+	}
+	next := o.pendingKey(t, "key", byName)
+	wantOwnVersion(t, next)
+
+	// The same by the window of a pending deletion, which begins with the new object.
+	was = o.retained(t, "pending", nil)
+	pending := importedKey("pending", byName, desiring(v1alpha1.DesiredPendingDeletion))
+	o.Make(t, pending)
+	o.keyIs(t, pending, kms.StatePendingDeletion)
+	if pending.Status.KeyVersionID != was.Status.KeyVersionID || !o.inModule(t, was) {
+		t.Errorf("it did not adopt the key: %s", harness.JSON(pending.Status))
+	}
+	clock.SetTime(pending.Status.DeletionTime.Time)
+	o.Touch(t, pending)
+	o.Stalls(t, pending, kms.ForbiddenKeyNotFound.Reason())
+	if o.inModule(t, was) {
+		t.Error("the key is still in the module")
+	}
+}
+
+// The new object's consent counts, not that of the former one.
+func TestAdoptByName_consentIsThatOfTheNewObject(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.clusterStore(t, onSoftware)
+	all := func(s *v1alpha1.ImportedKeySpec) {
+		s.ExportPolicy = &v1alpha1.ExportPolicy{Namespaces: &v1alpha1.ExportNamespaces{From: "All"}}
+	}
+	was := o.enabledKey(t, "key", nil, inClusterStore(store.Name), all)
+	dataKey := o.dataKey(t, "dek")
+	o.Remove(t, was)
+	o.Gone(t, was)
+	key := importedKey("key", inClusterStore(store.Name), byName)
+	o.Make(t, key)
+	o.enabled(t, key)
+	export := newExport("export", ofBlobUnder(o.Namespace, "key", dataKey.Status.CiphertextBlob, dataKey.Spec.EncryptionContext))
+	export.Namespace = o.Env.Namespace(t)
+	o.Make(t, export)
+	o.Stalls(t, export, kms.ForbiddenNoPermission.Reason())
+	o.Change(t, key, func() { all(&key.Spec) })
+	o.Ready(t, export)
+}
+
+// The namespace of another tenant has no such key, whatever its objects are called.
+func TestAdoptByName_inAnotherNamespace_findsNothing(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	store := o.clusterStore(t, onSoftHSM)
+	rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
+	was := o.enabledKey(t, "key", nil, inClusterStore(store.Name), rsa)
+	o.Remove(t, was)
+	o.Gone(t, was)
+	key := importedKey("key", inClusterStore(store.Name), rsa, byName)
+	key.Namespace = o.Env.Namespace(t)
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonPendingImport)
+	wantOwnVersion(t, key)
+}
