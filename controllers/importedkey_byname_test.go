@@ -373,6 +373,30 @@ func TestAdoptByName_anotherAdoptsByVersionAtOnce_oneGetsIt(t *testing.T) {
 	}
 }
 
+// An object that has not looked yet names no version, and comes first nevertheless.
+func TestAdoptByName_olderObjectHasNotLookedYet_isWaitedFor(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	was := o.retained(t, "key", nil)
+	o.Module(t).FailAll("ListKeys", hsm.Errorf(hsm.Unavailable, "The device does not answer."))
+	key := importedKey("key", byName)
+	o.Make(t, key)
+	o.Waits(t, key, kms.ServiceUnavailableTemporary.Reason())
+	harness.Eventually(t, func() string { // ages have whole seconds
+		if time.Now().Unix() <= key.CreationTimestamp.Unix() {
+			return "the next object would have the same age"
+		}
+		return ""
+	})
+	other := adoptionOf(was, "other")
+	o.Make(t, other)
+	o.Waits(t, other, v1alpha1.ReasonKeyVersionTaken)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	o.enabled(t, other)
+}
+
 func TestAdoptByName_changesOfMaterialAreProcessedAsEver(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)

@@ -264,7 +264,7 @@ type Key struct {
 	KeyVersionID uuid.UUID
 	Spec         KeySpec
 	Fingerprint  Fingerprint
-	// Owner is that of the import that created the key. It is zero if the token did not keep it.
+	// Owner is that of the import that created the key. It has less, or nothing, if the token did not keep all of it.
 	Owner Owner
 	// Custody is where the material existed during the import. FindKey returns "".
 	Custody Custody

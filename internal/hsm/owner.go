@@ -42,7 +42,7 @@ func (o Origin) valid() bool { return o == OriginImported || o == OriginGenerate
 const ownerSeparator = ":"
 
 // String returns the owner as modules store it: NAMESPACE, or NAMESPACE:NAME:ORIGIN:NUMBER:KEYID. KeyID comes last, because its
-// length is fixed: ParseOwner rejects a text that a token has cut off, rather than to return another name.
+// length is fixed: ParseOwner rejects a text whose end a token has cut off.
 func (o Owner) String() string {
 	if o.Name == "" {
 		return o.Namespace

@@ -203,15 +203,18 @@ func keyLabel(id uuid.UUID, spec hsm.KeySpec, owner hsm.Owner) string {
 	return keyLabelPrefix + id.String() + ":" + string(spec) + ":" + owner.String()
 }
 
-// parseKeyLabel is the inverse of keyLabel. For another label it returns zero values. The owner is zero if the token did not keep
-// all of it.
+// parseKeyLabel is the inverse of keyLabel. For another label it returns zero values. If the token cut the label off, the owner
+// has the namespace only, as in early versions, or nothing: a part of a name can be another name.
 func parseKeyLabel(label string) (spec hsm.KeySpec, owner hsm.Owner) {
 	rest, ok := strings.CutPrefix(label, keyLabelPrefix)
 	parts := strings.SplitN(rest, ":", 3)
 	if !ok || len(parts) != 3 {
 		return "", hsm.Owner{}
 	}
-	owner, _ = hsm.ParseOwner(parts[2])
+	owner, ok = hsm.ParseOwner(parts[2])
+	if namespace, _, whole := strings.Cut(parts[2], ":"); !ok && whole {
+		owner, _ = hsm.ParseOwner(namespace)
+	}
 	return hsm.KeySpec(parts[1]), owner
 }
 
