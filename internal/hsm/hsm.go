@@ -28,7 +28,8 @@ import (
 type Module interface {
 	Keys
 
-	// Check proves by a real operation that the module works now.
+	// Check proves by real operations that the module works now. It returns WrongResult if a result is wrong: then the module
+	// must be opened again.
 	Check(ctx context.Context) error
 
 	// Close releases the resources of the module. It waits for calls in progress until ctx is done, and then releases what no

@@ -69,10 +69,8 @@ func (m *Module) Describe(ctx context.Context) (hsm.Description, error) {
 	}, nil
 }
 
-// Check implements hsm.Module by the token's health check.
-func (m *Module) Check(ctx context.Context) error {
-	return m.token.Do(ctx, (*token.Session).HealthCheck)
-}
+// Check implements hsm.Module by the canary.
+func (m *Module) Check(ctx context.Context) error { return m.do(ctx, (*session).runCanary) }
 
 // Close implements hsm.Module.
 func (m *Module) Close(ctx context.Context) error { return m.token.Close(ctx) }
