@@ -257,6 +257,51 @@ func TestCheck_afterAFailedOne_saysSo(t *testing.T) {
 	}
 }
 
+// A wrong result makes all since the last good check suspect, until that is reported, and the module must be opened again.
+func TestCheck_wrongResult_saysSinceWhen(t *testing.T) {
+	t.Parallel()
+	clock := clocktesting.NewFakePassiveClock(time.Unix(100, 0))
+	recorder := hsmtest.Wrap(works{})
+	recorder.Before("Check", func() { clock.SetTime(clock.Now().Add(time.Second)) }) // it takes a while
+	r := keystore.New(withStore(), hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) { return notClosable{recorder}, nil }), clock)
+	openIn(r)
+	if got := r.Right(id); !got.Equal(time.Unix(100, 0)) {
+		t.Errorf("after the opening, results are right since %v", got)
+	}
+	for _, kind := range []hsm.Kind{"", hsm.Unavailable, hsm.WrongResult} {
+		var err error
+		if kind != "" {
+			err = hsm.Errorf(kind, "")
+		}
+		recorder.FailAll("Check", err)
+		clock.SetTime(clock.Now().Add(time.Minute))
+		_, _, _ = r.Check(t.Context(), id)
+		if since := r.WrongSince(id); since.IsZero() != (kind != hsm.WrongResult) {
+			t.Errorf("after %q, results are wrong since %v", kind, since)
+		}
+	}
+	if since := r.WrongSince(id); !since.Equal(time.Unix(160, 0)) || !r.Right(id).Equal(since) {
+		t.Errorf("results are wrong since %v, want the begin of the only good check", since)
+	}
+	if r.Config(id) != "" {
+		t.Error("the module need not be opened again")
+	}
+	r.Close(id)
+	openIn(r)
+	_, _, _ = r.Check(t.Context(), id)
+	if since := r.WrongSince(id); !since.Equal(time.Unix(160, 0)) {
+		t.Errorf("after another wrong result, which was not reported either, results are wrong since %v", since)
+	}
+	if r.WrongReported(id); !r.WrongSince(id).IsZero() {
+		t.Error("a wrong result is reported again")
+	}
+}
+
+// works is a module that passes its checks.
+type works struct{ hsm.Module }
+
+func (works) Check(context.Context) error { return nil }
+
 // A module that hangs does not keep the operator from ending.
 func TestCloseAll_withACallThatHangs_endsWithItsContext(t *testing.T) {
 	t.Parallel()

@@ -70,7 +70,13 @@ func (m *Module) Describe(ctx context.Context) (hsm.Description, error) {
 }
 
 // Check implements hsm.Module by the canary.
-func (m *Module) Check(ctx context.Context) error { return m.do(ctx, (*session).runCanary) }
+func (m *Module) Check(ctx context.Context) error {
+	err := m.do(ctx, (*session).runCanary)
+	if hsm.KindOf(err) == hsm.Unavailable && token.DeniesKey(err) {
+		return hsm.Wrap(hsm.WrongResult, err, "the token creates keys and denies afterwards that it did: its results are not right any more")
+	}
+	return err
+}
 
 // Close implements hsm.Module.
 func (m *Module) Close(ctx context.Context) error { return m.token.Close(ctx) }
