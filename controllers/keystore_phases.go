@@ -116,8 +116,8 @@ func (s *keyStoreScope) openError(err error) error {
 		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonPINRefused, After: lookAgainInterval, Warn: true, Err: err,
 			Message: withDetail("The PIN was not tried.", e.Detail)}
 	case hsm.WrongResult:
-		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonWrongResult, After: openRightAfter, Warn: true, Err: err,
-			Message: withDetail("The module returned a wrong result.", e.Detail) + " The operator opens it again, and repeats the exports since the last check. See status.suspectPeriods."}
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonWrongResult, After: cmp.Or(e.After, openRightAfter), Warn: true, Err: err,
+			Message: withDetail("The results of the module are wrong.", e.Detail) + " The operator opens it again, and repeats the exports since the last check. See status.suspectPeriods."}
 	case hsm.Misconfigured, hsm.NotSupported:
 		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
 		// can be watched.

@@ -8,6 +8,7 @@ package hsm
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -100,6 +101,16 @@ type Description struct {
 	KeyProtection KeyProtection
 	// Probes are the operations of the self-test in their order. A module without a self-test has none.
 	Probes []Probe
+}
+
+// Lacks returns the first of the capabilities that a module had before and does not have now, or nil.
+func (d *Description) Lacks(before []Capability) *Capability {
+	for i := range before {
+		if !slices.Contains(d.Capabilities, before[i]) {
+			return &before[i]
+		}
+	}
+	return nil
 }
 
 // Probe is one operation of a self-test.

@@ -42,9 +42,12 @@ type Registry struct {
 	mu      sync.RWMutex
 	modules map[ID]*module
 	// tried are the key stores that have been looked at since the start, whether their modules opened or not.
-	tried       map[ID]bool
-	losses      map[ID]*hsm.Error
-	wrong       map[ID]time.Time // since when results may have been wrong, until it is reported
+	tried  map[ID]bool
+	losses map[ID]*hsm.Error
+	wrong  map[ID]time.Time // since when results may have been wrong, until it is reported
+	// wanted are modules that returned a wrong result, until a check finds right ones: a self-test while that fault lasts must not
+	// make them count as modules that support less.
+	wanted      map[ID]*module
 	subscribers []chan event.TypedGenericEvent[Change]
 }
 
@@ -79,7 +82,7 @@ type module struct {
 func New(reader client.Reader, provider hsm.Provider, c clock.PassiveClock) *Registry {
 	return &Registry{
 		reader: reader, provider: provider, clock: c, calls: newModuleCalls(),
-		modules: map[ID]*module{}, tried: map[ID]bool{}, losses: map[ID]*hsm.Error{}, wrong: map[ID]time.Time{},
+		modules: map[ID]*module{}, tried: map[ID]bool{}, losses: map[ID]*hsm.Error{}, wrong: map[ID]time.Time{}, wanted: map[ID]*module{},
 	}
 }
 
@@ -164,7 +167,8 @@ func (r *Registry) notReady(ctx context.Context, id ID) error {
 // Open opens the module of a key store and makes it available, unless accept refuses it. config identifies what it is
 // opened with (Config). The former module must be closed: two on one token would need the token's sessions twice. If the
 // module's process ends, the key store becomes suspect (Loss).
-// Errors: those of hsm.Provider and of accept.
+// Errors: those of hsm.Provider and of accept, and WrongResult for a module that supports less than before it returned a wrong
+// result.
 func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Config, accept func(hsm.Description) error) error {
 	m := &module{config: config, right: r.clock.Now()}
 	m.calls, m.giveUp = context.WithCancel(context.Background())
@@ -178,6 +182,9 @@ func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Confi
 	if err == nil {
 		err = accept(m.description)
 	}
+	if err == nil {
+		err = r.checkCapabilities(id, m)
+	}
 	if err != nil {
 		_ = m.Close(ctx)
 		return err
@@ -186,6 +193,27 @@ func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Confi
 	defer r.mu.Unlock()
 	r.modules[id] = m
 	return nil
+}
+
+// lookAgainAfter is when a module that supports less than before is opened again.
+const lookAgainAfter = time.Minute
+
+// checkCapabilities refuses a module that returned a wrong result and supports less now, unless it is configured in another way.
+func (r *Registry) checkCapabilities(id ID, m *module) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	was := r.wanted[id]
+	if was == nil || was.config != m.config {
+		return nil
+	}
+	lacks := m.description.Lacks(was.description.Capabilities)
+	if lacks == nil {
+		return nil
+	}
+	err := hsm.Errorf(hsm.WrongResult, "it returned a wrong result, and lacks a capability now that it had before (%s %s with custody %s): repair it, or, if that is intended, restart the operator",
+		lacks.Operation, lacks.Algorithm, lacks.Custody)
+	err.After = lookAgainAfter
+	return err
 }
 
 // lose records that the process of a module has ended. Its reconciler reports that, and opens the module again.
@@ -265,9 +293,11 @@ func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failed
 	failedBefore = m.failing
 	if passed {
 		m.right = begun
+		delete(r.wanted, id)
 	}
 	if hsm.KindOf(err) == hsm.WrongResult {
 		m.lost = true
+		r.wanted[id] = m
 		if r.wrong[id].IsZero() {
 			r.wrong[id] = m.right
 		}
