@@ -130,27 +130,34 @@ func (t *selfTest) tryInside(s *session, length int) (ciphertext.Blob, error) {
 
 // tryHostDataKeys generates two data keys that the host encrypts, and opens them.
 func (t *selfTest) tryHostDataKeys(s *session) error {
-	const length = 32
-	var keys [2]redact.Bytes
-	for i := range keys {
-		generated, err := s.generateOnHost(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: length, Binding: t.binding})
-		if err != nil {
-			return err
-		}
-		key, err := t.hostKey(s, generated.Blob.Scheme)
-		if err != nil {
-			return err
-		}
-		defer key.Wipe()
-		if keys[i], err = ciphertext.OpenWithKey(generated.Blob, key, t.binding); err != nil {
-			return err
-		}
-		defer keys[i].Wipe()
+	first, err := t.hostDataKey(s)
+	if err != nil {
+		return err
 	}
-	if bytes.Equal(keys[0], keys[1]) {
+	defer first.Wipe()
+	second, err := t.hostDataKey(s)
+	if err != nil {
+		return err
+	}
+	defer second.Wipe()
+	if bytes.Equal(first, second) {
 		return errNotDone
 	}
 	return nil
+}
+
+// hostDataKey generates a data key that the host encrypts, and opens it. The caller wipes it.
+func (t *selfTest) hostDataKey(s *session) (redact.Bytes, error) {
+	generated, err := s.generateOnHost(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: 32, Binding: t.binding})
+	if err != nil {
+		return nil, err
+	}
+	key, err := t.hostKey(s, generated.Blob.Scheme)
+	if err != nil {
+		return nil, err
+	}
+	defer key.Wipe()
+	return ciphertext.OpenWithKey(generated.Blob, key, t.binding)
 }
 
 // hostKey returns the key of a scheme, which the host derives. If it does not know the value of the master key, the token derives
