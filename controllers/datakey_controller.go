@@ -4,6 +4,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -35,6 +36,9 @@ type dataKeyScope struct {
 	blob    kms.Blob         // set by findBlob or generate
 	custody v1alpha1.Custody // set with blob
 	tag     string           // set by findBlob or tagBlob: the module's, over blob and object
+	suspect bool             // set by findSuspect: the module may have returned a wrong result for the blob
+
+	generated, verified *metav1.Time // set by generate, and by findBlob: when the module did that
 }
 
 // Reconcile finds the data key or generates it, and keeps it in the Secret and in the status.
@@ -49,8 +53,19 @@ func (r *dataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 
 	scope := &dataKeyScope{object: object}
 	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*dataKeyScope]{
-		r.findKey, r.findUnchanged, r.findBlob, r.generate, r.tagBlob, r.keepBlob, r.markMade,
+		r.findKey, r.findSuspect, r.findUnchanged, r.findBlob, r.generate, r.tagBlob, r.keepBlob, r.markMade,
 	}, func(err error) reconciler.Outcome {
-		return reconciler.Outcome{Err: explained(err), ReadyMessage: "The data key is in status.ciphertextBlob and in its Secret."}
+		return reconciler.Outcome{
+			Err: explained(err), ReadyMessage: "The data key is in status.ciphertextBlob and in its Secret.", Events: noteVerification(scope, err),
+		}
 	})
+}
+
+// noteVerification reports that a data key opens which was generated while the module returned wrong results.
+func noteVerification(s *dataKeyScope, err error) []reconciler.Event {
+	if !s.suspect || err != nil {
+		return nil
+	}
+	return []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "DataKeyVerified", Action: "Verify", Message: "A check found that the module " +
+		"returned wrong results when it generated or last opened the data key. The data key opens. If it was generated then, it may be less random than it should be: create another one."}}
 }

@@ -68,10 +68,24 @@ func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error 
 	return nil
 }
 
+// findSuspect sets suspect. Reasons: KeyStoreNotReady.
+func (r *dataKeyReconciler) findSuspect(ctx context.Context, s *dataKeyScope) (err error) {
+	s.suspect, err = r.isSuspect(ctx, s.master.Store(), doneAt(s.object))
+	return err
+}
+
+// doneAt returns when the module generated the data key or opened it last; nil if that is not known.
+func doneAt(k *v1alpha1.DataKey) *metav1.Time {
+	if k.Status.VerificationTime != nil {
+		return k.Status.VerificationTime
+	}
+	return k.Status.GenerationTime
+}
+
 // findUnchanged ends the reconcile when status and Secret are as they were left. It asks the caches only.
 func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) error {
 	status := s.object.Status
-	if status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(status.CiphertextBlob) {
+	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(status.CiphertextBlob) {
 		return nil
 	}
 	m, err := r.secrets.Look(ctx, s.target.Ref)
@@ -91,8 +105,8 @@ func (s *dataKeyScope) specAgrees(blob string) bool {
 }
 
 // findBlob sets secret, and blob where one exists: in the status, in the spec or in the Secret. A blob
-// that the operator has not seen before is verified. Reasons: TargetNotOwned, InvalidParameter, those of
-// operations, and the codes of VerifyDataKey.
+// that the operator has not seen before is verified, and so is one for which the module may have returned a wrong result. Reasons:
+// TargetNotOwned, InvalidParameter, DataKeyDamaged, those of operations, and the codes of VerifyDataKey.
 //
 // A blob in the spec needs the verb export on the master key, which config/policy checks. A blob in the Secret
 // needs the operator's tag: anyone who may write Secrets could put another data key's blob there, and have it
@@ -127,7 +141,7 @@ func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error
 	if differs(kept, s.blob) || differs(given, s.blob) {
 		return s.twoBlobs()
 	}
-	if !known.IsZero() {
+	if !known.IsZero() && !s.suspect {
 		return nil
 	}
 	return r.verify(ctx, s)
@@ -176,9 +190,33 @@ func parseIfGiven(text string) (kms.Blob, error) {
 // verify says whether the blob is a data key as the spec asks for, and whether one from the Secret has the
 // operator's tag.
 func (r *dataKeyReconciler) verify(ctx context.Context, s *dataKeyScope) error {
-	return r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
+	err := r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
+		if s.suspect {
+			return r.verifySuspect(ctx, ops, s)
+		}
 		return r.verifyIn(ctx, ops, s)
 	})
+	if err == nil {
+		s.verified = r.doneNow()
+	}
+	return err
+}
+
+// verifySuspect says whether the blob, which the operator generated or verified before, opens.
+func (r *dataKeyReconciler) verifySuspect(ctx context.Context, ops kms.Service, s *dataKeyScope) error {
+	err := ops.VerifyDataKey(ctx, s.key, s.blob, s.request().EncryptionContext)
+	if kms.CodeOf(err) != kms.InvalidParameter {
+		return err
+	}
+	return &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonDataKeyDamaged, Err: err,
+		Message: "The data key does not open: the module returned wrong results when it generated the data key. The operator does not replace a data key " +
+			"that may be in use. Create another DataKey, export that one instead, and delete this one with its Secret."}
+}
+
+// doneNow returns the time for a status.
+func (r *dataKeyReconciler) doneNow() *metav1.Time {
+	now := metav1.NewTime(r.clock.Now().UTC())
+	return &now
 }
 
 func (r *dataKeyReconciler) verifyIn(ctx context.Context, ops kms.Service, s *dataKeyScope) error {
@@ -248,7 +286,7 @@ func (r *dataKeyReconciler) generate(ctx context.Context, s *dataKeyScope) error
 	if err != nil {
 		return err
 	}
-	s.blob, s.custody = made.CiphertextBlob, v1alpha1.Custody(made.Custody)
+	s.blob, s.custody, s.generated = made.CiphertextBlob, v1alpha1.Custody(made.Custody), r.doneNow()
 	return nil
 }
 
@@ -291,6 +329,12 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 	status.BlobTag = s.tag
 	status.Custody = s.custody
 	status.SecretRef = &ref
+	if s.generated != nil {
+		status.GenerationTime = s.generated
+	}
+	if s.verified != nil {
+		status.VerificationTime = s.verified
+	}
 	return nil
 }
 

@@ -22,13 +22,15 @@ import (
 )
 
 func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
-	byStore := handler.EnqueueRequestsFromMapFunc(r.dataKeysOfStore)
+	byStore, suspects := handler.EnqueueRequestsFromMapFunc(r.dataKeysOfStore), handler.EnqueueRequestsFromMapFunc(r.suspectDataKeys)
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.DataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
 		WatchesRawSource(r.stores.Changes(r.dataKeysThatWaitFor)).
+		Watches(&v1alpha1.KeyStore{}, suspects, builder.WithPredicates(suspectPeriodsChanged)).
+		Watches(&v1alpha1.ClusterKeyStore{}, suspects, builder.WithPredicates(suspectPeriodsChanged)).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})). // it may allow them
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.dataKeysOfSecret)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
@@ -52,7 +54,15 @@ func (r *dataKeyReconciler) dataKeysOfKey(ctx context.Context, key client.Object
 
 // dataKeysOfStore finds the data keys that wait for a key store, which may allow their namespace now.
 func (r *dataKeyReconciler) dataKeysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
-	return r.waitingInStore(ctx, keystore.IDOfObject(store))
+	return r.dataKeysInStore(ctx, keystore.IDOfObject(store), waitingDataKey)
+}
+
+// suspectDataKeys finds the data keys that were generated or verified in the suspect periods of a key store.
+func (r *dataKeyReconciler) suspectDataKeys(ctx context.Context, store client.Object) []reconcile.Request {
+	periods := statusOfStore(store).SuspectPeriods
+	return r.dataKeysInStore(ctx, keystore.IDOfObject(store), func(k *v1alpha1.DataKey) bool {
+		return suspectPeriod(periods, doneAt(k)) != nil
+	})
 }
 
 // dataKeysThatWaitFor finds the data keys that wait for a key store whose state has changed.
@@ -60,13 +70,13 @@ func (r *dataKeyReconciler) dataKeysThatWaitFor(ctx context.Context, change keys
 	if change.State == keystore.Suspect {
 		return nil
 	}
-	return r.waitingInStore(ctx, change.ID)
+	return r.dataKeysInStore(ctx, change.ID, waitingDataKey)
 }
 
-func (r *dataKeyReconciler) waitingInStore(ctx context.Context, id keystore.ID) []reconcile.Request {
+func (r *dataKeyReconciler) dataKeysInStore(ctx context.Context, id keystore.ID, want func(*v1alpha1.DataKey) bool) []reconcile.Request {
 	var requests []reconcile.Request
 	for _, key := range r.findKeys(ctx, nil, client.MatchingFields{keyring.IndexStore: id.String()}) {
-		requests = append(requests, r.findDataKeys(ctx, waitingDataKey,
+		requests = append(requests, r.findDataKeys(ctx, want,
 			client.InNamespace(key.Namespace), client.MatchingFields{indexKey: key.Name})...)
 	}
 	return requests

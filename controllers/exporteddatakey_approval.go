@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
@@ -41,6 +43,7 @@ func (r *exportedDataKeyReconciler) exportApproved(ctx context.Context, s *expor
 	if err != nil {
 		return err
 	}
+	s.exported = metav1.NewTime(r.clock.Now().UTC())
 	if approved, err = r.confirm(ctx, s, approved); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,8 @@ type exportScope struct {
 	holder      *keyring.Key          // set by askConsent: the master key
 	inputs      string                // set by compare, and by approve: the digest of all inputs
 	secret      *corev1.Secret        // set by compare: the Secret to replace
+	suspect     bool                  // set by compare: the module may have returned a wrong result for the export that stands
+	exported    metav1.Time           // set by exportApproved: when the module returned the export
 }
 
 // Reconcile exports the data key for the recipient when an input or the Secret is other than it was.
@@ -74,7 +77,7 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 		object.Status.DryRunResult = dryRunResult(object.Spec.DryRun, err)
 		return reconciler.Outcome{
 			Err: explained(err), ReadyMessage: "The exported data key is in its Secret.",
-			Events:  noteRotation(object, was.RecipientFingerprint),
+			Events:  slices.Concat(noteRotation(object, was.RecipientFingerprint), noteRepetition(scope, err)),
 			Written: func() { r.recordRefusal(scope, was.Conditions, answer, err) },
 		}
 	})
@@ -116,4 +119,13 @@ func noteRotation(object *v1alpha1.ExportedDataKey, was string) []reconciler.Eve
 	}
 	return []reconciler.Event{{Type: corev1.EventTypeNormal, Reason: "RecipientChanged", Action: "Export", Message: fmt.Sprintf(
 		"The data key was exported again, for the recipient key %s instead of %s.", is, was)}}
+}
+
+// noteRepetition reports that an export was repeated, because the former one may be wrong.
+func noteRepetition(s *exportScope, err error) []reconciler.Event {
+	if !s.suspect || err != nil {
+		return nil
+	}
+	return []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "ExportRepeated", Action: "Export", Message: "The data key was exported again, because a " +
+		"check found that the module returned wrong results at the time of the former export. A recipient that could not open it must read the Secret again."}}
 }

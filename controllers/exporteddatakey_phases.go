@@ -126,9 +126,9 @@ func (s *exportScope) inputsDigest() string {
 		spec.SM2CiphertextFormat, strconv.FormatBool(s.target.Immutable))
 }
 
-// compare sets inputs and secret, and ends the reconcile when nothing is to be exported. While nothing changed it asks the caches only; the Secret is read
+// compare sets inputs, secret and suspect, and ends the reconcile when nothing is to be exported. While nothing changed it asks the caches only; the Secret is read
 // when its version is another than the status says, or the status does not know it yet. Reasons:
-// TargetNotOwned.
+// TargetNotOwned, KeyStoreNotReady.
 func (r *exportedDataKeyReconciler) compare(ctx context.Context, s *exportScope) error {
 	s.inputs = s.inputsDigest()
 	status := &s.object.Status
@@ -140,15 +140,23 @@ func (r *exportedDataKeyReconciler) compare(ctx context.Context, s *exportScope)
 		return nil // the first export
 	}
 	if status.InputsDigest == s.inputs && s.target.IsAsLeft(m, status.SecretRef) {
-		s.finish(*status.SecretRef)
-		return reconciler.ErrDone
+		if s.suspect, err = r.isSuspect(ctx, s.holder.Store(), status.ExportTime); err != nil {
+			return err
+		}
+		if !s.suspect {
+			s.finish(*status.SecretRef)
+			return reconciler.ErrDone
+		}
 	}
 	// The cache may lag behind: only the Secret itself says whether it still exists, or is another one.
 	if s.secret, err = r.secrets.Own(ctx, s.target); err != nil || s.secret == nil {
 		return err
 	}
-	if !metav1.IsControlledBy(s.secret, s.object) || !s.holdsExport() {
+	if s.suspect || !metav1.IsControlledBy(s.secret, s.object) || !s.holdsExport() {
 		return nil
+	}
+	if s.suspect, err = r.isSuspect(ctx, s.holder.Store(), s.exportTime()); err != nil || s.suspect {
+		return err
 	}
 	if err := r.keepSecret(ctx, s); err != nil {
 		return err
@@ -178,6 +186,19 @@ func isUUID(text string) bool {
 	return err == nil && id.String() == text
 }
 
+// exportTime returns when the export in the Secret was made, or nil if that is not known.
+func (s *exportScope) exportTime() *metav1.Time {
+	if s.known() {
+		return s.object.Status.ExportTime
+	}
+	// Anyone who may write Secrets can write it: a time that a status cannot have is left out.
+	at, err := time.Parse(time.RFC3339, s.secret.Annotations[annotationTime])
+	if err != nil || at.UTC().Year() <= 1970 || at.UTC().Year() > 9999 {
+		return nil
+	}
+	return &metav1.Time{Time: at.UTC()}
+}
+
 // keepSecret takes the export that is in the Secret over into a status that does not know it, and repairs
 // labels and annotations without exporting anew. Anyone who may write Secrets can write their annotations, so
 // the key's identifiers are those that consent was asked for, and custody is not known.
@@ -189,11 +210,7 @@ func (r *exportedDataKeyReconciler) keepSecret(ctx context.Context, s *exportSco
 		status.KeyVersionID = s.blob.KeyVersionID().String()
 		status.RequestID = own[annotationRequestID]
 		status.Custody = v1alpha1.CustodyUnknown
-		status.ExportTime = nil
-		// Anyone who may write Secrets can write it: a time that a status cannot have is left out.
-		if at, err := time.Parse(time.RFC3339, own[annotationTime]); err == nil && at.UTC().Year() > 1970 && at.UTC().Year() <= 9999 {
-			status.ExportTime = &metav1.Time{Time: at.UTC()}
-		}
+		status.ExportTime = s.exportTime()
 	}
 	return r.ensureSecret(ctx, s, s.target.Content(s.secret), status.RequestID, status.ExportTime)
 }
@@ -224,7 +241,6 @@ func (s *exportScope) finish(ref v1alpha1.SecretReference) {
 
 // writeSecret writes the Secret and then the status. Reasons: TargetNotOwned, APIServer.
 func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportScope, approved approval, exported kms.ExportedDataKey) error {
-	at := metav1.NewTime(r.clock.Now().UTC())
 	err := r.ensureSecret(ctx, s, map[string][]byte{
 		entryExportedDataKey:      exported.ExportedDataKey,
 		entryKeyID:                []byte(exported.KeyID.String()),
@@ -232,7 +248,7 @@ func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportSc
 		entryWrappingKeySpec:      []byte(s.object.Spec.WrappingKeySpec),
 		entryWrappingAlgorithm:    []byte(s.object.Spec.WrappingAlgorithm),
 		entryRecipientFingerprint: []byte(approved.fingerprint),
-	}, exported.RequestID.String(), &at)
+	}, exported.RequestID.String(), &s.exported)
 	if err != nil {
 		return err
 	}
@@ -241,6 +257,6 @@ func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportSc
 	status.KeyVersionID = exported.KeyVersionID.String()
 	status.RequestID = exported.RequestID.String()
 	status.Custody = v1alpha1.Custody(exported.Custody)
-	status.ExportTime = &at
+	status.ExportTime = &s.exported
 	return nil
 }

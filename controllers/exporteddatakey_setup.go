@@ -31,6 +31,8 @@ func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.O
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(keyStateChanged)).
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsToKey), builder.WithPredicates(parametersChanged)).
 		WatchesRawSource(r.stores.Changes(r.exportsThatWaitFor)).
+		Watches(&v1alpha1.KeyStore{}, mapped(r.suspectExports), builder.WithPredicates(suspectPeriodsChanged)).
+		Watches(&v1alpha1.ClusterKeyStore{}, mapped(r.suspectExports), builder.WithPredicates(suspectPeriodsChanged)).
 		WatchesMetadata(secrets.Secret.Metadata(), r.secretEvents()).
 		WatchesMetadata(secrets.ConfigMap.Metadata(), mapped(r.exportsOfContent(secrets.ConfigMap))).
 		// Consent may be given or withdrawn by the key's owner, by the key store's, and by those who label namespaces.
@@ -85,6 +87,14 @@ func (r *exportedDataKeyReconciler) exportsToKey(ctx context.Context, key client
 
 func (r *exportedDataKeyReconciler) exportsOfStore(ctx context.Context, store client.Object) []reconcile.Request {
 	return r.exportsInStore(ctx, keystore.IDOfObject(store), nil)
+}
+
+// suspectExports finds the exports that were made in the suspect periods of a key store.
+func (r *exportedDataKeyReconciler) suspectExports(ctx context.Context, store client.Object) []reconcile.Request {
+	periods := statusOfStore(store).SuspectPeriods
+	return r.exportsInStore(ctx, keystore.IDOfObject(store), func(e *v1alpha1.ExportedDataKey) bool {
+		return suspectPeriod(periods, e.Status.ExportTime) != nil
+	})
 }
 
 // exportsThatWaitFor finds the exports that wait for a key store whose state has changed.

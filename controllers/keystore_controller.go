@@ -74,10 +74,15 @@ func (r *keyStoreReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 			r.sweep(ctx, scope)
 		}
 		scope.dropOldReport()
-		crashed, written := r.noteCrash(scope)
+		crashed, crashWritten := r.noteCrash(scope)
+		wrongWritten := r.noteWrongResults(scope, err)
 		return reconciler.Outcome{
 			Err: err, ReadyMessage: "The module is ready.", After: r.healthInterval,
-			Events: slices.Concat(noteService(was, err), crashed, r.noteRootKey(scope.rootKey), scope.events), Written: written,
+			Events: slices.Concat(noteService(was, err), crashed, r.noteRootKey(scope.rootKey), scope.events),
+			Written: func() {
+				crashWritten()
+				wrongWritten()
+			},
 		}
 	})
 }

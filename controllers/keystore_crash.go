@@ -24,7 +24,7 @@ func (r *keyStoreReconciler) noteCrash(s *keyStoreScope) (events []reconciler.Ev
 		if c != nil && !r.clock.Now().Before(c.LastTransitionTime.Add(crashShown)) {
 			meta.RemoveStatusCondition(conditions, v1alpha1.ConditionModuleCrashed)
 		}
-		return nil, nil
+		return nil, func() {}
 	}
 	message := sentence(loss.Detail) + " The operator starts it again and opens the module again. Calls that were in progress are repeated. See docs/hardware-modules.md."
 	meta.RemoveStatusCondition(conditions, v1alpha1.ConditionModuleCrashed) // so that the time is that of the last crash

@@ -44,6 +44,9 @@ func (r *keyStoreReconciler) findPIN(ctx context.Context, s *keyStoreScope) erro
 // openAgainAfter is when an opening that hung is tried again.
 const openAgainAfter = 5 * time.Minute
 
+// openRightAfter is when a module that returned a wrong result is opened again.
+const openRightAfter = 5 * time.Second
+
 // openModule opens the module, or opens it again when its configuration or PIN is another. It sets
 // rootKey and opened. Reasons: SourceNotFound, PINRefused, ModuleMisconfigured,
 // ServiceUnavailableTemporary.
@@ -112,6 +115,9 @@ func (s *keyStoreScope) openError(err error) error {
 		// Nothing was tried, and nothing in the cluster tells when it may be.
 		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonPINRefused, After: lookAgainInterval, Warn: true, Err: err,
 			Message: withDetail("The PIN was not tried.", e.Detail)}
+	case hsm.WrongResult:
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonWrongResult, After: cmp.Or(e.After, openRightAfter), Warn: true, Err: err,
+			Message: withDetail("The results of the module are wrong.", e.Detail) + " The operator opens it again, and repeats the exports since the last check. See status.suspectPeriods."}
 	case hsm.Misconfigured, hsm.NotSupported:
 		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
 		// can be watched.
@@ -134,7 +140,7 @@ func afterOf(err error) time.Duration {
 	return 0
 }
 
-// checkModule asks the module whether it works, and publishes what it is and can. It sets opened. Reasons:
+// checkModule asks the module whether it works, and publishes what it is and can. It sets opened. Reasons: WrongResult,
 // ServiceUnavailableTemporary.
 func (r *keyStoreReconciler) checkModule(ctx context.Context, s *keyStoreScope) error {
 	module, failedBefore, err := r.stores.Check(ctx, s.ID)

@@ -110,6 +110,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.SecretReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretTarget"):
 		return &apiv1alpha1.SecretTargetApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("SuspectPeriod"):
+		return &apiv1alpha1.SuspectPeriodApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("TokenSelector"):
 		return &apiv1alpha1.TokenSelectorApplyConfiguration{}
 

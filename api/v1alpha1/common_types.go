@@ -53,6 +53,10 @@ const (
 	ReasonNamespacesPending = "NamespacesPending"
 	// ReasonModuleMisconfigured: the module cannot be opened as configured.
 	ReasonModuleMisconfigured = "ModuleMisconfigured"
+	// ReasonWrongResult: a check found that a result of the module was wrong.
+	ReasonWrongResult = "WrongResult"
+	// ReasonDataKeyDamaged: the data key was generated while the module may have returned wrong results, and does not open.
+	ReasonDataKeyDamaged = "DataKeyDamaged"
 	// ReasonPINRefused: the module rejected the PIN, or the operator must not try it.
 	ReasonPINRefused = "PINRefused"
 	// ReasonAPIServer: the Kubernetes API rejected the request or did not respond.

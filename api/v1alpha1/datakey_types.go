@@ -95,6 +95,22 @@ type DataKeyStatus struct {
 	// SecretRef is the Secret that holds the blob.
 	// +optional
 	SecretRef *SecretReference `json:"secretRef,omitempty"`
+	// GenerationTime is when the operator generated the data key. It is not set if the data key was taken over from a
+	// Secret or from spec.ciphertextBlob.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^((197[1-9]|19[89][0-9]|[2-9][0-9]{3})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|(19(7[26]|8[048]|9[26])|[2-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[3579][26])00)-02-29)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$`
+	GenerationTime *metav1.Time `json:"generationTime,omitempty"`
+	// VerificationTime is when the operator last verified that the blob opens: when it took the data key over, or after a
+	// time in which the module may have returned wrong results.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^((197[1-9]|19[89][0-9]|[2-9][0-9]{3})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|(19(7[26]|8[048]|9[26])|[2-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[3579][26])00)-02-29)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$`
+	VerificationTime *metav1.Time `json:"verificationTime,omitempty"`
 }
 
 // DataKey is a data key that is generated without ever revealing its plaintext (GenerateDataKeyWithoutPlaintext).

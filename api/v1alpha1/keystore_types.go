@@ -227,6 +227,31 @@ type KeyStoreStatus struct {
 	// minute while keys are missing.
 	// +optional
 	MissingKeys *KeyVersions `json:"missingKeys,omitempty"`
+	// SuspectPeriods are times in which the module may have returned wrong results, because a check found one, the oldest
+	// first. When the key store is ready again, the operator repeats the exports of such a period, and verifies the data
+	// keys. If there are more than eight, the two oldest become one.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	SuspectPeriods []SuspectPeriod `json:"suspectPeriods,omitempty"`
+}
+
+// SuspectPeriod is a time in which the module may have returned wrong results.
+type SuspectPeriod struct {
+	// From is when the last check before began whose results were right, or when the module was opened.
+	// +required
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^((197[1-9]|19[89][0-9]|[2-9][0-9]{3})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|(19(7[26]|8[048]|9[26])|[2-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[3579][26])00)-02-29)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$`
+	From metav1.Time `json:"from"`
+	// To is when the first check after began whose results were right. It is not set until there is one.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^((197[1-9]|19[89][0-9]|[2-9][0-9]{3})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|(19(7[26]|8[048]|9[26])|[2-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[3579][26])00)-02-29)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$`
+	To *metav1.Time `json:"to,omitempty"`
 }
 
 // KeyVersions are versions of master keys.

@@ -268,6 +268,10 @@ var cases = map[string]struct {
 		[]string{up, `1: keyconvoy_module_call_duration_seconds_count{operation="Check",result="Locked"} 0+1x60`},
 		30 * time.Minute, alerts{"KeyconvoyModuleCallsFailing": {"100% of the calls into cryptographic modules fail."}},
 	},
+	"a check finds a wrong result": {
+		[]string{up, `keyconvoy_module_call_duration_seconds_count{operation="Check",result="OK"} 0+30x60`, `keyconvoy_module_call_duration_seconds_count{operation="Check",result="WrongResult"} 0x5 1x55`},
+		7 * time.Minute, alerts{"KeyconvoyModuleReturnsWrongResults": {"A cryptographic module has returned wrong results."}},
+	},
 	"users bring the wrong material": {
 		[]string{up, `keyconvoy_module_call_duration_seconds_count{operation="ImportKey",result="InvalidMaterial"} 0+9x60`, `keyconvoy_module_call_duration_seconds_count{operation="FindKey",result="NotFound"} 0+9x60`, `keyconvoy_module_call_duration_seconds_count{operation="Check",result="OK"} 0+1x60`},
 		30 * time.Minute, nil,

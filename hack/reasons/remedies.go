@@ -20,11 +20,15 @@ var remedies = map[string]string{
 	"NamespacesPending":   "Wait. If the reason persists, see the conditions of the ExportedDataKeys that are not ready.",
 	"ModuleMisconfigured": "Compare `spec.pkcs11` with the operator's `--pkcs11-module` and with the token; the message says what does not match. For the software store, restore the Secret with the root key. The operator retries every minute.",
 	"PINRefused":          "Put the correct PIN into the Secret. The operator does not retry a rejected PIN. If you changed the PIN on the token instead, delete the Secret and create it again. After five wrong PINs from one namespace the operator tries only one more every ten minutes. Unlock a locked PIN with the tools of the token.",
+	"WrongResult":         "Check the device and ask the vendor of its library: the operator has opened the module again and tested it. `status.suspectPeriods` says since when results may have been wrong; exports of that time are repeated by themselves. Recipients read them again: [Hardware modules](hardware-modules.md#if-results-are-wrong).",
+	"DataKeyDamaged":      "Create another DataKey, and change what refers to this one. The operator does not replace a data key that may be in use.",
 	"APIServer":           "See the operator's log, for example for missing permissions or exceeded quotas. The operator retries with increasing delays.",
 
 	"NamespaceTerminating": "Nothing: the object is deleted with its namespace. If a namespace remains `Terminating`, its conditions say why.",
 
 	// Events.
+	"DataKeyVerified":     "The data key opens. If it was generated in a period of `status.suspectPeriods` of its key store, rotate it: [Rotate a data key](rotate-a-data-key.md).",
+	"ExportRepeated":      "The former export may not open. The recipient reads the Secret again. The event `WrongResult` of the key store says why.",
 	"KeyState":            "The state of an ImportedKey changed. The event is a warning if the material expired or was deleted, or the key was destroyed. If that was not intended, import the same material again.",
 	"KeyAdopted":          "An ImportedKey with `spec.adopt` took over a key that was in the module. If you did not expect it, find out who created the object.",
 	"KeyInUse":            "A key is about to be destroyed, but DataKeys still depend on it. If that was not intended, cancel the deletion (`desiredState: Enabled`).",

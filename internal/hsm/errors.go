@@ -38,6 +38,9 @@ const (
 	// PINUntried: the PIN was not tried, because few attempts are left, too many wrong PINs were presented, or another key store
 	// is logged in with another PIN. A retry uses up no attempt.
 	PINUntried Kind = "PINUntried"
+	// WrongResult: a result of the module was wrong although it reported success, or the module responds and rejects what it did when
+	// it was opened. Other results since the last check that it passed may be wrong, too.
+	WrongResult Kind = "WrongResult"
 	// Internal: any other error, for example a new key that is less protected than requested.
 	Internal Kind = "Internal"
 )
@@ -46,7 +49,7 @@ const (
 func Kinds() []Kind {
 	return []Kind{
 		InvalidMaterial, MaterialLength, OtherMaterial, InvalidBlob, DataKeyTooLong, NotFound, NotSupported, Misconfigured, Unavailable,
-		Locked, PINUntried, Internal,
+		Locked, PINUntried, WrongResult, Internal,
 	}
 }
 

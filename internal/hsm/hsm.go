@@ -8,6 +8,7 @@ package hsm
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,7 +29,8 @@ import (
 type Module interface {
 	Keys
 
-	// Check proves by a real operation that the module works now.
+	// Check proves by real operations that the module works now. It returns WrongResult if a result is wrong: then the module
+	// must be opened again.
 	Check(ctx context.Context) error
 
 	// Close releases the resources of the module. It waits for calls in progress until ctx is done, and then releases what no
@@ -99,6 +101,16 @@ type Description struct {
 	KeyProtection KeyProtection
 	// Probes are the operations of the self-test in their order. A module without a self-test has none.
 	Probes []Probe
+}
+
+// Lacks returns the first of the capabilities that a module had before and does not have now, or nil.
+func (d *Description) Lacks(before []Capability) *Capability {
+	for i := range before {
+		if !slices.Contains(d.Capabilities, before[i]) {
+			return &before[i]
+		}
+	}
+	return nil
 }
 
 // Probe is one operation of a self-test.

@@ -71,14 +71,14 @@ type Store struct {
 }
 
 // Get reads a key store of either kind.
-func Get(ctx context.Context, reader client.Reader, id ID) (Store, error) {
+func Get(ctx context.Context, reader client.Reader, id ID, options ...client.GetOption) (Store, error) {
 	if id.Kind == KindClusterKeyStore {
 		o := &v1alpha1.ClusterKeyStore{}
-		err := reader.Get(ctx, id.Key(), o)
+		err := reader.Get(ctx, id.Key(), o, options...)
 		return ofCluster(o, id), err
 	}
 	o := &v1alpha1.KeyStore{}
-	err := reader.Get(ctx, id.Key(), o)
+	err := reader.Get(ctx, id.Key(), o, options...)
 	return ofNamespace(o, id), err
 }
 

@@ -72,7 +72,9 @@ func observations(t *testing.T, calls *prometheus.HistogramVec) map[string]uint6
 			for _, pair := range m.GetLabel() {
 				labels[pair.GetName()] = pair.GetValue()
 			}
-			found[labels["operation"]+" "+labels["result"]] = m.GetHistogram().GetSampleCount()
+			if n := m.GetHistogram().GetSampleCount(); n > 0 {
+				found[labels["operation"]+" "+labels["result"]] = n
+			}
 		}
 	}
 	return found

@@ -42,8 +42,12 @@ type Registry struct {
 	mu      sync.RWMutex
 	modules map[ID]*module
 	// tried are the key stores that have been looked at since the start, whether their modules opened or not.
-	tried       map[ID]bool
-	losses      map[ID]*hsm.Error
+	tried  map[ID]bool
+	losses map[ID]*hsm.Error
+	wrong  map[ID]time.Time // since when results may have been wrong, until it is reported
+	// wanted are modules that returned a wrong result, until a check finds right ones: a self-test while that fault lasts must not
+	// make them count as modules that support less.
+	wanted      map[ID]*module
 	subscribers []chan event.TypedGenericEvent[Change]
 }
 
@@ -58,8 +62,11 @@ type module struct {
 	lanes  sync.Map // *Lane → *slots
 	// suspect: a call failed since the last check. failing: the last check failed, or the module is lost.
 	suspect, failing bool
-	// lost: the module's process has ended. The module must be closed and opened again. closed: the registry closes it.
+	// lost: the module's process has ended, or a result was wrong. The module must be closed and opened again. closed: the registry
+	// closes it.
 	lost, closed bool
+	// right is when the last check began whose results were right, or the opening.
+	right time.Time
 	// calls is done when the calls in progress are given up, because the module fails its check.
 	calls  context.Context //nolint:containedctx // of all calls of the module
 	giveUp context.CancelFunc
@@ -75,7 +82,7 @@ type module struct {
 func New(reader client.Reader, provider hsm.Provider, c clock.PassiveClock) *Registry {
 	return &Registry{
 		reader: reader, provider: provider, clock: c, calls: newModuleCalls(),
-		modules: map[ID]*module{}, tried: map[ID]bool{}, losses: map[ID]*hsm.Error{},
+		modules: map[ID]*module{}, tried: map[ID]bool{}, losses: map[ID]*hsm.Error{}, wrong: map[ID]time.Time{}, wanted: map[ID]*module{},
 	}
 }
 
@@ -160,9 +167,10 @@ func (r *Registry) notReady(ctx context.Context, id ID) error {
 // Open opens the module of a key store and makes it available, unless accept refuses it. config identifies what it is
 // opened with (Config). The former module must be closed: two on one token would need the token's sessions twice. If the
 // module's process ends, the key store becomes suspect (Loss).
-// Errors: those of hsm.Provider and of accept.
+// Errors: those of hsm.Provider and of accept, and WrongResult for a module that supports less than before it returned a wrong
+// result.
 func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Config, accept func(hsm.Description) error) error {
-	m := &module{config: config}
+	m := &module{config: config, right: r.clock.Now()}
 	m.calls, m.giveUp = context.WithCancel(context.Background())
 	cfg.Lost = func(failure *hsm.Error) { r.lose(id, m, failure) }
 	opened, err := r.provider.Open(ctx, cfg)
@@ -174,6 +182,9 @@ func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Confi
 	if err == nil {
 		err = accept(m.description)
 	}
+	if err == nil {
+		err = r.checkCapabilities(id, m)
+	}
 	if err != nil {
 		_ = m.Close(ctx)
 		return err
@@ -182,6 +193,27 @@ func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Confi
 	defer r.mu.Unlock()
 	r.modules[id] = m
 	return nil
+}
+
+// lookAgainAfter is when a module that supports less than before is opened again.
+const lookAgainAfter = time.Minute
+
+// checkCapabilities refuses a module that returned a wrong result and supports less now, unless it is configured in another way.
+func (r *Registry) checkCapabilities(id ID, m *module) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	was := r.wanted[id]
+	if was == nil || was.config != m.config {
+		return nil
+	}
+	lacks := m.description.Lacks(was.description.Capabilities)
+	if lacks == nil {
+		return nil
+	}
+	err := hsm.Errorf(hsm.WrongResult, "it returned a wrong result, and lacks a capability now that it had before (%s %s with custody %s): repair it, or, if that is intended, restart the operator",
+		lacks.Operation, lacks.Algorithm, lacks.Custody)
+	err.After = lookAgainAfter
+	return err
 }
 
 // lose records that the process of a module has ended. Its reconciler reports that, and opens the module again.
@@ -233,8 +265,9 @@ func (r *Registry) Token(id ID) string {
 	return ""
 }
 
-// Check asks an open module whether it works and what it is, and reports whether it had failed the check before. Errors:
-// ServiceUnavailableTemporary where no module is open, and those of the module.
+// Check asks an open module whether it works and what it is, and reports whether it had failed the check before. After a wrong
+// result, the module must be opened again. Errors: ServiceUnavailableTemporary where no module is open, and those of the
+// module.
 func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failedBefore bool, err error) {
 	m, _, release := r.acquire(id, func(*module) bool { return true })
 	if m == nil {
@@ -246,8 +279,9 @@ func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failed
 		defer cancel()
 		ctx = bounded
 	}
-	answered := m.answered.Load()
+	answered, begun := m.answered.Load(), r.clock.Now()
 	err = m.Check(ctx)
+	passed := err == nil
 	if errors.Is(err, context.DeadlineExceeded) && m.answered.Load() != answered {
 		err = nil // a module that answers others is busy, and works
 	}
@@ -257,6 +291,17 @@ func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failed
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	failedBefore = m.failing
+	if passed {
+		m.right = begun
+		delete(r.wanted, id)
+	}
+	if hsm.KindOf(err) == hsm.WrongResult {
+		m.lost = true
+		r.wanted[id] = m
+		if r.wrong[id].IsZero() {
+			r.wrong[id] = m.right
+		}
+	}
 	m.suspect, m.failing = false, err != nil || m.lost
 	if err == nil {
 		m.description = is
@@ -270,6 +315,31 @@ func (r *Registry) Check(ctx context.Context, id ID) (is hsm.Description, failed
 
 // checkTime bounds a check. A module that takes longer is not ready.
 const checkTime = 10 * time.Second
+
+// Right returns when the last check of the open module began whose results were right, or when its opening began.
+func (r *Registry) Right(id ID) time.Time {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if m := r.modules[id]; m != nil {
+		return m.right
+	}
+	return time.Time{}
+}
+
+// WrongSince returns since when the results of a key store's module may have been wrong, until that is reported; zero if a check
+// found none.
+func (r *Registry) WrongSince(id ID) time.Time {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.wrong[id]
+}
+
+// WrongReported forgets since when results may have been wrong.
+func (r *Registry) WrongReported(id ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.wrong, id)
+}
 
 // Withdraw leaves a key store's module open for CleanUp only.
 func (r *Registry) Withdraw(id ID) {

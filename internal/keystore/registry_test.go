@@ -3,6 +3,8 @@ package keystore_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -254,6 +256,106 @@ func TestCheck_afterAFailedOne_saysSo(t *testing.T) {
 	}
 	if _, _, err := r.Check(t.Context(), keystore.ID{Kind: keystore.KindKeyStore, Namespace: "team-a", Name: "other"}); kms.CodeOf(err) != kms.ServiceUnavailableTemporary {
 		t.Errorf("a key store without a module: %v", err)
+	}
+}
+
+// A wrong result makes all since the last good check suspect, until that is reported, and the module must be opened again.
+func TestCheck_wrongResult_saysSinceWhen(t *testing.T) {
+	t.Parallel()
+	clock := clocktesting.NewFakePassiveClock(time.Unix(100, 0))
+	recorder := hsmtest.Wrap(works{})
+	recorder.Before("Check", func() { clock.SetTime(clock.Now().Add(time.Second)) }) // it takes a while
+	r := keystore.New(withStore(), hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) { return notClosable{recorder}, nil }), clock)
+	openIn(r)
+	if got := r.Right(id); !got.Equal(time.Unix(100, 0)) {
+		t.Errorf("after the opening, results are right since %v", got)
+	}
+	for _, kind := range []hsm.Kind{"", hsm.Unavailable, hsm.WrongResult} {
+		var err error
+		if kind != "" {
+			err = hsm.Errorf(kind, "")
+		}
+		recorder.FailAll("Check", err)
+		clock.SetTime(clock.Now().Add(time.Minute))
+		_, _, _ = r.Check(t.Context(), id)
+		if since := r.WrongSince(id); since.IsZero() != (kind != hsm.WrongResult) {
+			t.Errorf("after %q, results are wrong since %v", kind, since)
+		}
+	}
+	if since := r.WrongSince(id); !since.Equal(time.Unix(160, 0)) || !r.Right(id).Equal(since) {
+		t.Errorf("results are wrong since %v, want the begin of the only good check", since)
+	}
+	if r.Config(id) != "" {
+		t.Error("the module need not be opened again")
+	}
+	r.Close(id)
+	openIn(r)
+	_, _, _ = r.Check(t.Context(), id)
+	if since := r.WrongSince(id); !since.Equal(time.Unix(160, 0)) {
+		t.Errorf("after another wrong result, which was not reported either, results are wrong since %v", since)
+	}
+	if r.WrongReported(id); !r.WrongSince(id).IsZero() {
+		t.Error("a wrong result is reported again")
+	}
+}
+
+// works is a module that passes its checks.
+type works struct{ hsm.Module }
+
+func (works) Check(context.Context) error { return nil }
+
+// capable is a module with these capabilities, whose checks end with an error.
+type capable struct {
+	hsm.Module
+	can   []hsm.Capability
+	check error
+}
+
+func (c *capable) Check(context.Context) error { return c.check }
+
+func (c *capable) Close(context.Context) error { return nil }
+
+func (c *capable) Describe(context.Context) (hsm.Description, error) {
+	return hsm.Description{Capabilities: slices.Clone(c.can)}, nil
+}
+
+// While the fault lasts, the self-test finds that a module supports less. It must not be used with less custody.
+func TestOpen_afterAWrongResult_refusesAModuleThatSupportsLess(t *testing.T) {
+	t.Parallel()
+	inside := hsm.Capability{Operation: hsm.OperationExport, Algorithm: "RSAES_OAEP_SHA_1", Custody: hsm.CustodyModule}
+	outside := inside
+	outside.Custody = hsm.CustodyHost
+	var module *capable
+	r := keystore.New(withStore(), hsmtest.Provider(func(context.Context, hsm.Config) (hsm.Module, error) { return module, nil }),
+		clocktesting.NewFakePassiveClock(time.Unix(0, 0)))
+	open := func(config string, can ...hsm.Capability) error {
+		r.Close(id)
+		module = &capable{can: can}
+		return r.Open(t.Context(), id, config, hsm.Config{}, accepted)
+	}
+	if err := errors.Join(open("config", outside), open("config", inside), open("config", outside), open("config", inside)); err != nil {
+		t.Fatalf("without a wrong result: %v", err)
+	}
+	module.check = hsm.Errorf(hsm.WrongResult, "")
+	_, _, _ = r.Check(t.Context(), id)
+	detail := hsmtest.WantKind(t, open("config", outside), hsm.WrongResult, "Open of a module that supports less")
+	if !strings.Contains(detail, "Export RSAES_OAEP_SHA_1 with custody Module") {
+		t.Errorf("%q does not name the capability", detail)
+	}
+	if r.Config(id) != "" {
+		t.Error("the module is used")
+	}
+	if err := open("another", outside); err != nil {
+		t.Errorf("with another configuration: %v", err)
+	}
+	if err := open("config", inside, outside); err != nil {
+		t.Errorf("a module that supports more: %v", err)
+	}
+	if _, _, err := r.Check(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	if err := open("config", outside); err != nil {
+		t.Errorf("after a check that found right results: %v", err)
 	}
 }
 

@@ -100,6 +100,7 @@ var hsmCodes = map[hsm.Kind]Code{
 	hsm.Unavailable:     ServiceUnavailableTemporary,
 	hsm.Locked:          ServiceUnavailableTemporary,
 	hsm.PINUntried:      ServiceUnavailableTemporary,
+	hsm.WrongResult:     ServiceUnavailableTemporary,
 	hsm.Internal:        InternalFailure,
 }
 

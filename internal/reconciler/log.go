@@ -110,7 +110,7 @@ func (e *Error) forAdministrators() bool {
 	var module *hsm.Error
 	if errors.As(e.Err, &module) {
 		switch module.Kind {
-		case hsm.Misconfigured, hsm.Unavailable, hsm.Locked, hsm.PINUntried, hsm.Internal:
+		case hsm.Misconfigured, hsm.Unavailable, hsm.Locked, hsm.PINUntried, hsm.WrongResult, hsm.Internal:
 			return true
 		}
 	}

@@ -238,6 +238,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
+    - name: generationTime
+      type:
+        scalar: string
     - name: keyID
       type:
         scalar: string
@@ -250,6 +253,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretReference
+    - name: verificationTime
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DeletionPolicy
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DesiredKeyState
@@ -721,6 +727,12 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: suspectPeriods
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SuspectPeriod
+          elementRelationship: atomic
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreType
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersions
@@ -913,6 +925,15 @@ var schemaYAML = typed.YAMLObject(`types:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.SuspectPeriod
+  map:
+    fields:
+    - name: from
+      type:
+        scalar: string
+    - name: to
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.TokenSelector
   map:
     fields:

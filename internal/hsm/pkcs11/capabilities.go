@@ -31,6 +31,9 @@ type capabilities struct {
 	hardened, hardenedPair, hardenedMAC hardening
 	protection                          hsm.KeyProtection
 	probes                              []hsm.Probe
+	// takesValues: the token creates keys from their value. canary are the probes that Check repeats.
+	takesValues bool
+	canary      []canaryProbe
 }
 
 // wrapsInside returns whether a data key of that length never leaves the token.

@@ -69,9 +69,13 @@ func (m *Module) Describe(ctx context.Context) (hsm.Description, error) {
 	}, nil
 }
 
-// Check implements hsm.Module by the token's health check.
+// Check implements hsm.Module by the canary.
 func (m *Module) Check(ctx context.Context) error {
-	return m.token.Do(ctx, (*token.Session).HealthCheck)
+	err := m.do(ctx, (*session).runCanary)
+	if hsm.KindOf(err) == hsm.Unavailable && token.DeniesKey(err) {
+		return hsm.Wrap(hsm.WrongResult, err, "the token creates keys and denies afterwards that it did: its results are not right any more")
+	}
+	return err
 }
 
 // Close implements hsm.Module.

@@ -38,7 +38,7 @@ type selfTest struct {
 	can       *capabilities // what the test has found so far, also for the operations under test
 	material  map[hsm.KeySpec]redact.Bytes
 	master    p11.ObjectHandle // an AES_256 master key
-	block     cipher.Block     // the same key on the host
+	block     cipher.Block     // the same key on the host; nil if its value is not known
 	id        uuid.UUID
 	binding   ciphertext.Binding
 	canCreate bool             // the token has created a key of known value
@@ -61,7 +61,7 @@ func runSelfTest(s *token.Session, cfg *Config, publish func([]hsm.Probe)) (capa
 	t.probes.publish = publish
 	defer t.wipe()
 	for _, step := range []func() error{
-		t.findDerivation, t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testDataKeys, t.testImports, t.testExports, t.testProtection,
+		t.findDerivation, t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testObjects, t.testDataKeys, t.testImports, t.testExports, t.testProtection,
 	} {
 		if err := step(); err != nil {
 			return capabilities{}, err
@@ -227,7 +227,11 @@ func (t *selfTest) testMasterKeys() error {
 		return hsm.Wrap(hsm.NotSupported, t.failure,
 			"the token does not accept an AES_256 master key as a session object: use another token or a software key store")
 	}
-	var err error
+	return t.useMaster()
+}
+
+// useMaster creates the master key of the following probes.
+func (t *selfTest) useMaster() (err error) {
 	if t.master, err = t.createMaster(t.s, hsm.AES256); err != nil {
 		return err
 	}
@@ -245,6 +249,9 @@ func (t *selfTest) createMaster(s *session, spec hsm.KeySpec) (p11.ObjectHandle,
 func (t *selfTest) store(s *session, spec hsm.KeySpec, template []*p11.Attribute) (p11.ObjectHandle, error) {
 	in := incoming{request: hsm.ImportRequest{Spec: spec}, material: t.material[spec]}
 	h, err := s.storeKey(in, template)
+	if err == nil && !t.can.takesValues {
+		t.can.takesValues = true
+	}
 	for _, algorithm := range []wrapping.Algorithm{wrapping.RSAESOAEPSHA256, wrapping.RSAESOAEPSHA1} {
 		if err == nil || t.public == nil {
 			break

@@ -3,6 +3,8 @@
 package pkcs11
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"time"
@@ -181,5 +183,28 @@ func (t *selfTest) testMAC() error {
 	if passed {
 		t.can.hardenedMAC = t.can.hardened
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return t.mustBeRight("sign with CKM_SHA256_HMAC and a key of known value", (*selfTest).tryMAC)
+}
+
+// tryMAC compares a signature with that of the host.
+func (t *selfTest) tryMAC(s *session) error {
+	key := t.material[hsm.AES256]
+	h, err := s.CreateSessionObject(append(sessionKey(p11.CKK_GENERIC_SECRET, false),
+		p11.NewAttribute(p11.CKA_SIGN, true), p11.NewAttribute(p11.CKA_VALUE, []byte(key))))
+	if err != nil {
+		return err
+	}
+	got, err := s.Sign(p11.CKM_SHA256_HMAC, h, []byte(selfTestLabel))
+	if err != nil {
+		return err
+	}
+	want := hmac.New(sha256.New, key)
+	want.Write([]byte(selfTestLabel))
+	if !hmac.Equal(got, want.Sum(nil)) {
+		return errWrongResult
+	}
+	return nil
 }

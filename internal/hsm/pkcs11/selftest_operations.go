@@ -32,7 +32,7 @@ func (t *selfTest) testDerivation() error {
 		t.probes.end(errWrongResult)
 		return hsm.Errorf(hsm.NotSupported, "the token derives wrong keys: use another token or a software key store")
 	}
-	return nil
+	return t.mustBeRight("generate data keys for "+scheme.String(), (*selfTest).tryHostDataKeys)
 }
 
 // testDataKeys finds the longest data key that never leaves the token, and whether the token requires CKA_VALUE_LEN for
@@ -71,40 +71,102 @@ func (t *selfTest) testDataKeys() error {
 		}
 	}
 	t.can.maxDataKeyLen = works * step
+	t.can.canary = append(t.can.canary, canaryProbe{"wrap and unwrap a data key", func(t *selfTest, s *session) error {
+		_, err := t.tryInside(s, min(hsm.AES256.Len(), t.can.maxDataKeyLen))
+		return err
+	}})
 	return nil
 }
 
-// tryDataKey generates a data key and opens it on the host and in the token, which must reject a changed blob.
+// tryDataKey generates a data key inside the token, which must reject a changed blob.
 func (t *selfTest) tryDataKey(length int) (bool, error) {
 	name := fmt.Sprintf("wrap and unwrap a data key of %d bytes", length)
 	if t.can.needsValueLen {
 		name += ", with CKA_VALUE_LEN"
 	}
 	return t.try(name, func(s *session) error {
-		generated, err := s.generateInside(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: length, Binding: t.binding})
+		blob, err := t.tryInside(s, length)
 		if err != nil {
 			return err
 		}
-		want, err := ciphertext.Open(generated.Blob, t.block, t.binding)
-		if err != nil {
-			return err
-		}
-		defer clear(want)
-		h, err := s.openInside(t.master, hsm.OpenRequest{Blob: generated.Blob, Binding: t.binding}, length, readableUnwrapped())
-		if err != nil {
-			return err
-		}
-		got, err := s.GetValue(h, length)
-		if err != nil {
-			return err
-		}
-		defer got.Wipe()
-		if !bytes.Equal(got, want) {
-			return errWrongResult
-		}
-		generated.Blob.Payload[0] ^= 1
-		return checkBlobRejected(s.openInside(t.master, hsm.OpenRequest{Blob: generated.Blob, Binding: t.binding}, length, readableUnwrapped()))
+		blob.Payload[0] ^= 1
+		return checkBlobRejected(s.openInside(t.master, hsm.OpenRequest{Blob: blob, Binding: t.binding}, length, readableUnwrapped()))
 	})
+}
+
+// tryInside generates a data key inside the token, and opens it on the host and in the token.
+func (t *selfTest) tryInside(s *session, length int) (ciphertext.Blob, error) {
+	generated, err := s.generateInside(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: length, Binding: t.binding})
+	if err != nil {
+		return ciphertext.Blob{}, err
+	}
+	kek, err := t.hostKey(s, generated.Blob.Scheme)
+	if err != nil {
+		return ciphertext.Blob{}, err
+	}
+	defer kek.Wipe()
+	want, err := ciphertext.OpenWithKey(generated.Blob, kek, t.binding)
+	if err != nil {
+		return ciphertext.Blob{}, err
+	}
+	defer clear(want)
+	if bytes.Equal(want, kek) {
+		return ciphertext.Blob{}, fmt.Errorf("the token wraps another key than the new one: %w", errWrongResult)
+	}
+	h, err := s.openInside(t.master, hsm.OpenRequest{Blob: generated.Blob, Binding: t.binding}, length, readableUnwrapped())
+	if err != nil {
+		return ciphertext.Blob{}, err
+	}
+	got, err := s.GetValue(h, length)
+	if err != nil {
+		return ciphertext.Blob{}, err
+	}
+	defer got.Wipe()
+	if !bytes.Equal(got, want) {
+		return ciphertext.Blob{}, errWrongResult
+	}
+	return generated.Blob, nil
+}
+
+// tryHostDataKeys generates two data keys that the host encrypts, and opens them.
+func (t *selfTest) tryHostDataKeys(s *session) error {
+	first, err := t.hostDataKey(s)
+	if err != nil {
+		return err
+	}
+	defer first.Wipe()
+	second, err := t.hostDataKey(s)
+	if err != nil {
+		return err
+	}
+	defer second.Wipe()
+	if bytes.Equal(first, second) {
+		return errNotDone
+	}
+	return nil
+}
+
+// hostDataKey generates a data key that the host encrypts, and opens it. The caller wipes it.
+func (t *selfTest) hostDataKey(s *session) (redact.Bytes, error) {
+	generated, err := s.generateOnHost(t.master, hsm.GenerateRequest{KeyVersionID: t.id, Length: 32, Binding: t.binding})
+	if err != nil {
+		return nil, err
+	}
+	key, err := t.hostKey(s, generated.Blob.Scheme)
+	if err != nil {
+		return nil, err
+	}
+	defer key.Wipe()
+	return ciphertext.OpenWithKey(generated.Blob, key, t.binding)
+}
+
+// hostKey returns the key of a scheme, which the host derives. If it does not know the value of the master key, the token derives
+// the key for the host.
+func (t *selfTest) hostKey(s *session, scheme ciphertext.Scheme) (redact.Bytes, error) {
+	if t.block == nil {
+		return s.deriveOnHost(t.master, scheme, t.binding)
+	}
+	return ciphertext.DeriveKey(t.block, scheme, t.binding), nil
 }
 
 // checkBlobRejected returns an error if a changed blob was opened.
@@ -243,7 +305,7 @@ func (t *selfTest) testExports() error {
 			continue
 		}
 		name := fmt.Sprintf("export with %s, custody %s", algorithm, hsm.CustodyModule)
-		passed, err := t.try(name, func(s *session) error { return t.tryExport(s, algorithm, recipient) })
+		passed, err := t.tryRepeatable(name, func(t *selfTest, s *session) error { return t.tryExport(s, algorithm, recipient) })
 		if err != nil {
 			return err
 		}
@@ -260,7 +322,12 @@ func (t *selfTest) tryExport(s *session, algorithm wrapping.Algorithm, recipient
 	defer dataKey.Wipe()
 	_, _ = rand.Read(dataKey[1:31]) // it never fails (Go 1.24)
 	inside, _ := t.can.derivation.schemes()
-	blob, err := ciphertext.Seal(rand.Reader, inside, t.id, t.block, t.binding, dataKey)
+	key, err := t.hostKey(s, inside)
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	blob, err := ciphertext.SealWithKey(rand.Reader, inside, t.id, key, t.binding, dataKey)
 	if err != nil {
 		return err
 	}

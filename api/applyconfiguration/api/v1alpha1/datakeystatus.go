@@ -4,6 +4,7 @@ package v1alpha1
 
 import (
 	apiv1alpha1 "github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -30,6 +31,12 @@ type DataKeyStatusApplyConfiguration struct {
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
 	// SecretRef is the Secret that holds the blob.
 	SecretRef *SecretReferenceApplyConfiguration `json:"secretRef,omitempty"`
+	// GenerationTime is when the operator generated the data key. It is not set if the data key was taken over from a
+	// Secret or from spec.ciphertextBlob.
+	GenerationTime *metav1.Time `json:"generationTime,omitempty"`
+	// VerificationTime is when the operator last verified that the blob opens: when it took the data key over, or after a
+	// time in which the module may have returned wrong results.
+	VerificationTime *metav1.Time `json:"verificationTime,omitempty"`
 }
 
 // DataKeyStatusApplyConfiguration constructs a declarative configuration of the DataKeyStatus type for use with
@@ -104,5 +111,21 @@ func (b *DataKeyStatusApplyConfiguration) WithCustody(value apiv1alpha1.Custody)
 // If called multiple times, the SecretRef field is set to the value of the last call.
 func (b *DataKeyStatusApplyConfiguration) WithSecretRef(value *SecretReferenceApplyConfiguration) *DataKeyStatusApplyConfiguration {
 	b.SecretRef = value
+	return b
+}
+
+// WithGenerationTime sets the GenerationTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the GenerationTime field is set to the value of the last call.
+func (b *DataKeyStatusApplyConfiguration) WithGenerationTime(value metav1.Time) *DataKeyStatusApplyConfiguration {
+	b.GenerationTime = &value
+	return b
+}
+
+// WithVerificationTime sets the VerificationTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the VerificationTime field is set to the value of the last call.
+func (b *DataKeyStatusApplyConfiguration) WithVerificationTime(value metav1.Time) *DataKeyStatusApplyConfiguration {
+	b.VerificationTime = &value
 	return b
 }

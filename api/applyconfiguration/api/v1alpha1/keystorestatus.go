@@ -32,6 +32,10 @@ type KeyStoreStatusApplyConfiguration struct {
 	// KeysMissing says what to do. The operator updates this field when it opens the module and once a day, and every
 	// minute while keys are missing.
 	MissingKeys *KeyVersionsApplyConfiguration `json:"missingKeys,omitempty"`
+	// SuspectPeriods are times in which the module may have returned wrong results, because a check found one, the oldest
+	// first. When the key store is ready again, the operator repeats the exports of such a period, and verifies the data
+	// keys. If there are more than eight, the two oldest become one.
+	SuspectPeriods []SuspectPeriodApplyConfiguration `json:"suspectPeriods,omitempty"`
 }
 
 // KeyStoreStatusApplyConfiguration constructs a declarative configuration of the KeyStoreStatus type for use with
@@ -103,5 +107,18 @@ func (b *KeyStoreStatusApplyConfiguration) WithKeysWithoutHolder(value *KeyVersi
 // If called multiple times, the MissingKeys field is set to the value of the last call.
 func (b *KeyStoreStatusApplyConfiguration) WithMissingKeys(value *KeyVersionsApplyConfiguration) *KeyStoreStatusApplyConfiguration {
 	b.MissingKeys = value
+	return b
+}
+
+// WithSuspectPeriods adds the given value to the SuspectPeriods field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the SuspectPeriods field.
+func (b *KeyStoreStatusApplyConfiguration) WithSuspectPeriods(values ...*SuspectPeriodApplyConfiguration) *KeyStoreStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithSuspectPeriods")
+		}
+		b.SuspectPeriods = append(b.SuspectPeriods, *values[i])
+	}
 	return b
 }

@@ -223,10 +223,14 @@ func (r *run) fail() {
 	r.result.Share = during / r.before
 }
 
-// recover ends the fault, and waits until the store works.
+// recover ends the fault, after a check if the fault is garbage, and waits until the store works.
 func (r *run) recover() {
 	r.Helper()
-	r.control.End()
+	if r.c.isGarbage() {
+		r.a.checkBetween(r.control.End)
+	} else {
+		r.control.End()
+	}
 	r.result.Fired = r.control.Fired()
 	if r.c.Fault.Times == 0 {
 		r.result.Recovery = r.recovery()
@@ -273,6 +277,9 @@ func (r *run) settle() {
 	}
 	r.compareObjects()
 	r.checkPINs()
+	for _, load := range []*load{r.a, r.b} {
+		load.journal.endCheck(load.journal.beginCheck(), nil)
+	}
 	r.result.Failures, r.result.Wrong = r.a.failed(), r.a.journal.wrong
 	if len(r.b.journal.wrong) > 0 {
 		r.Errorf("results of the other store are wrong: %v", r.b.journal.wrong)

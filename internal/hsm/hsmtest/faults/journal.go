@@ -21,6 +21,9 @@ type journal struct {
 	// dataKeys are the data keys that were generated, because none may be generated twice.
 	dataKeys map[string]bool
 	wrong    map[string]int // how often a result was wrong, by what was wrong
+	// unchecked are wrong results since the last check that found results right. suspect: a check found a wrong result since.
+	unchecked []string
+	suspect   bool
 }
 
 func newJournal() *journal {
@@ -32,6 +35,38 @@ func (j *journal) wrongf(format string, args ...any) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.wrong[fmt.Sprintf(format, args...)]++
+}
+
+// suspectf records a wrong result that users repeat or verify if the next check of the module finds a wrong result.
+func (j *journal) suspectf(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.unchecked = append(j.unchecked, fmt.Sprintf(format, args...))
+}
+
+// beginCheck returns what endCheck needs to know.
+func (j *journal) beginCheck() (before int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.unchecked)
+}
+
+// endCheck decides about the wrong results before a check that found results right: nothing has found them, unless a check found a
+// wrong result meanwhile.
+func (j *journal) endCheck(before int, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case hsm.KindOf(err) == hsm.WrongResult:
+		j.suspect = true
+	case err == nil:
+		if !j.suspect {
+			for _, wrong := range j.unchecked[:before] {
+				j.wrong[wrong]++
+			}
+		}
+		j.unchecked, j.suspect = j.unchecked[before:], false
+	}
 }
 
 func (j *journal) imported(key master) {

@@ -76,6 +76,7 @@ type load struct {
 	ending   *sync.Once
 	done     sync.WaitGroup
 
+	working  sync.RWMutex // held for reading during each operation
 	mu       sync.Mutex
 	phase    int            // see begin
 	finished map[string]int // the operations that began in this phase and succeeded, by worker
@@ -166,7 +167,7 @@ func (l *load) work(name string, operations []func() error) {
 		}
 		for {
 			phase := l.currentPhase()
-			err := operations[i%len(operations)]()
+			err := l.operate(operations[i%len(operations)])
 			l.record(name, phase, err)
 			select {
 			case <-l.abandon:
@@ -178,6 +179,29 @@ func (l *load) work(name string, operations []func() error) {
 			}
 		}
 	}
+}
+
+func (l *load) operate(operation func() error) error {
+	l.working.RLock()
+	defer l.working.RUnlock()
+	return operation()
+}
+
+// check checks the module as its key store does. A module that returned a wrong result is opened again.
+func (l *load) check(ctx context.Context, m hsm.Module) error {
+	before := l.journal.beginCheck()
+	err := m.Check(ctx)
+	l.journal.endCheck(before, err)
+	l.checked(m, err)
+	return err
+}
+
+// checkBetween calls f after a check, while no operation is in progress. The check may fail.
+func (l *load) checkBetween(f func()) {
+	l.working.Lock()
+	defer l.working.Unlock()
+	_ = l.do(l.check)
+	f()
 }
 
 func (l *load) currentPhase() int {
@@ -245,11 +269,11 @@ func (l *load) generateUnder(ctx context.Context, m hsm.Module, key master, leng
 	dataKey, err := ciphertext.Open(made.Blob, key.block, key.binding)
 	switch {
 	case err != nil || made.Blob.KeyVersionID != key.id:
-		l.journal.wrongf("GenerateDataKey of %d bytes: the blob does not open", length)
+		l.journal.suspectf("GenerateDataKey of %d bytes: the blob does not open", length)
 	case len(dataKey) != length:
-		l.journal.wrongf("GenerateDataKey of %d bytes: the data key has %d", length, len(dataKey))
+		l.journal.suspectf("GenerateDataKey of %d bytes: the data key has %d", length, len(dataKey))
 	case !l.journal.isNew(dataKey) || bytes.Equal(dataKey, make([]byte, length)):
-		l.journal.wrongf("GenerateDataKey of %d bytes: the data key is not random", length)
+		l.journal.suspectf("GenerateDataKey of %d bytes: the data key is not random", length)
 	}
 	return nil
 }
@@ -269,7 +293,7 @@ func (l *load) export(algorithm wrapping.Algorithm) func() error {
 				return err
 			}
 			if got, err := to.Unwrap(algorithm, "", exported.Ciphertext); err != nil || !bytes.Equal(got, dataKey) {
-				l.journal.wrongf("ExportDataKey with %s: the export does not contain the data key", algorithm)
+				l.journal.suspectf("ExportDataKey with %s: the export does not contain the data key", algorithm)
 			}
 			return nil
 		})
@@ -339,7 +363,7 @@ func (l *load) authenticate() error {
 	return l.do(func(ctx context.Context, m hsm.Module) error {
 		tag, err := m.Authenticate(ctx, []byte(message))
 		if err == nil && !bytes.Equal(tag, l.tag) {
-			l.journal.wrongf("Authenticate: the tag of a message changed")
+			l.journal.suspectf("Authenticate: the tag of a message changed")
 		}
 		return err
 	})
@@ -347,7 +371,7 @@ func (l *load) authenticate() error {
 
 func (l *load) find() error {
 	return l.do(func(ctx context.Context, m hsm.Module) error {
-		if err := m.Check(ctx); err != nil {
+		if err := l.check(ctx, m); err != nil {
 			return err
 		}
 		got, err := m.FindKey(ctx, l.master.id)

@@ -22,6 +22,7 @@ type store struct {
 	mu     sync.Mutex // held while the module is opened or closed
 	module hsm.Module // nil while it is not open
 	lost   *atomic.Bool
+	wanted []hsm.Capability // of a module that returned a wrong result, until a check finds right ones
 }
 
 // do runs a call. A module that was lost is opened again before it.
@@ -50,8 +51,30 @@ func (s *store) open(ctx context.Context) (hsm.Module, error) {
 	if err != nil {
 		return nil, err
 	}
+	is, err := m.Describe(ctx)
+	if lacks := is.Lacks(s.wanted); err == nil && lacks != nil {
+		err = hsm.Errorf(hsm.WrongResult, "the module does not support %+v any more", *lacks)
+	}
+	if err != nil {
+		_ = m.Close(ctx)
+		return nil, err
+	}
 	s.module, s.lost = m, lost
 	return m, nil
+}
+
+// checked records the result of a check. A module that returned a wrong result is opened again before the next call.
+func (s *store) checked(m hsm.Module, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err == nil:
+		s.wanted = nil
+	case hsm.KindOf(err) == hsm.WrongResult && s.module == m:
+		is, _ := m.Describe(context.Background())
+		s.wanted = is.Capabilities
+		s.lost.Store(true)
+	}
 }
 
 // close closes the module. Calls that would open it again wait, so that the library is finalized.

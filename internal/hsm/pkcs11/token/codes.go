@@ -79,6 +79,14 @@ func ClassOf(err error) Class {
 	return Rejected
 }
 
+// DeniesKey returns whether a token returned that a key does not exist, or is not what it must be. If it created that key a moment
+// ago, and does so again after a reconnect, then it returns wrong handles.
+func DeniesKey(err error) bool {
+	return ClassOf(err) == StaleHandle || HasCode(err,
+		p11.CKR_ATTRIBUTE_SENSITIVE, p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_KEY_NOT_WRAPPABLE,
+		p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_UNEXTRACTABLE, p11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT, p11.CKR_WRAPPING_KEY_TYPE_INCONSISTENT)
+}
+
 // HasCode returns whether err's chain has one of these return codes.
 func HasCode(err error, codes ...p11.Error) bool {
 	var code p11.Error

@@ -18,6 +18,7 @@ type connection struct {
 	// Guarded by Token.mu:
 	epoch   uint64
 	idle    []p11.SessionHandle
+	busy    int // sessions that operations use
 	handles map[ObjectName]p11.ObjectHandle
 	objects map[p11.ObjectHandle]struct{} // the same handles
 }
@@ -148,21 +149,46 @@ func (t *Token) closeConnection(conn *connection, idle []p11.SessionHandle) {
 	_ = t.lib.c.CloseSession(conn.session)
 }
 
-// acquireSession takes an idle session from the pool or opens one.
+// acquireSession takes an idle session from the pool or opens one. If the token has fewer sessions than MaxSessions, it waits for
+// another operation to release one.
 func (t *Token) acquireSession(ctx context.Context, conn *connection) (*Session, error) {
 	s := &Session{token: t, c: t.lib.c, ctx: ctx, conn: conn}
-	t.mu.Lock()
-	s.epoch = conn.epoch
-	n := len(conn.idle)
-	if n > 0 {
-		s.handle, conn.idle = conn.idle[n-1], conn.idle[:n-1]
+	for {
+		if s.takeIdle() {
+			return s, nil
+		}
+		err := s.open()
+		if err == nil {
+			return s, nil
+		}
+		t.mu.Lock()
+		conn.busy--
+		others := conn.busy > 0 || len(conn.idle) > 0
+		t.mu.Unlock()
+		if !HasCode(err, p11.CKR_SESSION_COUNT) || !others {
+			t.signalReleased() // another one may wait for this
+			return nil, err
+		}
+		select {
+		case <-t.released:
+		case <-ctx.Done():
+			return nil, timeoutError(ctx.Err())
+		}
 	}
-	t.mu.Unlock()
-	if n > 0 {
-		return s, nil
+}
+
+// takeIdle takes a session from the pool and returns true, or counts one that is to be opened.
+func (s *Session) takeIdle() bool {
+	s.token.mu.Lock()
+	defer s.token.mu.Unlock()
+	s.epoch = s.conn.epoch
+	s.conn.busy++
+	n := len(s.conn.idle)
+	if n == 0 {
+		return false
 	}
-	err := s.open()
-	return s, err
+	s.handle, s.conn.idle = s.conn.idle[n-1], s.conn.idle[:n-1]
+	return true
 }
 
 // release returns the session to the pool. It closes a session that saw an error, whose state is unknown, one whose caller
@@ -175,9 +201,19 @@ func (s *Session) release() {
 	if keep {
 		s.conn.idle = append(s.conn.idle, s.handle)
 	}
+	s.conn.busy--
 	t.mu.Unlock()
 	if !keep {
 		_ = s.c.CloseSession(s.handle) // which destroys its session objects
+	}
+	t.signalReleased()
+}
+
+// signalReleased has an operation that waits for a session look again.
+func (t *Token) signalReleased() {
+	select {
+	case t.released <- struct{}{}:
+	default: // as many as can wait will look again
 	}
 }
 

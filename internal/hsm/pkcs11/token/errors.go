@@ -85,6 +85,12 @@ func BlameInput(decision *hsm.Error, cause error) error {
 	return &inputError{decision: decision, cause: cause}
 }
 
+// InputBlamed returns whether a failed call is marked by BlameInput.
+func InputBlamed(err error) bool {
+	var input *inputError
+	return errors.As(err, &input)
+}
+
 func (e *inputError) Error() string { return e.cause.Error() }
 func (e *inputError) Unwrap() error { return e.cause }
 
@@ -107,8 +113,7 @@ func isMissing(err error) bool {
 // finalError returns the *hsm.Error in err's chain if reconnecting cannot change it, or nil. A missing token may return, and
 // an input may not be to blame.
 func finalError(err error) *hsm.Error {
-	var input *inputError
-	if isMissing(err) || errors.As(err, &input) {
+	if isMissing(err) || InputBlamed(err) {
 		return nil
 	}
 	var e *hsm.Error

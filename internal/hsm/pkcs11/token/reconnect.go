@@ -55,8 +55,7 @@ func mayBeTransient(err error) bool {
 	case ConnectionLost, StaleHandle:
 		return false
 	case InvalidInput:
-		var input *inputError
-		return !errors.As(err, &input)
+		return !InputBlamed(err)
 	}
 	return !isMissing(err)
 }

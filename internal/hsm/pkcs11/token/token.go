@@ -68,6 +68,7 @@ type Token struct {
 	connecting   mutex               // held while the token is found and the user is logged in
 	reconnecting mutex               // held while one operation reconnects; the others wait
 	proof        atomic.Int32        // the Proof of health checks
+	released     chan struct{}       // gets one for each operation that released its session
 
 	mu      sync.Mutex // guards the fields below; not held during calls into the library
 	pin     redact.Bytes
@@ -138,6 +139,7 @@ func (l *Libraries) newToken(cfg Config) *Token {
 		operations:   semaphore.NewWeighted(int64(cfg.MaxSessions)),
 		connecting:   newMutex(),
 		reconnecting: newMutex(),
+		released:     make(chan struct{}, cfg.MaxSessions),
 		pin:          bytes.Clone(cfg.PIN),
 	}
 	cfg.PIN = nil
