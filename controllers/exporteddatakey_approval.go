@@ -70,7 +70,7 @@ func (r *exportedDataKeyReconciler) approve(ctx context.Context, s *exportScope)
 		return approval{}, err
 	}
 	// An approval is renewed without another call into the module, which would decide this.
-	if err := kms.Permit(kms.OpExportDataKey, key.StateAt(r.clock.Now())); err != nil {
+	if err := kms.Permit(kms.OpExportDataKey, key.Origin, key.StateAt(r.clock.Now())); err != nil {
 		return approval{}, err
 	}
 	s.inputs = s.inputsDigest()

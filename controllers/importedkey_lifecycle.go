@@ -22,7 +22,7 @@ import (
 
 // happen moves the key to its next state.
 func (s *importScope) happen(event kms.Event) error {
-	next, err := kms.Next(s.key.State, event, s.object.Status.HasMaterial)
+	next, err := kms.Next(s.key.Origin, s.key.State, event, s.object.Status.HasMaterial)
 	if err != nil {
 		return err
 	}

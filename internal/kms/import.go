@@ -36,10 +36,7 @@ type ImportParameters struct {
 // GetParametersForImport creates a key pair under which material for the key can be wrapped, and its token. Both
 // expire after TokenLifetime.
 func (o Operations) GetParametersForImport(ctx context.Context, req ImportParametersRequest) (ImportParameters, error) {
-	if err := external(req.Key); err != nil {
-		return ImportParameters{}, err
-	}
-	if err := Permit(OpGetParametersForImport, req.Key.StateAt(o.now())); err != nil {
+	if err := req.Key.permit(OpGetParametersForImport, o.now()); err != nil {
 		return ImportParameters{}, err
 	}
 	if err := wrapping.CheckFit(req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {
@@ -190,10 +187,7 @@ func CheckExpireTime(at, now time.Time) error {
 }
 
 func (r ImportKeyMaterialRequest) check(now time.Time) error {
-	if err := external(r.Key); err != nil {
-		return err
-	}
-	if err := Permit(OpImportKeyMaterial, r.Key.StateAt(now)); err != nil {
+	if err := r.Key.permit(OpImportKeyMaterial, now); err != nil {
 		return err
 	}
 	if len(r.EncryptedKeyMaterial) == 0 {
@@ -314,12 +308,8 @@ func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) 
 
 // DeleteKeyMaterial destroys the key's material in the module. It is not an error if the material does not exist.
 func (o Operations) DeleteKeyMaterial(ctx context.Context, key Key) error {
-	return FromModule(o.Module.DestroyKey(ctx, key.Primary.ID))
-}
-
-func external(key Key) error {
 	if key.Origin != OriginExternal {
 		return &Error{Code: UnsupportedOrigin}
 	}
-	return nil
+	return o.DestroyKeyVersion(ctx, key.Primary.ID)
 }

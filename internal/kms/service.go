@@ -26,10 +26,16 @@ type Service interface {
 	KeysByName(ctx context.Context, key Key) ([]hsm.Key, error)
 	// DeleteKeyMaterial destroys a key's material.
 	DeleteKeyMaterial(ctx context.Context, key Key) error
+	// CreateKeyVersion generates a key's next version, or its first one, or returns it where the module has it.
+	CreateKeyVersion(ctx context.Context, key Key) (Version, error)
+	// DestroyKeyVersion destroys one version of a key.
+	DestroyKeyVersion(ctx context.Context, version uuid.UUID) error
 	// GenerateDataKeyWithoutPlaintext makes a data key and returns its ciphertext only.
 	GenerateDataKeyWithoutPlaintext(ctx context.Context, req GenerateDataKeyRequest) (DataKey, error)
 	// VerifyDataKey returns nil where a blob opens under the key and the context.
 	VerifyDataKey(ctx context.Context, key Key, blob Blob, context EncryptionContext) error
+	// ReEncrypt moves a data key under the primary version of a key, and proves that the new blob opens.
+	ReEncrypt(ctx context.Context, req ReEncryptRequest) (DataKey, error)
 	// ExportDataKey re-encrypts a data key under a recipient's public key.
 	ExportDataKey(ctx context.Context, req ExportDataKeyRequest) (ExportedDataKey, error)
 	// TagBlob returns a proof that the operator gave a blob to a DataKey; CheckBlobTag returns nil where it is one.
