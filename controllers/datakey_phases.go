@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -42,28 +43,28 @@ func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error 
 	if s.target, err = dataKeyTarget(s.object); err != nil {
 		return err
 	}
-	name := string(s.object.Spec.KeyRef.Name)
-	if s.master, err = r.keys.Get(ctx, inNamespace(s.object, name)); err != nil {
+	ref := masterRefOf(s.object)
+	if s.master, err = r.keys.Get(ctx, ref); err != nil {
 		return err
 	}
 	if s.master == nil {
-		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("ImportedKey %s does not exist. The operator continues when it is created.", name))
+		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("%s %s does not exist. The operator continues when it is created.", ref.Kind, ref.Name))
 	}
-	if err := usable(s.master, s.master.Kind(), name, v1alpha1.ReasonKeyNotReady); err != nil {
+	if err := usable(s.master, ref.Kind, ref.Name, v1alpha1.ReasonKeyNotReady); err != nil {
 		return err
 	}
 	if !s.master.Bound() {
 		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf(
-			"ImportedKey %s adopts the key of a former object with its name, and has not found it yet. See its conditions.", name))
+			"%s %s adopts the key of a former object with its name, and has not found it yet. See its conditions.", ref.Kind, ref.Name))
 	}
 	if s.key, err = s.master.KMS(); err != nil {
 		return err
 	}
-	if was := s.object.Status.KeyVersionID; was != "" && was != s.key.Primary.ID.String() {
+	if was := s.object.Status.KeyVersionID; was != "" && !slices.Contains(s.master.Versions(), was) {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
-			"The data key was made under key version %s, but ImportedKey %s is now a different key. To restore the original key, create an ImportedKey with "+
+			"The data key was made under key version %s, but %s %s is now a different key. To restore the original key, create an ImportedKey with "+
 				"adopt.keyVersionID: %s and, if the module lost the key, adopt.materialFingerprint, and import its material again. "+
-				"Otherwise create a new DataKey.", was, name, was)}
+				"Otherwise create a new DataKey.", was, ref.Kind, ref.Name, was)}
 	}
 	return nil
 }
@@ -217,7 +218,7 @@ func (s *dataKeyScope) unreadable(err error) error {
 func (s *dataKeyScope) untagged(err error) error {
 	e := reconciler.From(err)
 	e.Message += fmt.Sprintf(" It is in %s and is neither taken over nor replaced. To take it over, put it into spec.ciphertextBlob, "+
-		"which requires the verb export on the ImportedKey %s. To make another data key, move the Secret away.", s.target, s.master.Name().Name)
+		"which requires the verb export on the %s %s. To make another data key, move the Secret away.", s.target, s.master.Ref().Kind, s.master.Ref().Name)
 	return e
 }
 
@@ -286,7 +287,7 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 	}
 	status := &s.object.Status
 	status.KeyID = s.key.ID.String()
-	status.KeyVersionID = s.key.Primary.ID.String()
+	status.KeyVersionID = s.blob.KeyVersionID().String()
 	status.CiphertextBlob = s.blob.String()
 	status.BlobTag = s.tag
 	status.Custody = s.custody
@@ -297,7 +298,7 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 // markMade says on the object itself that it has a data key: backups carry no status, and one that comes
 // back before its Secret must not be taken for new.
 func (r *dataKeyReconciler) markMade(ctx context.Context, s *dataKeyScope) error {
-	version := s.key.Primary.ID.String()
+	version := s.blob.KeyVersionID().String()
 	if s.object.Annotations[v1alpha1.AnnotationDataKeyMade] == version {
 		return nil
 	}

@@ -58,7 +58,7 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 	s.object.Status.Approved = approved
 	s.context = encryptionContext(spec.EncryptionContext)
 	if spec.KeyRef != nil {
-		s.master = masterKeyOf(s.object)
+		s.master = masterRefOfBlob(s.object)
 	}
 	if spec.DataKeyRef != nil {
 		key := dataKeyOf(s.object)
@@ -80,7 +80,7 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 		if err := approveDataKey(approved, spec.DataKeyRef.Digest, text, key.String()); err != nil {
 			return err
 		}
-		s.master = inNamespace(dataKey, string(dataKey.Spec.KeyRef.Name))
+		s.master = masterRefOf(dataKey)
 	}
 	// Before anything is read: a start may meet many exports that are new.
 	if !ready(s.object.Status.Conditions) {

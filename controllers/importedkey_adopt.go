@@ -73,7 +73,7 @@ func (r *importedKeyReconciler) takeOver(ctx context.Context, s *importScope, fo
 	status.HasMaterial, status.Custody = true, v1alpha1.CustodyUnknown
 	status.Token = token
 	s.notes = append(s.notes, reconciler.Event{Type: corev1.EventTypeNormal, Reason: "KeyAdopted", Action: "Adopt", Message: fmt.Sprintf(
-		"This object adopted key version %s, which was in the module of %s.", found.KeyVersionID, storeName(s.object))})
+		"This object adopted key version %s, which was in the module of %s.", found.KeyVersionID, s.storeName())})
 	return s.happen(kms.EventImportKeyMaterial)
 }
 
@@ -86,7 +86,7 @@ func (r *importedKeyReconciler) adoptByVersion(ctx context.Context, ops keystore
 		return hsm.Key{}, err
 	}
 	// Mention a holder in another namespace only if the module would give the key to this namespace.
-	if holder != nil && holder.Name().Namespace == s.object.Namespace {
+	if holder != nil && holder.Ref().Namespace == s.object.Namespace {
 		return hsm.Key{}, errKeyVersionTaken
 	}
 	found, err := r.findAdopted(ctx, ops, s)

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
@@ -28,13 +29,13 @@ var (
 	objectsMetric = prometheus.NewDesc("keyconvoy_objects",
 		"Objects by kind, and by the status and reason of their Ready condition.", []string{"kind", "ready", "reason"}, nil)
 	keysMetric = prometheus.NewDesc("keyconvoy_keys",
-		"ImportedKeys by key state.", []string{"state"}, nil)
+		"Master keys by key state.", []string{"state"}, nil)
 	exportsMetric = prometheus.NewDesc("keyconvoy_exports",
 		"Exported data keys by wrapping algorithm and custody.", []string{"algorithm", "custody"}, nil)
 	unheldKeysMetric = prometheus.NewDesc("keyconvoy_keys_without_holder",
-		"Master keys that no ImportedKey holds, by the kind of the key stores whose status reports them; absent while there are none.", []string{"kind"}, nil)
+		"Master keys that no object holds, by the kind of the key stores whose status reports them; absent while there are none.", []string{"kind"}, nil)
 	missingKeysMetric = prometheus.NewDesc("keyconvoy_missing_keys",
-		"Master keys that ImportedKeys hold and that the module of their key store does not have, by the kind of the key stores whose status reports them.", []string{"kind"}, nil)
+		"Master keys that objects hold and that the module of their key store does not have, by the kind of the key stores whose status reports them.", []string{"kind"}, nil)
 	materialExpiryMetric = prometheus.NewDesc("keyconvoy_next_material_expiry_seconds",
 		"Seconds until the first key material ends; absent when none ever does.", nil, nil)
 	tokenExpiryMetric = prometheus.NewDesc("keyconvoy_next_token_expiry_seconds",
@@ -45,7 +46,7 @@ var (
 func newLeftInModule() prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "keyconvoy_left_in_module_total",
-		Help: "Keys that may have been left in a module: their ImportedKeys were deleted, or their material was to be destroyed, when the module could not be reached.",
+		Help: "Keys that may have been left in a module: their objects were deleted, or their material was to be destroyed, when the module could not be reached.",
 	})
 }
 
@@ -79,7 +80,7 @@ type scrape struct {
 
 func (s *scrape) read(ctx context.Context, c client.Reader) error {
 	for _, read := range []func(context.Context, client.Reader) error{
-		s.readStores, s.readKeys, s.readDataKeys, s.readExports, s.readClusterExports,
+		s.readStores, s.readImportedKeys, s.readGeneratedKeys, s.readDataKeys, s.readExports, s.readClusterExports,
 	} {
 		if err := read(ctx, c); err != nil {
 			return err
@@ -125,12 +126,12 @@ func (s *scrape) readStores(ctx context.Context, c client.Reader) error {
 	return err
 }
 
-func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
+func (s *scrape) readImportedKeys(ctx context.Context, c client.Reader) error {
 	var keys v1alpha1.ImportedKeyList
 	err := list(ctx, c, &keys)
 	for i := range keys.Items {
 		status := &keys.Items[i].Status
-		s.count("ImportedKey", status.Conditions)
+		s.count(keyring.KindImportedKey, status.Conditions)
 		if status.KeyState != "" {
 			s.keys[string(status.KeyState)]++
 		}
@@ -140,6 +141,19 @@ func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
 		// The token of a key that has its material may expire: there is nothing to do about it.
 		if p := status.ImportParameters; p != nil && kms.KeyState(status.KeyState) == kms.StatePendingImport {
 			s.nextToken = earlier(s.nextToken, p.TokenExpireTime.Time)
+		}
+	}
+	return err
+}
+
+func (s *scrape) readGeneratedKeys(ctx context.Context, c client.Reader) error {
+	var keys v1alpha1.GeneratedKeyList
+	err := list(ctx, c, &keys)
+	for i := range keys.Items {
+		status := &keys.Items[i].Status
+		s.count(keyring.KindGeneratedKey, status.Conditions)
+		if status.KeyState != "" {
+			s.keys[string(status.KeyState)]++
 		}
 	}
 	return err

@@ -62,6 +62,12 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ExportTargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ExportTemplate"):
 		return &apiv1alpha1.ExportTemplateApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("GeneratedKey"):
+		return &apiv1alpha1.GeneratedKeyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("GeneratedKeySpec"):
+		return &apiv1alpha1.GeneratedKeySpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("GeneratedKeyStatus"):
+		return &apiv1alpha1.GeneratedKeyStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKey"):
 		return &apiv1alpha1.ImportedKeyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKeySpec"):
@@ -84,6 +90,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.KeyStoreSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyStoreStatus"):
 		return &apiv1alpha1.KeyStoreStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("KeyVersion"):
+		return &apiv1alpha1.KeyVersionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyVersions"):
 		return &apiv1alpha1.KeyVersionsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LabelRequirement"):
@@ -106,6 +114,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.PKCS11StoreApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PublicKeySource"):
 		return &apiv1alpha1.PublicKeySourceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RotationSpec"):
+		return &apiv1alpha1.RotationSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretReference"):
 		return &apiv1alpha1.SecretReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretTarget"):

@@ -72,6 +72,8 @@ const (
 	// AnnotationDeleteKeyMaterial, with any new value, destroys a key's material in the module. The key remains, and
 	// the same material can be imported again.
 	AnnotationDeleteKeyMaterial = "keyconvoy.io/delete-key-material"
+	// AnnotationRotate, with any new value, requests a new version of a GeneratedKey.
+	AnnotationRotate = "keyconvoy.io/rotate"
 	// AnnotationDataKeyMade is the key version under which the operator made or took over the data key of
 	// a DataKey. The operator never generates a new data key for an object that has it.
 	AnnotationDataKeyMade = "keyconvoy.io/data-key-made"

@@ -6,9 +6,9 @@ import (
 
 // KeyReference names a master key in the same namespace.
 type KeyReference struct {
-	// Kind is ImportedKey.
+	// Kind is ImportedKey or GeneratedKey.
 	// +required
-	// +kubebuilder:validation:Enum=ImportedKey
+	// +kubebuilder:validation:Enum=ImportedKey;GeneratedKey
 	Kind string `json:"kind"`
 	// Name of the key.
 	// +required

@@ -76,9 +76,9 @@ type ApprovedInputs struct {
 
 // MasterKeyReference names a master key, in any namespace.
 type MasterKeyReference struct {
-	// Kind is ImportedKey.
+	// Kind is ImportedKey or GeneratedKey.
 	// +required
-	// +kubebuilder:validation:Enum=ImportedKey
+	// +kubebuilder:validation:Enum=ImportedKey;GeneratedKey
 	Kind string `json:"kind"`
 	// Name of the key.
 	// +required

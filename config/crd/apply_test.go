@@ -38,6 +38,7 @@ func everyKind(ns string) map[string]applied {
 		cks  v1alpha1.ClusterKeyStore
 		ks   v1alpha1.KeyStore
 		imk  v1alpha1.ImportedKey
+		gk   v1alpha1.GeneratedKey
 		dk   v1alpha1.DataKey
 		edk  v1alpha1.ExportedDataKey
 		cedk v1alpha1.ClusterExportedDataKey
@@ -78,6 +79,16 @@ func everyKind(ns string) map[string]applied {
 				WithDeletionPolicy(v1alpha1.DeletionDelete)),
 			object:  &imk,
 			extract: func() (any, error) { return ac.ExtractImportedKey(&imk, manager) },
+		},
+		"GeneratedKey": {
+			config: ac.GeneratedKey(ns, ns).WithSpec(ac.GeneratedKeySpec().
+				WithKeyStoreRef(ac.KeyStoreReference().WithKind("KeyStore").WithName("s")).WithKeySpec("SM4").
+				WithRotation(ac.RotationSpec().WithInterval("2160h")).
+				WithDesiredState(v1alpha1.DesiredPendingDeletion).WithPendingWindowInDays(7).
+				WithExportPolicy(ac.ExportPolicy().WithWrappingAlgorithms("SM2PKE")).
+				WithDeletionPolicy(v1alpha1.DeletionDelete)),
+			object:  &gk,
+			extract: func() (any, error) { return ac.ExtractGeneratedKey(&gk, manager) },
 		},
 		"DataKey": {
 			config: ac.DataKey(ns, ns).WithSpec(ac.DataKeySpec().
@@ -231,6 +242,20 @@ func withStatus(ns string) []client.Object {
 					PublicKey: "AA==", PublicKeyFingerprint: "SHA256:00", ImportToken: "AA==", TokenExpireTime: now,
 					WrappingKeySpec: "RSA_2048", WrappingAlgorithm: "RSAES_OAEP_SHA_256",
 				},
+			},
+		},
+		&v1alpha1.GeneratedKey{
+			ObjectMeta: meta,
+			Spec: v1alpha1.GeneratedKeySpec{
+				KeyStoreRef: v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "store"}, KeySpec: "AES_256",
+			},
+			Status: v1alpha1.GeneratedKeyStatus{
+				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyState: "Enabled", Origin: "Aliyun_KMS",
+				PrimaryVersion: "second", Versions: []v1alpha1.KeyVersion{
+					{KeyVersionID: "first", Number: 1, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("f", 32), State: v1alpha1.VersionActive},
+					{KeyVersionID: "second", Number: 2, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("e", 32), State: v1alpha1.VersionPrimary},
+				},
+				NextRotationTime: &now, RotatedFor: "r", DeletionRequestTime: &now, DeletionTime: &now, Token: "t",
 			},
 		},
 		&v1alpha1.DataKey{

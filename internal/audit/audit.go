@@ -40,6 +40,7 @@ const (
 	ExpireKeyMaterial               Operation = "ExpireKeyMaterial"
 	DestroyImportParameters         Operation = "DestroyImportParameters"
 	DestroyKey                      Operation = "DestroyKey"
+	CreateKeyVersion                Operation = "CreateKeyVersion"
 	GenerateDataKeyWithoutPlaintext Operation = "GenerateDataKeyWithoutPlaintext"
 	TakeOverDataKey                 Operation = "TakeOverDataKey"
 	ExportDataKey                   Operation = "ExportDataKey"
@@ -50,7 +51,7 @@ const (
 func Operations() []Operation {
 	return []Operation{
 		GetParametersForImport, ImportKeyMaterial, AdoptKey, DeleteKeyMaterial, ExpireKeyMaterial, DestroyImportParameters,
-		DestroyKey, GenerateDataKeyWithoutPlaintext, TakeOverDataKey, ExportDataKey, WithdrawExport,
+		DestroyKey, CreateKeyVersion, GenerateDataKeyWithoutPlaintext, TakeOverDataKey, ExportDataKey, WithdrawExport,
 	}
 }
 

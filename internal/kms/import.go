@@ -264,7 +264,7 @@ func (o Operations) notUnwrapped(ctx context.Context, req ImportKeyMaterialReque
 // can be imported again, under the same version. Otherwise it is Forbidden.KeyVersionNotFound.
 func (o Operations) AdoptKey(ctx context.Context, key Key) (hsm.Key, error) {
 	found, err := o.Module.FindKey(ctx, key.Primary.ID)
-	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner.Namespace != key.Namespace) {
+	if hsm.KindOf(err) == hsm.NotFound || (err == nil && !adoptable(found.Owner, key)) {
 		// One answer for both, so that it reveals nothing about the keys of others.
 		return hsm.Key{}, notInModule(key, err)
 	}
@@ -279,6 +279,12 @@ func (o Operations) AdoptKey(ctx context.Context, key Key) (hsm.Key, error) {
 			"The fingerprint of the key in the module is %s, not %s.", found.Fingerprint, *want)}
 	}
 	return found, nil
+}
+
+// adoptable reports whether a key of that owner may be adopted: it is of the same namespace, and of the same origin. Otherwise the
+// verb export on keys of one kind would give those of the other. The origin of keys of early versions is not stored.
+func adoptable(owner hsm.Owner, key Key) bool {
+	return owner.Namespace == key.Namespace && (owner.Origin == hsm.OriginGenerated) == (key.Origin == OriginModule)
 }
 
 func notInModule(key Key, cause error) error {

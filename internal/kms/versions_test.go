@@ -119,6 +119,17 @@ func TestCreateKeyVersion_ofWhichSomeoneImportedTheMaterial_isRefused(t *testing
 	wantError(t, err, kms.InvalidKeyMaterial)
 }
 
+// The verb export on imported keys gives no key that the module generated.
+func TestAdoptKey_ofTheOtherOrigin_isNotFound(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	generated := s.generatedKey(t, hsm.AES256)
+	heir := newKey(hsm.AES256)
+	heir.Primary.ID = generated.Primary.ID
+	_, err := s.AdoptKey(t.Context(), heir)
+	wantError(t, err, kms.ForbiddenKeyVersionNotFound)
+}
+
 func TestOperations_ofTheOtherOrigin_areRefused(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
