@@ -357,3 +357,35 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 	g.Expect(n).To(Equal(len(bound)))
 	g.Expect(n).To(Equal(6))
 }
+
+// Moving a data key under another master key gives the users of that one what was under the former one.
+func TestPolicies_changingTheMasterKey_takesTheVerbOnBoth(t *testing.T) {
+	t.Parallel()
+	env := withPolicies(t)
+	for sentence, tc := range map[string]struct {
+		imported, generated []string // the keys that the person may use
+		says                string   // nothing: it is taken
+	}{
+		"both":            {[]string{"k"}, []string{"g"}, ""},
+		"the former only": {[]string{"k"}, []string{"other"}, "GeneratedKey g"},
+		"the new only":    {[]string{"other"}, []string{"g"}, "ImportedKey k"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			here := env.Namespace(t)
+			p := newPerson(t, env, here)
+			p.may("use", "importedkeys", here, tc.imported...)
+			p.may("use", "generatedkeys", here, tc.generated...)
+			object := existing(t, env, here, dataKey("k"))
+			moved := object.DeepCopyObject().(*v1alpha1.DataKey)
+			moved.Spec.KeyRef = v1alpha1.KeyReference{Kind: "GeneratedKey", Name: "g"}
+			err := p.Patch(t.Context(), moved, client.MergeFrom(object), client.DryRunAll)
+			if tc.says == "" {
+				g.Expect(err).NotTo(HaveOccurred())
+				return
+			}
+			refused(g, err, "the verb use", tc.says, p.name)
+		})
+	}
+}

@@ -34,6 +34,7 @@ type exportScope struct {
 	live        bool                  // set by confirm: ask the API server for the master key's object, not the cache
 	target      secrets.Target        // set by findDataKey
 	blob        kms.Blob              // set by findDataKey
+	dataKey     string                // set by findDataKey: the digest that identifies the data key
 	master      keyring.Ref           // set by findDataKey: the master key, as the DataKey or keyRef names it
 	context     kms.EncryptionContext // set by findDataKey
 	recipient   kms.Recipient         // set by findRecipient, unless the fingerprint is known from before, and by approve

@@ -36,6 +36,10 @@ var (
 		"Master keys that no object holds, by the kind of the key stores whose status reports them; absent while there are none.", []string{"kind"}, nil)
 	missingKeysMetric = prometheus.NewDesc("keyconvoy_missing_keys",
 		"Master keys that objects hold and that the module of their key store does not have, by the kind of the key stores whose status reports them.", []string{"kind"}, nil)
+	formerDataKeysMetric = prometheus.NewDesc("keyconvoy_data_keys_under_former_versions",
+		"DataKeys under versions of GeneratedKeys that are not primary: what the compromise of these versions would expose. Absent while there are no GeneratedKeys.", nil, nil)
+	unusedVersionsMetric = prometheus.NewDesc("keyconvoy_unused_former_versions",
+		"Versions of GeneratedKeys that are not primary and under which there is no DataKey. Absent while there are no GeneratedKeys.", nil, nil)
 	materialExpiryMetric = prometheus.NewDesc("keyconvoy_next_material_expiry_seconds",
 		"Seconds until the first key material ends; absent when none ever does.", nil, nil)
 	tokenExpiryMetric = prometheus.NewDesc("keyconvoy_next_token_expiry_seconds",
@@ -52,7 +56,7 @@ func newLeftInModule() prometheus.Counter {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{objectsMetric, unheldKeysMetric, missingKeysMetric, keysMetric, exportsMetric, materialExpiryMetric, tokenExpiryMetric} {
+	for _, d := range []*prometheus.Desc{objectsMetric, unheldKeysMetric, missingKeysMetric, keysMetric, exportsMetric, formerDataKeysMetric, unusedVersionsMetric, materialExpiryMetric, tokenExpiryMetric} {
 		ch <- d
 	}
 }
@@ -76,6 +80,9 @@ type scrape struct {
 	keys                    map[string]int
 	exports                 map[[2]string]int
 	nextMaterial, nextToken time.Time // zero: none
+	// former are the versions of GeneratedKeys that are not primary, with the number of DataKeys under them; nil without
+	// GeneratedKeys.
+	former map[string]int
 }
 
 func (s *scrape) read(ctx context.Context, c client.Reader) error {
@@ -152,11 +159,23 @@ func (s *scrape) readGeneratedKeys(ctx context.Context, c client.Reader) error {
 	for i := range keys.Items {
 		status := &keys.Items[i].Status
 		s.count(keyring.KindGeneratedKey, status.Conditions)
+		s.countFormer(status)
 		if status.KeyState != "" {
 			s.keys[string(status.KeyState)]++
 		}
 	}
 	return err
+}
+
+func (s *scrape) countFormer(status *v1alpha1.GeneratedKeyStatus) {
+	if s.former == nil {
+		s.former = map[string]int{}
+	}
+	for _, version := range status.Versions {
+		if version.State == v1alpha1.VersionActive && kms.KeyState(status.KeyState) != kms.StateDeleted {
+			s.former[version.KeyVersionID] = 0
+		}
+	}
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -171,8 +190,16 @@ func (s *scrape) readDataKeys(ctx context.Context, c client.Reader) error {
 	err := list(ctx, c, &keys)
 	for i := range keys.Items {
 		s.count("DataKey", keys.Items[i].Status.Conditions)
+		if version := keys.Items[i].Status.KeyVersionID; s.isFormer(version) {
+			s.former[version]++
+		}
 	}
 	return err
+}
+
+func (s *scrape) isFormer(version string) bool {
+	_, ok := s.former[version]
+	return ok
 }
 
 func (s *scrape) readExports(ctx context.Context, c client.Reader) error {
@@ -215,6 +242,17 @@ func (s *scrape) send(ch chan<- prometheus.Metric, now time.Time) {
 	}
 	for labels, n := range s.exports {
 		gauge(exportsMetric, float64(n), labels[:]...)
+	}
+	if s.former != nil {
+		dataKeys, unused := 0, 0
+		for _, n := range s.former {
+			dataKeys += n
+			if n == 0 {
+				unused++
+			}
+		}
+		gauge(formerDataKeysMetric, float64(dataKeys))
+		gauge(unusedVersionsMetric, float64(unused))
 	}
 	if !s.nextMaterial.IsZero() {
 		gauge(materialExpiryMetric, s.nextMaterial.Sub(now).Seconds())

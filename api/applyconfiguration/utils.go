@@ -114,6 +114,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.PKCS11StoreApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PublicKeySource"):
 		return &apiv1alpha1.PublicKeySourceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ReencryptionSpec"):
+		return &apiv1alpha1.ReencryptionSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RotationSpec"):
 		return &apiv1alpha1.RotationSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretReference"):

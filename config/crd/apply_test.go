@@ -94,6 +94,7 @@ func everyKind(ns string) map[string]applied {
 			config: ac.DataKey(ns, ns).WithSpec(ac.DataKeySpec().
 				WithKeyRef(ac.KeyReference().WithKind("ImportedKey").WithName("k")).
 				WithKeySpec("AES_128").WithNumberOfBytes(64).WithCiphertextBlob("AA==").
+				WithReencryption(ac.ReencryptionSpec().WithPolicy(v1alpha1.ReencryptOnRotation)).
 				WithEncryptionContext(map[string]v1alpha1.ContextValue{"a": "b"}).
 				WithTarget(ac.SecretTarget().WithName("t").
 					WithLabels(map[string]v1alpha1.MetadataValue{"a": "b"}).
@@ -263,7 +264,7 @@ func withStatus(ns string) []client.Object {
 			Spec:       v1alpha1.DataKeySpec{KeyRef: v1alpha1.KeyReference{Kind: "ImportedKey", Name: "payments"}},
 			Status: v1alpha1.DataKeyStatus{
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version",
-				CiphertextBlob: "AA==", BlobTag: "AA==", Custody: v1alpha1.CustodyUnknown, SecretRef: secretRef(),
+				CiphertextBlob: "AA==", DataKeyDigest: "d", BlobTag: "AA==", Custody: v1alpha1.CustodyUnknown, SecretRef: secretRef(),
 			},
 		},
 		&v1alpha1.ExportedDataKey{

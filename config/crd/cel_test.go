@@ -305,11 +305,6 @@ var ruleExamples = joined(map[rule]map[string]examples{
 		},
 	}),
 
-	{"datakeys", "spec", "keyRef cannot be changed: create another DataKey"}: only(examples{
-		before:   dataKey + `}`,
-		accepted: []string{dataKey + `, target: {labels: {team: a}}}`},
-		rejected: []string{strings.Replace(dataKey, "name: k", "name: other", 1) + `}`},
-	}),
 	{"datakeys", "spec", "keySpec cannot be changed: create another DataKey"}: {
 		"given": {
 			before:   dataKey + `, keySpec: AES_256}`,

@@ -42,6 +42,7 @@ const (
 	DestroyKey                      Operation = "DestroyKey"
 	CreateKeyVersion                Operation = "CreateKeyVersion"
 	GenerateDataKeyWithoutPlaintext Operation = "GenerateDataKeyWithoutPlaintext"
+	ReEncrypt                       Operation = "ReEncrypt"
 	TakeOverDataKey                 Operation = "TakeOverDataKey"
 	ExportDataKey                   Operation = "ExportDataKey"
 	WithdrawExport                  Operation = "WithdrawExport"
@@ -51,7 +52,7 @@ const (
 func Operations() []Operation {
 	return []Operation{
 		GetParametersForImport, ImportKeyMaterial, AdoptKey, DeleteKeyMaterial, ExpireKeyMaterial, DestroyImportParameters,
-		DestroyKey, CreateKeyVersion, GenerateDataKeyWithoutPlaintext, TakeOverDataKey, ExportDataKey, WithdrawExport,
+		DestroyKey, CreateKeyVersion, GenerateDataKeyWithoutPlaintext, ReEncrypt, TakeOverDataKey, ExportDataKey, WithdrawExport,
 	}
 }
 

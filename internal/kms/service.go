@@ -39,8 +39,8 @@ type Service interface {
 	// ExportDataKey re-encrypts a data key under a recipient's public key.
 	ExportDataKey(ctx context.Context, req ExportDataKeyRequest) (ExportedDataKey, error)
 	// TagBlob returns a proof that the operator gave a blob to a DataKey; CheckBlobTag returns nil where it is one.
-	TagBlob(ctx context.Context, namespace, name string, blob Blob) (string, error)
-	CheckBlobTag(ctx context.Context, namespace, name string, blob Blob, tag string) error
+	TagBlob(ctx context.Context, assigned Assigned) (string, error)
+	CheckBlobTag(ctx context.Context, assigned Assigned, tag string) error
 	// Sweep destroys the import key pairs that have expired, of whatever key, and returns how many there were.
 	Sweep(ctx context.Context) (destroyed int, err error)
 	// MasterKeys lists the master keys in the module.

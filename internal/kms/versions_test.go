@@ -105,7 +105,7 @@ func TestCreateKeyVersion_beyondTheMaximum_isRefused(t *testing.T) {
 	}
 }
 
-// Whoever knows a key's identifier knows those of its coming versions. A version that someone imported there is none of the key's.
+// A user who knows a key's identifier knows those of its coming versions. A version that someone imported there is none of the key's.
 func TestCreateKeyVersion_ofWhichSomeoneImportedTheMaterial_isRefused(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -215,6 +215,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: numberOfBytes
       type:
         scalar: numeric
+    - name: reencryption
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionSpec
     - name: target
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretTarget
@@ -238,6 +241,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
+    - name: dataKeyDigest
+      type:
+        scalar: string
     - name: keyID
       type:
         scalar: string
@@ -994,6 +1000,14 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: type
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionPolicy
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionSpec
+  map:
+    fields:
+    - name: policy
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionPolicy
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.RotationSpec
   map:
     fields:

@@ -82,7 +82,7 @@ func (s *suite) testGenerateKey(t *testing.T) {
 }
 
 // testGenerateKeyOther checks that another key with the identifier is neither returned nor replaced. If an imported key were
-// returned, whoever has its material could open the data keys.
+// returned, a user with its material could open the data keys.
 func (s *suite) testGenerateKeyOther(t *testing.T) {
 	specs := s.generatedSpecs()
 	if len(specs) < 2 {
