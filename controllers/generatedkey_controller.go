@@ -42,7 +42,7 @@ func (r *generatedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request
 	was := object.Status.KeyState
 	scope := &generatedScope{keyScope: keyScope{masterKey: masterKeyOf(object), now: r.clock.Now()}, object: object}
 	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*generatedScope]{
-		r.identify, r.generate, r.followClock, r.followDesire,
+		r.identify, r.adopt, r.generate, r.followClock, r.followDesire,
 		r.followClock, // a window that was shortened may be over
 		r.generate,    // a deletion may have been called off before the key was generated
 		r.rotate, r.explainState,

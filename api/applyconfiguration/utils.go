@@ -18,6 +18,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 	// Group=keyconvoy.io, Version=v1alpha1
 	case v1alpha1.SchemeGroupVersion.WithKind("AdoptSpec"):
 		return &apiv1alpha1.AdoptSpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("AdoptVersionsSpec"):
+		return &apiv1alpha1.AdoptVersionsSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ApprovedInputs"):
 		return &apiv1alpha1.ApprovedInputsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Capability"):

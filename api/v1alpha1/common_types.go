@@ -42,9 +42,9 @@ const (
 	// ReasonLeftInModule: the object is being deleted, but its key or key pairs can no longer be removed from the
 	// module.
 	ReasonLeftInModule = "LeftInModule"
-	// ReasonKeyVersionTaken: another ImportedKey already holds the key that this one is to adopt.
+	// ReasonKeyVersionTaken: another object already holds a key version that this one is to adopt.
 	ReasonKeyVersionTaken = "KeyVersionTaken"
-	// ReasonSeveralFormerKeys: the module has several keys of former ImportedKeys with the name of this one, which adopts by
+	// ReasonSeveralFormerKeys: the module has several keys of former objects with the name of this one, which adopts by
 	// name.
 	ReasonSeveralFormerKeys = "SeveralFormerKeys"
 	// ReasonNamespacesFailed: the export failed in at least one of the selected namespaces.

@@ -17,9 +17,38 @@ type RotationSpec struct {
 	Interval string `json:"interval"`
 }
 
+// AdoptVersionsSpec identifies the versions of a key that are in the module already.
+// +kubebuilder:validation:XValidation:rule="has(self.keyVersionIDs) == (self.type == 'ByVersion')",message="keyVersionIDs must be set if type is ByVersion, and only then"
+type AdoptVersionsSpec struct {
+	// Type is ByVersion (the versions in keyVersionIDs) or ByName (the versions that a former GeneratedKey with this
+	// namespace, name and keySpec left in the module of the key store, for example before the cluster was rebuilt). With
+	// ByName the object looks once, when it is created: if the module has no such versions, the object is a new key, as
+	// without adopt. If they belong to several keys, the object adopts none.
+	// +required
+	// +unionDiscriminator
+	Type AdoptType `json:"type"`
+	// KeyVersionIDs are all versions of a former GeneratedKey, as its status.versions had them, in any order, at most 64.
+	// status.keysWithoutHolder of the key store lists candidates.
+	// +optional
+	// +unionMember
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	KeyVersionIDs []KeyVersionID `json:"keyVersionIDs,omitempty"`
+}
+
+// KeyVersionID is the identifier of a key version.
+// +kubebuilder:validation:MaxLength=36
+// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
+type KeyVersionID string
+
+// ByName reports whether an object adopts the key of a former object with its name.
+func (s *AdoptVersionsSpec) ByName() bool { return s != nil && s.Type == AdoptByName }
+
 // GeneratedKeySpec is the desired state of a master key that the module generates.
 // +kubebuilder:validation:XValidation:rule="self.keyStoreRef == oldSelf.keyStoreRef",message="keyStoreRef cannot be changed: a key does not move between modules; export a data key instead"
 // +kubebuilder:validation:XValidation:rule="self.keySpec == oldSelf.keySpec",message="keySpec cannot be changed: create another GeneratedKey"
+// +kubebuilder:validation:XValidation:rule="has(self.adopt) == has(oldSelf.adopt) && (!has(self.adopt) || self.adopt == oldSelf.adopt)",message="adopt cannot be changed: create another GeneratedKey"
 // +kubebuilder:validation:XValidation:rule="!has(self.pendingWindowInDays) || (has(self.desiredState) && self.desiredState == 'PendingDeletion')",message="pendingWindowInDays requires desiredState PendingDeletion"
 type GeneratedKeySpec struct {
 	// KeyStoreRef names the key store that generates and holds the key. It cannot be changed.
@@ -47,6 +76,11 @@ type GeneratedKeySpec struct {
 	// with any algorithm.
 	// +optional
 	ExportPolicy *ExportPolicy `json:"exportPolicy,omitempty"`
+	// Adopt binds this object to versions that are already in the module, for example after a restore from a backup. Only
+	// versions that were generated for a namespace with this name can be adopted. It cannot be changed. Adoption by
+	// version requires the verb export on all GeneratedKeys of the namespace. Defaults to no adoption.
+	// +optional
+	Adopt *AdoptVersionsSpec `json:"adopt,omitempty"`
 	// DeletionPolicy is what happens to all versions of the key in the module when this object is deleted: Retain leaves
 	// them there; Delete destroys them, and data keys under them are permanently lost. Defaults to Retain.
 	// +optional
@@ -76,14 +110,14 @@ type KeyVersion struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=2147483647
 	Number int32 `json:"number"`
-	// CreateTime is the time at which the operator made the version the primary one.
+	// CreateTime is the time at which the operator made the version the primary one, or adopted it.
 	// +required
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:Schemaless
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:Pattern=`^((197[1-9]|19[89][0-9]|[2-9][0-9]{3})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|(19(7[26]|8[048]|9[26])|[2-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[3579][26])00)-02-29)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$`
 	CreateTime metav1.Time `json:"createTime"`
-	// Custody is where the version has existed in plaintext: Module or Software.
+	// Custody is where the version has existed in plaintext: Module or Software. It is Unknown if the version was adopted.
 	// +optional
 	Custody Custody `json:"custody,omitempty"`
 	// Fingerprint is the CMAC of a fixed label under the version, in hexadecimal.

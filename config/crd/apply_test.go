@@ -84,6 +84,7 @@ func everyKind(ns string) map[string]applied {
 			config: ac.GeneratedKey(ns, ns).WithSpec(ac.GeneratedKeySpec().
 				WithKeyStoreRef(ac.KeyStoreReference().WithKind("KeyStore").WithName("s")).WithKeySpec("SM4").
 				WithRotation(ac.RotationSpec().WithInterval("2160h")).
+				WithAdopt(ac.AdoptVersionsSpec().WithType(v1alpha1.AdoptByVersion).WithKeyVersionIDs("00000000-0000-5000-8000-000000000000")).
 				WithDesiredState(v1alpha1.DesiredPendingDeletion).WithPendingWindowInDays(7).
 				WithExportPolicy(ac.ExportPolicy().WithWrappingAlgorithms("SM2PKE")).
 				WithDeletionPolicy(v1alpha1.DeletionDelete)),

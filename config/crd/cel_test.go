@@ -265,6 +265,26 @@ var ruleExamples = joined(map[rule]map[string]examples{
 		accepted: []string{generated + `, deletionPolicy: Delete}`},
 		rejected: []string{strings.Replace(generated, "AES_256", "SM4", 1) + `}`},
 	}),
+	{"generatedkeys", "spec", "adopt cannot be changed: create another GeneratedKey"}: {
+		"given": {
+			before:   generated + `, adopt: {type: ByName}}`,
+			accepted: []string{generated + `, adopt: {type: ByName}, desiredState: Disabled}`},
+			rejected: []string{generated + `, adopt: {type: ByVersion, keyVersionIDs: ["` + aVersion + `"]}}`, generated + `}`},
+		},
+		"not given": {
+			before:   generated + `}`,
+			accepted: []string{generated + `, desiredState: Disabled}`},
+			rejected: []string{generated + `, adopt: {type: ByName}}`},
+		},
+	},
+	{"generatedkeys", "spec.adopt", "keyVersionIDs must be set if type is ByVersion, and only then"}: only(examples{
+		accepted: []string{
+			generated + `, adopt: {type: ByName}}`, generated + `, adopt: {type: ByVersion, keyVersionIDs: ["` + aVersion + `"]}}`,
+		},
+		rejected: []string{
+			generated + `, adopt: {type: ByVersion}}`, generated + `, adopt: {type: ByName, keyVersionIDs: ["` + aVersion + `"]}}`,
+		},
+	}),
 	{"generatedkeys", "spec", "pendingWindowInDays requires desiredState PendingDeletion"}: only(examples{
 		accepted: []string{
 			generated + `, desiredState: PendingDeletion}`,

@@ -123,7 +123,7 @@ var wholeSpecs = map[string][]string{
 		material(`encryptedKeyMaterialFrom: {` + member("configMapKeyRef") + `}, importTokenFrom: {` + member("configMapKeyRef") + `}`),
 	},
 	"generatedkeys": {
-		generated + `, desiredState: PendingDeletion, pendingWindowInDays: 7, deletionPolicy: Retain, rotation: {interval: 2160h},
+		generated + `, desiredState: PendingDeletion, pendingWindowInDays: 7, deletionPolicy: Retain, rotation: {interval: 2160h}, adopt: {type: ByVersion, keyVersionIDs: ["` + aVersion + `"]},
 			exportPolicy: {namespaces: {from: Selector, selector: ` + wholeSelector + `}, recipients: [{fingerprint: "SHA256:` + strings.Repeat("a", 64) + `"}], wrappingAlgorithms: [SM2PKE]}}`,
 	},
 	"datakeys": {dataKey + `, reencryption: {policy: OnRotation}, keySpec: AES_256, numberOfBytes: 32, encryptionContext: {a: b}, ciphertextBlob: AA==, target: ` + wholeTarget + `}}`},

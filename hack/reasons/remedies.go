@@ -15,7 +15,7 @@ var remedies = map[string]string{
 	"KeysMissing":         "If the HSM was replaced, restore its backup into the new token. If `spec.pkcs11` was changed by mistake, change it back. `status.missingKeys` lists the keys.",
 	"KeyStoreInUse":       "Delete the master keys that the message names, or wait until they are deleted. The key store and its module remain until then, so that keys and import key pairs can be destroyed.",
 	"KeyVersionTaken":     "Delete one of the two objects. Deleting the one that did not adopt the key does not change the key.",
-	"SeveralFormerKeys":   "Delete the object. Create it again with `adopt.keyVersionID` of the key that it had, or without `adopt` to make a new key: [Backup and restore](backup-and-restore.md).",
+	"SeveralFormerKeys":   "Delete the object. Create it again with the versions of the key that it had in `adopt`, or without `adopt` to make a new key: [Backup and restore](backup-and-restore.md).",
 	"NamespacesFailed":    "`status.failures` names the first ten namespaces with their reasons; see the conditions of the ExportedDataKeys there.",
 	"NamespacesPending":   "Wait. If the reason persists, see the conditions of the ExportedDataKeys that are not ready.",
 	"ModuleMisconfigured": "Compare `spec.pkcs11` with the operator's `--pkcs11-module` and with the token; the message says what does not match. For the software store, restore the Secret with the root key. The operator retries every minute.",
@@ -27,7 +27,7 @@ var remedies = map[string]string{
 	// Events.
 	"KeyState":            "The state of a master key changed. The event is a warning if the material expired or was deleted, or the key was destroyed. If that was not intended, import the same material again.",
 	"KeyRotated":          "A GeneratedKey has a new primary version. Data keys under older versions can still be decrypted: [Generated keys](generated-keys.md).",
-	"KeyAdopted":          "An ImportedKey with `spec.adopt` took over a key that was in the module. If you did not expect it, find out who created the object.",
+	"KeyAdopted":          "An object with `spec.adopt` took over a key that was in the module. If you did not expect it, find out who created the object.",
 	"KeyInUse":            "A key is about to be destroyed, but DataKeys still depend on it. If that was not intended, cancel the deletion (`desiredState: Enabled`).",
 	"KeyDestroyed":        "The object was deleted with `deletionPolicy: Delete`, and the operator destroyed the key in the module.",
 	"LeftInModule":        "The object was deleted after its key store, or the key store was changed to another token, so the key may still be in the module. To remove it, create the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",

@@ -61,7 +61,7 @@ func (r *Ring) Rival(ctx context.Context, key *Key, version, token string) (*Key
 // former object with its name left in the same token, and comes before the other one; or nil. Until it has looked, it names
 // no version, so that Rival does not find it.
 func (r *Ring) Claimant(ctx context.Context, key *Key, name, token string) (*Key, error) {
-	other, err := r.Get(ctx, Ref{KindImportedKey, types.NamespacedName{Namespace: key.Ref().Namespace, Name: name}})
+	other, err := r.Get(ctx, Ref{key.kind, types.NamespacedName{Namespace: key.Ref().Namespace, Name: name}})
 	if err != nil || other == nil || other.Bound() || other.ID() == key.ID() {
 		return nil, err
 	}

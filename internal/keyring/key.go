@@ -120,16 +120,21 @@ func importedVersion(o *v1alpha1.ImportedKey, key uuid.UUID, bound bool) (versio
 func ofGenerated(o *v1alpha1.GeneratedKey) *Key {
 	k := &Key{
 		object: o, kind: KindGeneratedKey, invalid: o.Invalid(), store: o.Spec.KeyStoreRef, policy: o.Spec.ExportPolicy,
-		token: o.Status.Token, bound: true, holds: true, original: true, recorded: len(o.Status.Versions) > 0,
+		token: o.Status.Token, recorded: len(o.Status.Versions) > 0,
 		inModule: func(time.Time) bool {
 			return len(o.Status.Versions) > 0 && o.Status.KeyState != v1alpha1.KeyState(kms.StateDeleted)
 		},
 	}
+	k.bound, k.holds = k.recorded || !o.Spec.Adopt.ByName(), k.recorded || o.Spec.Adopt == nil
 	k.decode(kms.OriginModule, o.Spec.KeySpec, o.Status.KeyState, kms.StateEnabled)
 	if k.err != nil {
 		return k
 	}
 	k.kms.Primary = kms.Version{ID: kms.VersionID(k.kms.ID, 1), Number: 1} // until it is generated
+	if !k.recorded && o.Spec.Adopt != nil && !o.Spec.Adopt.ByName() {
+		k.ask(o.Spec.Adopt.KeyVersionIDs)
+		return k
+	}
 	for i := range o.Status.Versions {
 		version, err := versionOf(&o.Status.Versions[i])
 		switch {
@@ -141,7 +146,25 @@ func ofGenerated(o *v1alpha1.GeneratedKey) *Key {
 			k.kms.Former = append(k.kms.Former, version)
 		}
 	}
+	k.original = len(k.kms.Former) == 0 && k.bound && k.kms.Primary.ID == kms.VersionID(k.kms.ID, 1) ||
+		len(k.kms.Former) > 0 && k.kms.Former[0].ID == kms.VersionID(k.kms.ID, 1)
 	return k
+}
+
+// ask sets the versions that an object asks to adopt. Which one is the primary is not known yet.
+func (k *Key) ask(ids []v1alpha1.KeyVersionID) {
+	for i, text := range ids {
+		id, err := uuid.Parse(string(text))
+		if err != nil {
+			k.err = &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionIDs", Detail: "One of them is not a UUID."}
+			return
+		}
+		if i == 0 {
+			k.kms.Primary = kms.Version{ID: id}
+		} else {
+			k.kms.Former = append(k.kms.Former, kms.Version{ID: id})
+		}
+	}
 }
 
 func versionOf(v *v1alpha1.KeyVersion) (kms.Version, error) {

@@ -287,7 +287,19 @@ func adoptable(owner hsm.Owner, key Key) bool {
 	return owner.Namespace == key.Namespace && (owner.Origin == hsm.OriginGenerated) == (key.Origin == OriginModule)
 }
 
+// moduleOrigin is the key's origin as modules store it.
+func (k Key) moduleOrigin() hsm.Origin {
+	if k.Origin == OriginModule {
+		return hsm.OriginGenerated
+	}
+	return hsm.OriginImported
+}
+
 func notInModule(key Key, cause error) error {
+	if key.Origin == OriginModule {
+		return &Error{Code: ForbiddenKeyVersionNotFound, Err: cause, Detail: fmt.Sprintf(
+			"The module has no key %s that was generated for a namespace with the name %s. Restore it in the module.", key.Primary.ID, key.Namespace)}
+	}
 	detail := fmt.Sprintf("The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Namespace)
 	if key.Primary.Fingerprint != nil {
 		return &Error{Code: RejectedPendingImport, Err: cause, Detail: detail}
@@ -296,8 +308,8 @@ func notInModule(key Key, cause error) error {
 		"create the object again with adopt.materialFingerprint, too, and import the material: it gets this version again."}
 }
 
-// KeysByName lists the master keys in the module that were imported for an object with the namespace and name of a key,
-// and have its type, in the order of their identifiers. Keys of early versions, whose object is not known, are not among
+// KeysByName lists the master keys in the module that were made for an object with the namespace and name of a key, and
+// have its type and origin, in the order of their identifiers. Keys of early versions, whose object is not known, are not among
 // them.
 func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) {
 	keys, err := o.Module.ListKeys(ctx)
@@ -306,7 +318,7 @@ func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) 
 	}
 	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool {
 		owner := k.Owner
-		return owner.Namespace != key.Namespace || owner.Name != key.Name || owner.Origin != hsm.OriginImported || k.Spec != key.Spec
+		return owner.Namespace != key.Namespace || owner.Name != key.Name || owner.Origin != key.moduleOrigin() || k.Spec != key.Spec
 	})
 	slices.SortFunc(keys, func(a, b hsm.Key) int { return bytes.Compare(a.KeyVersionID[:], b.KeyVersionID[:]) })
 	return keys, nil

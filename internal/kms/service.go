@@ -22,7 +22,7 @@ type Service interface {
 	ImportKeyMaterial(ctx context.Context, req ImportKeyMaterialRequest) (Version, error)
 	// AdoptKey finds the material of a key that is in the module already, whose custody is not known.
 	AdoptKey(ctx context.Context, key Key) (hsm.Key, error)
-	// KeysByName lists the master keys in the module that were imported for an object with the name of a key.
+	// KeysByName lists the master keys in the module that were made for an object with the name of a key.
 	KeysByName(ctx context.Context, key Key) ([]hsm.Key, error)
 	// DeleteKeyMaterial destroys a key's material.
 	DeleteKeyMaterial(ctx context.Context, key Key) error

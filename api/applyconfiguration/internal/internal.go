@@ -37,6 +37,18 @@ var schemaYAML = typed.YAMLObject(`types:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptVersionsSpec
+  map:
+    fields:
+    - name: keyVersionIDs
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionID
+          elementRelationship: associative
+    - name: type
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ApprovedInputs
   map:
     fields:
@@ -499,6 +511,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.GeneratedKeySpec
   map:
     fields:
+    - name: adopt
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptVersionsSpec
     - name: deletionPolicy
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DeletionPolicy
@@ -841,6 +856,8 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: state
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionState
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionID
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionState
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersions

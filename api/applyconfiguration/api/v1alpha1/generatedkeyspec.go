@@ -28,6 +28,10 @@ type GeneratedKeySpecApplyConfiguration struct {
 	// ExportPolicy is the owner's consent to exports. Defaults to exports within this namespace, to any recipient and
 	// with any algorithm.
 	ExportPolicy *ExportPolicyApplyConfiguration `json:"exportPolicy,omitempty"`
+	// Adopt binds this object to versions that are already in the module, for example after a restore from a backup. Only
+	// versions that were generated for a namespace with this name can be adopted. It cannot be changed. Adoption by
+	// version requires the verb export on all GeneratedKeys of the namespace. Defaults to no adoption.
+	Adopt *AdoptVersionsSpecApplyConfiguration `json:"adopt,omitempty"`
 	// DeletionPolicy is what happens to all versions of the key in the module when this object is deleted: Retain leaves
 	// them there; Delete destroys them, and data keys under them are permanently lost. Defaults to Retain.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
@@ -84,6 +88,14 @@ func (b *GeneratedKeySpecApplyConfiguration) WithPendingWindowInDays(value int32
 // If called multiple times, the ExportPolicy field is set to the value of the last call.
 func (b *GeneratedKeySpecApplyConfiguration) WithExportPolicy(value *ExportPolicyApplyConfiguration) *GeneratedKeySpecApplyConfiguration {
 	b.ExportPolicy = value
+	return b
+}
+
+// WithAdopt sets the Adopt field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Adopt field is set to the value of the last call.
+func (b *GeneratedKeySpecApplyConfiguration) WithAdopt(value *AdoptVersionsSpecApplyConfiguration) *GeneratedKeySpecApplyConfiguration {
+	b.Adopt = value
 	return b
 }
 

@@ -16,9 +16,9 @@ type KeyVersionApplyConfiguration struct {
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
 	// Number of the version, from 1.
 	Number *int32 `json:"number,omitempty"`
-	// CreateTime is the time at which the operator made the version the primary one.
+	// CreateTime is the time at which the operator made the version the primary one, or adopted it.
 	CreateTime *v1.Time `json:"createTime,omitempty"`
-	// Custody is where the version has existed in plaintext: Module or Software.
+	// Custody is where the version has existed in plaintext: Module or Software. It is Unknown if the version was adopted.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
 	// Fingerprint is the CMAC of a fixed label under the version, in hexadecimal.
 	Fingerprint *string `json:"fingerprint,omitempty"`
