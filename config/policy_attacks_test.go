@@ -95,6 +95,30 @@ func TestPolicies_adopting_takesTheVerbOnAllKeysOfTheNamespace(t *testing.T) {
 	g.Expect(p.tries(typed)).To(Succeed())
 }
 
+func TestPolicies_adoptingVersions_takesTheVerbOnAllGeneratedKeysOfTheNamespace(t *testing.T) {
+	t.Parallel()
+	env := withPolicies(t)
+	namespace := env.Namespace(t)
+	adopting := func(adopt *v1alpha1.AdoptVersionsSpec) *v1alpha1.GeneratedKey {
+		return &v1alpha1.GeneratedKey{
+			ObjectMeta: metav1.ObjectMeta{Name: "object"},
+			Spec: v1alpha1.GeneratedKeySpec{
+				KeyStoreRef: v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "store"}, KeySpec: "AES_256", Adopt: adopt,
+			},
+		}
+	}
+	versions := &v1alpha1.AdoptVersionsSpec{Type: v1alpha1.AdoptByVersion, KeyVersionIDs: []v1alpha1.KeyVersionID{"45c48cce-2e2d-5fbd-8a1b-2c3d4e5f6a7b"}}
+	g := NewWithT(t)
+	p := newPerson(t, env, namespace)
+	p.may("export", "generatedkeys", namespace, "object")
+	p.may("export", "importedkeys", namespace)
+	g.Expect(p.tries(adopting(nil))).To(Succeed(), "a key of one's own")
+	g.Expect(p.tries(adopting(&v1alpha1.AdoptVersionsSpec{Type: v1alpha1.AdoptByName}))).To(Succeed())
+	refused(g, p.tries(adopting(versions)), p.name, namespace)
+	p.may("export", "generatedkeys", namespace)
+	g.Eventually(func() error { return p.tries(adopting(versions)) }).Should(Succeed())
+}
+
 // The operator keeps the metadata of every tenant's objects in memory.
 func TestPolicies_metadata_isBounded(t *testing.T) {
 	t.Parallel()

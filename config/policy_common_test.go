@@ -115,6 +115,17 @@ func dataKey(key string) *v1alpha1.DataKey {
 	}
 }
 
+// underGenerated puts a DataKey, or the blob of an export, under the GeneratedKey of the same name.
+func underGenerated[T client.Object](object T) T {
+	switch o := any(object).(type) {
+	case *v1alpha1.DataKey:
+		o.Spec.KeyRef.Kind = "GeneratedKey"
+	case *v1alpha1.ExportedDataKey:
+		o.Spec.KeyRef.Kind = "GeneratedKey"
+	}
+	return object
+}
+
 // export exports a DataKey, of another namespace when one is given.
 func export(dataKey string, namespace ...string) *v1alpha1.ExportedDataKey {
 	return &v1alpha1.ExportedDataKey{

@@ -27,35 +27,41 @@ func TestPolicies_creating_takesTheVerbOnWhatIsNamed(t *testing.T) {
 		object         func(here, elsewhere string) client.Object
 		says           []string // nothing: it is taken
 	}{
-		"a data key, without the verb":              {"get", "importedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"the verb use", "ImportedKey k", "resources: [importedkeys], resourceNames: [k], verbs: [use]"}},
-		"a data key, with the verb on another key":  {"use", "importedkeys", []string{"other"}, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"ImportedKey k"}},
-		"a data key, with the verb elsewhere":       {"use", "importedkeys", nil, true, func(_, _ string) client.Object { return dataKey("k") }, []string{"ImportedKey k"}},
-		"a data key, with the other verb":           {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"the verb use"}},
-		"a data key, with the verb on its key":      {"use", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return dataKey("k") }, nil},
-		"a data key, with the verb on all keys":     {"use", "importedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, nil},
-		"an export, without the verb":               {"get", "datakeys", nil, false, func(_, _ string) client.Object { return export("d") }, []string{"the verb export", "DataKey d", "resources: [datakeys], resourceNames: [d], verbs: [export]"}},
-		"an export, with the verb on another":       {"export", "datakeys", []string{"other"}, false, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
-		"an export, with the verb elsewhere":        {"export", "datakeys", nil, true, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
-		"an export, with the verb on keys":          {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
-		"an export, with the verb to use":           {"use", "datakeys", nil, false, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
-		"an export, with the verb on its data key":  {"export", "datakeys", []string{"d"}, false, func(_, _ string) client.Object { return export("d") }, nil},
-		"an export that names its namespace":        {"export", "datakeys", []string{"d"}, false, func(here, _ string) client.Object { return export("d", here) }, nil},
-		"an export from elsewhere, the verb here":   {"export", "datakeys", nil, false, func(_, elsewhere string) client.Object { return export("d", elsewhere) }, []string{"DataKey d"}},
-		"an export from elsewhere, the verb there":  {"export", "datakeys", []string{"d"}, true, func(_, elsewhere string) client.Object { return export("d", elsewhere) }, nil},
-		"a dry run, without the verb":               {"get", "datakeys", nil, false, func(_, _ string) client.Object { e := export("d"); e.Spec.DryRun = true; return e }, []string{"DataKey d"}},
-		"a blob, without the verb":                  {"get", "importedkeys", nil, false, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ciphertextBlob", "ImportedKey k", "resources: [importedkeys], resourceNames: [k], verbs: [export]", "--clusterrole=keyconvoy-datakey-exporter-role"}},
-		"a blob, with the verb on another key":      {"export", "importedkeys", []string{"other"}, false, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ImportedKey k"}},
-		"a blob, with the verb on its key":          {"export", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return exportOfBlob("k") }, nil},
-		"a blob, with the verb on all data keys":    {"export", "datakeys", nil, false, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ImportedKey k"}},
-		"a blob, with the verb on all keys":         {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return exportOfBlob("k") }, nil},
-		"a blob, with the verb elsewhere":           {"export", "importedkeys", nil, true, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ImportedKey k"}},
-		"a blob from elsewhere, the verb here":      {"export", "importedkeys", nil, false, func(_, elsewhere string) client.Object { return exportOfBlob("k", elsewhere) }, []string{"ImportedKey k"}},
-		"a blob from elsewhere, the verb there":     {"export", "importedkeys", []string{"k"}, true, func(_, elsewhere string) client.Object { return exportOfBlob("k", elsewhere) }, nil},
-		"a blob taken over, with use only":          {"use", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return takeover("k") }, []string{"the verb export", "ImportedKey k"}},
-		"a blob taken over, with export only":       {"export", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return takeover("k") }, []string{"the verb use", "ImportedKey k"}},
-		"an export to all, without the verb":        {"get", "datakeys", nil, false, func(here, _ string) client.Object { return clusterExport(here, "d") }, []string{"the verb export", "DataKey d"}},
-		"an export to all, with the verb elsewhere": {"export", "datakeys", nil, true, func(here, _ string) client.Object { return clusterExport(here, "d") }, []string{"DataKey d"}},
-		"an export to all, with the verb":           {"export", "datakeys", []string{"d"}, false, func(here, _ string) client.Object { return clusterExport(here, "d") }, nil},
+		"a data key, without the verb":                                 {"get", "importedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"the verb use", "ImportedKey k", "resources: [importedkeys], resourceNames: [k], verbs: [use]"}},
+		"a data key, with the verb on another key":                     {"use", "importedkeys", []string{"other"}, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"ImportedKey k"}},
+		"a data key, with the verb elsewhere":                          {"use", "importedkeys", nil, true, func(_, _ string) client.Object { return dataKey("k") }, []string{"ImportedKey k"}},
+		"a data key, with the other verb":                              {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"the verb use"}},
+		"a data key, with the verb on its key":                         {"use", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return dataKey("k") }, nil},
+		"a data key, with the verb on all keys":                        {"use", "importedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, nil},
+		"a data key under a generated key, the verb on imported keys":  {"use", "importedkeys", nil, false, func(_, _ string) client.Object { return underGenerated(dataKey("k")) }, []string{"the verb use", "GeneratedKey k", "resources: [generatedkeys], resourceNames: [k], verbs: [use]", "--clusterrole=keyconvoy-generatedkey-user-role"}},
+		"a data key under an imported key, the verb on generated keys": {"use", "generatedkeys", nil, false, func(_, _ string) client.Object { return dataKey("k") }, []string{"ImportedKey k"}},
+		"a data key under a generated key, the verb on it":             {"use", "generatedkeys", []string{"k"}, false, func(_, _ string) client.Object { return underGenerated(dataKey("k")) }, nil},
+		"a blob under a generated key, the verb on imported keys":      {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return underGenerated(exportOfBlob("k")) }, []string{"the verb export", "GeneratedKey k", "resources: [generatedkeys]"}},
+		"a blob under a generated key, the verb on it":                 {"export", "generatedkeys", []string{"k"}, false, func(_, _ string) client.Object { return underGenerated(exportOfBlob("k")) }, nil},
+		"a blob taken over under a generated key, use only":            {"use", "generatedkeys", []string{"k"}, false, func(_, _ string) client.Object { return underGenerated(takeover("k")) }, []string{"the verb export", "GeneratedKey k"}},
+		"an export, without the verb":                                  {"get", "datakeys", nil, false, func(_, _ string) client.Object { return export("d") }, []string{"the verb export", "DataKey d", "resources: [datakeys], resourceNames: [d], verbs: [export]"}},
+		"an export, with the verb on another":                          {"export", "datakeys", []string{"other"}, false, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
+		"an export, with the verb elsewhere":                           {"export", "datakeys", nil, true, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
+		"an export, with the verb on keys":                             {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
+		"an export, with the verb to use":                              {"use", "datakeys", nil, false, func(_, _ string) client.Object { return export("d") }, []string{"DataKey d"}},
+		"an export, with the verb on its data key":                     {"export", "datakeys", []string{"d"}, false, func(_, _ string) client.Object { return export("d") }, nil},
+		"an export that names its namespace":                           {"export", "datakeys", []string{"d"}, false, func(here, _ string) client.Object { return export("d", here) }, nil},
+		"an export from elsewhere, the verb here":                      {"export", "datakeys", nil, false, func(_, elsewhere string) client.Object { return export("d", elsewhere) }, []string{"DataKey d"}},
+		"an export from elsewhere, the verb there":                     {"export", "datakeys", []string{"d"}, true, func(_, elsewhere string) client.Object { return export("d", elsewhere) }, nil},
+		"a dry run, without the verb":                                  {"get", "datakeys", nil, false, func(_, _ string) client.Object { e := export("d"); e.Spec.DryRun = true; return e }, []string{"DataKey d"}},
+		"a blob, without the verb":                                     {"get", "importedkeys", nil, false, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ciphertextBlob", "ImportedKey k", "resources: [importedkeys], resourceNames: [k], verbs: [export]", "--clusterrole=keyconvoy-datakey-exporter-role"}},
+		"a blob, with the verb on another key":                         {"export", "importedkeys", []string{"other"}, false, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ImportedKey k"}},
+		"a blob, with the verb on its key":                             {"export", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return exportOfBlob("k") }, nil},
+		"a blob, with the verb on all data keys":                       {"export", "datakeys", nil, false, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ImportedKey k"}},
+		"a blob, with the verb on all keys":                            {"export", "importedkeys", nil, false, func(_, _ string) client.Object { return exportOfBlob("k") }, nil},
+		"a blob, with the verb elsewhere":                              {"export", "importedkeys", nil, true, func(_, _ string) client.Object { return exportOfBlob("k") }, []string{"ImportedKey k"}},
+		"a blob from elsewhere, the verb here":                         {"export", "importedkeys", nil, false, func(_, elsewhere string) client.Object { return exportOfBlob("k", elsewhere) }, []string{"ImportedKey k"}},
+		"a blob from elsewhere, the verb there":                        {"export", "importedkeys", []string{"k"}, true, func(_, elsewhere string) client.Object { return exportOfBlob("k", elsewhere) }, nil},
+		"a blob taken over, with use only":                             {"use", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return takeover("k") }, []string{"the verb export", "ImportedKey k"}},
+		"a blob taken over, with export only":                          {"export", "importedkeys", []string{"k"}, false, func(_, _ string) client.Object { return takeover("k") }, []string{"the verb use", "ImportedKey k"}},
+		"an export to all, without the verb":                           {"get", "datakeys", nil, false, func(here, _ string) client.Object { return clusterExport(here, "d") }, []string{"the verb export", "DataKey d"}},
+		"an export to all, with the verb elsewhere":                    {"export", "datakeys", nil, true, func(here, _ string) client.Object { return clusterExport(here, "d") }, []string{"DataKey d"}},
+		"an export to all, with the verb":                              {"export", "datakeys", []string{"d"}, false, func(here, _ string) client.Object { return clusterExport(here, "d") }, nil},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
@@ -350,4 +356,36 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 	}
 	g.Expect(n).To(Equal(len(bound)))
 	g.Expect(n).To(Equal(6))
+}
+
+// Moving a data key under another master key gives the users of that one what was under the former one.
+func TestPolicies_changingTheMasterKey_takesTheVerbOnBoth(t *testing.T) {
+	t.Parallel()
+	env := withPolicies(t)
+	for sentence, tc := range map[string]struct {
+		imported, generated []string // the keys that the person may use
+		says                string   // nothing: it is taken
+	}{
+		"both":            {[]string{"k"}, []string{"g"}, ""},
+		"the former only": {[]string{"k"}, []string{"other"}, "GeneratedKey g"},
+		"the new only":    {[]string{"other"}, []string{"g"}, "ImportedKey k"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			here := env.Namespace(t)
+			p := newPerson(t, env, here)
+			p.may("use", "importedkeys", here, tc.imported...)
+			p.may("use", "generatedkeys", here, tc.generated...)
+			object := existing(t, env, here, dataKey("k"))
+			moved := object.DeepCopyObject().(*v1alpha1.DataKey)
+			moved.Spec.KeyRef = v1alpha1.KeyReference{Kind: "GeneratedKey", Name: "g"}
+			err := p.Patch(t.Context(), moved, client.MergeFrom(object), client.DryRunAll)
+			if tc.says == "" {
+				g.Expect(err).NotTo(HaveOccurred())
+				return
+			}
+			refused(g, err, "the verb use", tc.says, p.name)
+		})
+	}
 }

@@ -16,7 +16,7 @@ import (
 // DataKey or an ImportedKey and create another one with the name. So an object keeps what its names meant when they were
 // first found, until its spec is written again.
 
-// blobDigest is the digest of a data key's ciphertextBlob, as sha256sum prints it.
+// blobDigest is the digest of a data key's ciphertextBlob, as sha256sum prints it. That of the first blob identifies the data key.
 func blobDigest(blob string) string {
 	sum := sha256.Sum256([]byte(blob))
 	return hex.EncodeToString(sum[:])
@@ -31,9 +31,8 @@ func approvedFor(was *v1alpha1.ApprovedInputs, generation int64) *v1alpha1.Appro
 }
 
 // approveDataKey keeps the data key that the spec's name means, and refuses another one. digest is what the spec itself
-// asks for, or "". Reasons: InputReplaced.
-func approveDataKey(approved *v1alpha1.ApprovedInputs, digest, blob, name string) error {
-	is := blobDigest(blob)
+// asks for, or "", and is identifies the data key that has the name. Reasons: InputReplaced.
+func approveDataKey(approved *v1alpha1.ApprovedInputs, digest, is, name string) error {
 	if digest == "" {
 		digest = approved.DataKeyDigest
 	}
@@ -71,5 +70,5 @@ func (r *clusterExportReconciler) approveDataKey(ctx context.Context, s *cluster
 	if dataKey.Status.CiphertextBlob == "" {
 		return nil // the exports wait for it
 	}
-	return approveDataKey(status.Approved, "", dataKey.Status.CiphertextBlob, key.String())
+	return approveDataKey(status.Approved, "", known(dataKey).identity(), key.String())
 }

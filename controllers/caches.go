@@ -61,7 +61,7 @@ func (c *Caches) follow(ctx context.Context, informers cache.Cache) error {
 		object client.Object
 	}{
 		{keystore.KindKeyStore, &v1alpha1.KeyStore{}}, {keystore.KindClusterKeyStore, &v1alpha1.ClusterKeyStore{}},
-		{"ImportedKey", &v1alpha1.ImportedKey{}}, {"DataKey", &v1alpha1.DataKey{}},
+		{"ImportedKey", &v1alpha1.ImportedKey{}}, {"GeneratedKey", &v1alpha1.GeneratedKey{}}, {"DataKey", &v1alpha1.DataKey{}},
 		{"ExportedDataKey", &v1alpha1.ExportedDataKey{}}, {"ClusterExportedDataKey", &v1alpha1.ClusterExportedDataKey{}},
 		{"Secret", secrets.Secret.Metadata()}, {"ConfigMap", secrets.ConfigMap.Metadata()}, {"Namespace", namespace},
 	} {

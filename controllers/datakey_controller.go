@@ -33,12 +33,17 @@ type dataKeyScope struct {
 	master  *keyring.Key     // set by findKey
 	key     kms.Key          // set by findKey
 	secret  *corev1.Secret   // set by findBlob; nil if it does not exist
-	blob    kms.Blob         // set by findBlob or generate
+	blob    kms.Blob         // set by findBlob, generate or reencrypt
 	custody v1alpha1.Custody // set with blob
-	tag     string           // set by findBlob or tagBlob: the module's, over blob and object
+	digest  string           // set by findBlob or reencrypt: identifies a data key that was re-encrypted
+	tag     string           // set by findBlob or tagBlob: the module's, over blob, digest and object
 	suspect bool             // set by findSuspect: the module may have returned a wrong result for the blob
 
-	generated, verified *metav1.Time // set by generate, and by findBlob: when the module did that
+	fromSecret bool    // set by findBlob: blob is that of the Secret
+	source     kms.Key // set by findBlob with blob: the key that it is under
+	previous   []byte  // set by findBlob or reencrypt: the blob before the last re-encryption
+
+	generated, verified *metav1.Time // set by generate, and by findBlob and reencrypt: when the module did that
 }
 
 // Reconcile finds the data key or generates it, and keeps it in the Secret and in the status.
@@ -53,7 +58,7 @@ func (r *dataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 
 	scope := &dataKeyScope{object: object}
 	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*dataKeyScope]{
-		r.findKey, r.findSuspect, r.findUnchanged, r.findBlob, r.generate, r.tagBlob, r.keepBlob, r.markMade,
+		r.findKey, r.findSuspect, r.findUnchanged, r.findBlob, r.generate, r.reencrypt, r.tagBlob, r.keepBlob, r.markMade,
 	}, func(err error) reconciler.Outcome {
 		return reconciler.Outcome{
 			Err: explained(err), ReadyMessage: "The data key is in status.ciphertextBlob and in its Secret.", Events: noteVerification(scope, err),

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -10,6 +11,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
@@ -18,15 +20,19 @@ import (
 
 const (
 	entryBlob = "ciphertextBlob"
+	// entryPreviousBlob is the blob before the last re-encryption.
+	entryPreviousBlob = "previousCiphertextBlob"
 
 	// annotationBlobTag is the module's tag over the blob and the DataKey's namespace and name: the proof that the
 	// operator wrote the blob for that DataKey.
 	annotationBlobTag = "keyconvoy.io/blob-tag"
+	// annotationDataKeyDigest is status.dataKeyDigest. The tag is over it, too.
+	annotationDataKeyDigest = "keyconvoy.io/data-key-digest"
 )
 
 // dataKeySecrets keep blobs.
 var dataKeySecrets = &secrets.Class{
-	Type: v1alpha1.SecretTypeDataKey, Mark: "keyconvoy.io/data-key", Entries: []string{entryBlob},
+	Type: v1alpha1.SecretTypeDataKey, Mark: "keyconvoy.io/data-key", Entries: []string{entryBlob, entryPreviousBlob},
 }
 
 func dataKeyTarget(object *v1alpha1.DataKey) (secrets.Target, error) {
@@ -42,28 +48,22 @@ func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error 
 	if s.target, err = dataKeyTarget(s.object); err != nil {
 		return err
 	}
-	name := string(s.object.Spec.KeyRef.Name)
-	if s.master, err = r.keys.Get(ctx, inNamespace(s.object, name)); err != nil {
+	ref := masterRefOf(s.object)
+	if s.master, err = r.keys.Get(ctx, ref); err != nil {
 		return err
 	}
 	if s.master == nil {
-		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("ImportedKey %s does not exist. The operator continues when it is created.", name))
+		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf("%s %s does not exist. The operator continues when it is created.", ref.Kind, ref.Name))
 	}
-	if err := usable(s.master, s.master.Kind(), name, v1alpha1.ReasonKeyNotReady); err != nil {
+	if err := usable(s.master, ref.Kind, ref.Name, v1alpha1.ReasonKeyNotReady); err != nil {
 		return err
 	}
 	if !s.master.Bound() {
 		return reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf(
-			"ImportedKey %s adopts the key of a former object with its name, and has not found it yet. See its conditions.", name))
+			"%s %s adopts the key of a former object with its name, and has not found it yet. See its conditions.", ref.Kind, ref.Name))
 	}
 	if s.key, err = s.master.KMS(); err != nil {
 		return err
-	}
-	if was := s.object.Status.KeyVersionID; was != "" && was != s.key.Primary.ID.String() {
-		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
-			"The data key was made under key version %s, but ImportedKey %s is now a different key. To restore the original key, create an ImportedKey with "+
-				"adopt.keyVersionID: %s and, if the module lost the key, adopt.materialFingerprint, and import its material again. "+
-				"Otherwise create a new DataKey.", was, name, was)}
 	}
 	return nil
 }
@@ -85,7 +85,7 @@ func doneAt(k *v1alpha1.DataKey) *metav1.Time {
 // findUnchanged ends the reconcile when status and Secret are as they were left. It asks the caches only.
 func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) error {
 	status := s.object.Status
-	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(status.CiphertextBlob) {
+	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(known(s.object)) || s.moves(status.KeyVersionID) {
 		return nil
 	}
 	m, err := r.secrets.Look(ctx, s.target.Ref)
@@ -95,16 +95,33 @@ func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) 
 	return err
 }
 
-// specAgrees says whether the spec asks for no other blob than this.
-func (s *dataKeyScope) specAgrees(blob string) bool {
-	if s.object.Spec.CiphertextBlob == "" {
-		return true
-	}
-	want, err := kms.ParseBlob(s.object.Spec.CiphertextBlob)
-	return err == nil && want.String() == blob
+// specAgrees says whether the spec asks for no other data key than this.
+func (s *dataKeyScope) specAgrees(is heldBlob) bool {
+	given, err := parseIfGiven(s.object.Spec.CiphertextBlob)
+	return err == nil && (given.IsZero() || blobDigest(given.String()) == is.identity())
 }
 
-// findBlob sets secret, and blob where one exists: in the status, in the spec or in the Secret. A blob
+// heldBlob is a blob where one is held: in the status, in the spec, or in the Secret.
+type heldBlob struct {
+	text   string
+	digest string // of a data key that was re-encrypted
+	tag    string
+}
+
+// known is the blob in the status.
+func known(object *v1alpha1.DataKey) heldBlob {
+	return heldBlob{object.Status.CiphertextBlob, object.Status.DataKeyDigest, object.Status.BlobTag}
+}
+
+// identity is the digest that identifies the data key, which no re-encryption changes; "" for none.
+func (b heldBlob) identity() string {
+	if b.digest != "" || b.text == "" {
+		return b.digest
+	}
+	return blobDigest(b.text)
+}
+
+// findBlob sets secret and previous, and blob and source where a blob exists: in the status, in the spec or in the Secret. A blob
 // that the operator has not seen before is verified, and so is one for which the module may have returned a wrong result. Reasons:
 // TargetNotOwned, InvalidParameter, DataKeyDamaged, those of operations, and the codes of VerifyDataKey.
 //
@@ -120,64 +137,130 @@ func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error
 	if err != nil {
 		return err
 	}
-	given, err := s.givenBlob()
+	given, err := parseIfGiven(s.object.Spec.CiphertextBlob)
 	if err != nil {
 		return err
 	}
-	known, err := s.knownBlob()
-	if err != nil {
-		return err
-	}
+	known, asked := known(s.object), heldBlob{text: given.String()}
+	s.custody = v1alpha1.CustodyUnknown
+	var found heldBlob
 	switch {
-	case !known.IsZero():
-		s.blob, s.custody, s.tag = known, s.object.Status.Custody, s.object.Status.BlobTag
-	case !given.IsZero():
-		s.blob, s.custody = given, v1alpha1.CustodyUnknown
-	case !kept.IsZero():
-		s.blob, s.custody, s.tag = kept, v1alpha1.CustodyUnknown, s.secret.Annotations[annotationBlobTag]
+	case known.text != "":
+		found, s.custody = known, s.object.Status.Custody
+	case asked.text != "" && (kept.digest == "" || kept.digest != asked.identity()):
+		found = asked
+	case kept.text != "":
+		found, s.fromSecret = kept, true
 	default:
 		return nil
 	}
-	if differs(kept, s.blob) || differs(given, s.blob) {
-		return s.twoBlobs()
+	for _, other := range []heldBlob{kept, asked} {
+		if other.text != "" && other.identity() != found.identity() {
+			return s.twoBlobs()
+		}
 	}
-	if !known.IsZero() && !s.suspect {
-		return nil
+	if err := s.set(found); err != nil {
+		return err
+	}
+	switch {
+	case known.text == "":
+		return r.takeOver(ctx, s)
+	case kept.text != "" && kept.text != known.text:
+		return r.chooseBlob(ctx, s, kept)
+	}
+	if err := r.findSource(ctx, s); err != nil || !s.suspect {
+		return err
 	}
 	return r.verify(ctx, s)
 }
 
-// differs reports whether there is a blob, and it is not the other one.
-func differs(blob, other kms.Blob) bool { return !blob.IsZero() && blob.String() != other.String() }
+// set sets the blob.
+func (s *dataKeyScope) set(found heldBlob) (err error) {
+	s.blob, err = kms.ParseBlob(found.text)
+	s.digest, s.tag = found.digest, found.tag
+	return err
+}
 
-// keptBlob returns the blob in the Secret, or none.
-func (s *dataKeyScope) keptBlob() (kms.Blob, error) {
-	if s.secret == nil {
-		return kms.Blob{}, nil
+// takeOver verifies a blob that the status does not know. It must be under the master key that the spec names: config/policy
+// checked the verbs on that one. Reasons: those of verify.
+func (r *dataKeyReconciler) takeOver(ctx context.Context, s *dataKeyScope) error {
+	s.source = s.key
+	return r.verify(ctx, s)
+}
+
+// chooseBlob chooses between the blob in the status and another one of the same data key in the Secret. The operator ended after
+// it had written a re-encrypted blob to the Secret, or someone has put a former blob there. One under the primary version is not
+// given up for another. Reasons: InvalidParameter, those of findSource and verify.
+func (r *dataKeyReconciler) chooseBlob(ctx context.Context, s *dataKeyScope, kept heldBlob) error {
+	other := *s
+	other.fromSecret, other.custody = true, v1alpha1.CustodyUnknown
+	if err := other.set(kept); err != nil {
+		return err
 	}
-	kept := string(s.secret.Data[entryBlob])
-	if kept == "" && s.object.Status.CiphertextBlob == "" && s.object.Spec.CiphertextBlob == "" {
-		return kms.Blob{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
+	if err := r.findSource(ctx, &other); err != nil {
+		return err
+	}
+	if err := r.verify(ctx, &other); err != nil {
+		if kms.CodeOf(err) == kms.InvalidParameter {
+			return s.twoBlobs()
+		}
+		return err
+	}
+	if s.blob.KeyVersionID() == s.key.Primary.ID {
+		return r.findSource(ctx, s)
+	}
+	*s = other
+	return nil
+}
+
+// findSource sets source: the key under which the blob is. That is the master key, or the one that keyRef named when the blob
+// was put into the status. Reasons: InvalidParameter, and those of Holder.
+func (r *dataKeyReconciler) findSource(ctx context.Context, s *dataKeyScope) error {
+	version := s.blob.KeyVersionID().String()
+	if slices.Contains(s.master.Versions(), version) {
+		s.source = s.key
+		return nil
+	}
+	here := func(k *keyring.Key) bool { return k.Ref().Namespace == s.object.Namespace }
+	holder, err := r.keys.Holder(ctx, version, here)
+	if err != nil {
+		return err
+	}
+	ref := s.master.Ref()
+	if holder == nil || !holder.Holds() {
+		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
+			"The data key was made under key version %s, but %s %s is now a different key. To restore the original key, create an ImportedKey with "+
+				"adopt.keyVersionID: %s and, if the module lost the key, adopt.materialFingerprint, and import its material again. "+
+				"Otherwise create a new DataKey.", version, ref.Kind, ref.Name, version)}
+	}
+	if holder.Store() != s.master.Store() {
+		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
+			"The data key is under %s %s, and %s %s is in another key store. A module re-encrypts data keys under its own keys only: export the data key to the other module instead.",
+			holder.Ref().Kind, holder.Ref().Name, ref.Kind, ref.Name)}
+	}
+	s.source, err = holder.KMS()
+	return err
+}
+
+// keptBlob returns the blob in the Secret, or none, and sets previous.
+func (s *dataKeyScope) keptBlob() (heldBlob, error) {
+	if s.secret == nil {
+		return heldBlob{}, nil
+	}
+	s.previous = s.secret.Data[entryPreviousBlob]
+	text := string(s.secret.Data[entryBlob])
+	if text == "" && s.object.Status.CiphertextBlob == "" && s.object.Spec.CiphertextBlob == "" {
+		return heldBlob{}, &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
 			"%s belongs to this DataKey but its ciphertextBlob is missing. Restore it from a backup, or delete the Secret to generate a new data key.", s.target)}
 	}
-	if kept == "" {
-		return kms.Blob{}, nil
+	if text == "" {
+		return heldBlob{}, nil
 	}
-	blob, err := kms.ParseBlob(kept)
+	blob, err := kms.ParseBlob(text)
 	if err != nil {
-		return kms.Blob{}, s.unreadable(err)
+		return heldBlob{}, s.unreadable(err)
 	}
-	return blob, nil
-}
-
-// givenBlob returns the blob in the spec, or none.
-func (s *dataKeyScope) givenBlob() (kms.Blob, error) {
-	return parseIfGiven(s.object.Spec.CiphertextBlob)
-}
-
-// knownBlob returns the blob in the status, or none.
-func (s *dataKeyScope) knownBlob() (kms.Blob, error) {
-	return parseIfGiven(s.object.Status.CiphertextBlob)
+	return heldBlob{blob.String(), s.secret.Annotations[annotationDataKeyDigest], s.secret.Annotations[annotationBlobTag]}, nil
 }
 
 func parseIfGiven(text string) (kms.Blob, error) {
@@ -204,13 +287,17 @@ func (r *dataKeyReconciler) verify(ctx context.Context, s *dataKeyScope) error {
 
 // verifySuspect says whether the blob, which the operator generated or verified before, opens.
 func (r *dataKeyReconciler) verifySuspect(ctx context.Context, ops kms.Service, s *dataKeyScope) error {
-	err := ops.VerifyDataKey(ctx, s.key, s.blob, s.request().EncryptionContext)
+	err := ops.VerifyDataKey(ctx, s.source, s.blob, s.request().EncryptionContext)
 	if kms.CodeOf(err) != kms.InvalidParameter {
 		return err
 	}
-	return &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonDataKeyDamaged, Err: err,
-		Message: "The data key does not open: the module returned wrong results when it generated the data key. The operator does not replace a data key " +
+	damaged := &reconciler.Error{Class: reconciler.Terminal, Reason: v1alpha1.ReasonDataKeyDamaged, Err: err,
+		Message: "The data key does not open: the module returned wrong results when it generated or re-encrypted the data key. The operator does not replace a data key " +
 			"that may be in use. Create another DataKey, export that one instead, and delete this one with its Secret."}
+	if s.previous != nil {
+		damaged.Message += fmt.Sprintf(" The entry %s of %s is the blob before the re-encryption: set spec.ciphertextBlob of the other DataKey to it to keep the data key.", entryPreviousBlob, s.target)
+	}
+	return damaged
 }
 
 // doneNow returns the time for a status.
@@ -220,8 +307,8 @@ func (r *dataKeyReconciler) doneNow() *metav1.Time {
 }
 
 func (r *dataKeyReconciler) verifyIn(ctx context.Context, ops kms.Service, s *dataKeyScope) error {
-	if s.object.Spec.CiphertextBlob == "" {
-		err := ops.CheckBlobTag(ctx, s.object.Namespace, s.object.Name, s.blob, s.tag)
+	if s.fromSecret {
+		err := ops.CheckBlobTag(ctx, s.assigned(), s.tag)
 		if kms.CodeOf(err) == kms.InvalidParameter {
 			return s.untagged(err)
 		}
@@ -231,7 +318,7 @@ func (r *dataKeyReconciler) verifyIn(ctx context.Context, ops kms.Service, s *da
 	}
 	asked := s.request()
 	err := r.recorded(keyLine(audit.TakeOverDataKey, s.object, s.key), func(*audit.Record) error {
-		if err := ops.VerifyDataKey(ctx, s.key, s.blob, asked.EncryptionContext); err != nil {
+		if err := ops.VerifyDataKey(ctx, s.source, s.blob, asked.EncryptionContext); err != nil {
 			return err
 		}
 		return asked.CheckBlob(s.blob)
@@ -245,7 +332,7 @@ func (r *dataKeyReconciler) verifyIn(ctx context.Context, ops kms.Service, s *da
 // unreadable adds that the Secret with the blob is not replaced.
 func (s *dataKeyScope) unreadable(err error) error {
 	e := reconciler.From(err)
-	if s.object.Spec.CiphertextBlob == "" {
+	if s.object.Spec.CiphertextBlob == "" || s.fromSecret {
 		e.Message += fmt.Sprintf(" It is in %s, which is not replaced. To generate a new data key, move the Secret away.", s.target)
 	}
 	return e
@@ -255,7 +342,7 @@ func (s *dataKeyScope) unreadable(err error) error {
 func (s *dataKeyScope) untagged(err error) error {
 	e := reconciler.From(err)
 	e.Message += fmt.Sprintf(" It is in %s and is neither taken over nor replaced. To take it over, put it into spec.ciphertextBlob, "+
-		"which requires the verb export on the ImportedKey %s. To make another data key, move the Secret away.", s.target, s.master.Name().Name)
+		"which requires the verb export on the %s %s. To make another data key, move the Secret away.", s.target, s.master.Ref().Kind, s.master.Ref().Name)
 	return e
 }
 
@@ -290,15 +377,67 @@ func (r *dataKeyReconciler) generate(ctx context.Context, s *dataKeyScope) error
 	return nil
 }
 
+// moves reports whether a data key under a version is to be re-encrypted: its owner wants it under the primary version, or keyRef
+// names another key than before.
+func (s *dataKeyScope) moves(version string) bool {
+	return version != s.key.Primary.ID.String() &&
+		(s.object.Spec.ReencryptsOnRotation() || !slices.Contains(s.master.Versions(), version))
+}
+
+// reencrypt moves the data key under the primary version of the master key. The former blob stays in the Secret until the next
+// time, so that there is a readable blob whenever the operator ends. Reasons: those of operations, and the codes of ReEncrypt.
+func (r *dataKeyReconciler) reencrypt(ctx context.Context, s *dataKeyScope) error {
+	if !s.moves(s.blob.KeyVersionID().String()) {
+		return nil
+	}
+	var moved kms.DataKey
+	err := r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
+		return r.recorded(keyLine(audit.ReEncrypt, s.object, s.key), func(line *audit.Record) (err error) {
+			moved, err = ops.ReEncrypt(ctx, kms.ReEncryptRequest{
+				Key: s.source, CiphertextBlob: s.blob, EncryptionContext: s.request().EncryptionContext, Destination: s.key,
+			})
+			line.Custody = moved.Custody
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	if s.digest == "" {
+		s.digest = blobDigest(s.blob.String())
+	}
+	s.previous, s.blob, s.tag = []byte(s.blob.String()), moved.CiphertextBlob, ""
+	s.custody = weakest(s.custody, v1alpha1.Custody(moved.Custody))
+	s.verified = r.doneNow() // ReEncrypt has opened it
+	return nil
+}
+
+// custodies are from the strongest to the weakest.
+var custodies = []v1alpha1.Custody{
+	v1alpha1.Custody(hsm.CustodyModule), v1alpha1.Custody(hsm.CustodyHost), v1alpha1.Custody(hsm.CustodySoftware), v1alpha1.CustodyUnknown,
+}
+
+func weakest(a, b v1alpha1.Custody) v1alpha1.Custody {
+	if slices.Index(custodies, a) > slices.Index(custodies, b) {
+		return a
+	}
+	return b
+}
+
 // tagBlob sets tag, unless the status or the Secret has it. Reasons: those of operations.
 func (r *dataKeyReconciler) tagBlob(ctx context.Context, s *dataKeyScope) error {
 	if s.tag != "" {
 		return nil
 	}
 	return r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) (err error) {
-		s.tag, err = ops.TagBlob(ctx, s.object.Namespace, s.object.Name, s.blob)
+		s.tag, err = ops.TagBlob(ctx, s.assigned())
 		return err
 	})
+}
+
+// assigned is what the tag is over.
+func (s *dataKeyScope) assigned() kms.Assigned {
+	return kms.Assigned{Namespace: s.object.Namespace, Name: s.object.Name, Blob: s.blob, Digest: s.digest}
 }
 
 // request is what the spec asks for.
@@ -314,18 +453,22 @@ func (s *dataKeyScope) request() kms.GenerateDataKeyRequest {
 // keepBlob writes the Secret, where it is not as it should be, and then the status. Reasons:
 // TargetNotOwned, APIServer.
 func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error {
-	ref, err := r.secrets.Ensure(ctx, secrets.Desired{
-		Target: s.target,
-		Data:   map[string][]byte{entryBlob: []byte(s.blob.String())},
-		Notes:  map[string]string{annotationBlobTag: s.tag},
-	}, s.secret)
+	data, notes := map[string][]byte{entryBlob: []byte(s.blob.String())}, map[string]string{annotationBlobTag: s.tag}
+	if s.previous != nil {
+		data[entryPreviousBlob] = s.previous
+	}
+	if s.digest != "" {
+		notes[annotationDataKeyDigest] = s.digest
+	}
+	ref, err := r.secrets.Ensure(ctx, secrets.Desired{Target: s.target, Data: data, Notes: notes}, s.secret)
 	if err != nil {
 		return err
 	}
 	status := &s.object.Status
 	status.KeyID = s.key.ID.String()
-	status.KeyVersionID = s.key.Primary.ID.String()
+	status.KeyVersionID = s.blob.KeyVersionID().String()
 	status.CiphertextBlob = s.blob.String()
+	status.DataKeyDigest = s.digest
 	status.BlobTag = s.tag
 	status.Custody = s.custody
 	status.SecretRef = &ref
@@ -341,10 +484,10 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 // markMade says on the object itself that it has a data key: backups carry no status, and one that comes
 // back before its Secret must not be taken for new.
 func (r *dataKeyReconciler) markMade(ctx context.Context, s *dataKeyScope) error {
-	version := s.key.Primary.ID.String()
-	if s.object.Annotations[v1alpha1.AnnotationDataKeyMade] == version {
+	if s.object.Annotations[v1alpha1.AnnotationDataKeyMade] != "" {
 		return nil
 	}
+	version := s.blob.KeyVersionID().String()
 	marked := s.object.DeepCopy() // the answer to the patch has the status of before
 	metav1.SetMetaDataAnnotation(&marked.ObjectMeta, v1alpha1.AnnotationDataKeyMade, version)
 	return r.Client.Patch(ctx, marked, client.MergeFrom(s.object))

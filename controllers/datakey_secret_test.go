@@ -85,7 +85,7 @@ func (o *operator) tagged(t testing.TB, s *corev1.Secret) *corev1.Secret {
 		return s // the operator gives no tag to what is no blob
 	}
 	ops := kms.Operations{Module: o.Module(t)}
-	tag, err := ops.TagBlob(t.Context(), o.Namespace, s.Annotations["keyconvoy.io/data-key"], blob)
+	tag, err := ops.TagBlob(t.Context(), kms.Assigned{Namespace: o.Namespace, Name: s.Annotations["keyconvoy.io/data-key"], Blob: blob})
 	if err != nil {
 		t.Fatal(err)
 	}

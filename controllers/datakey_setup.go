@@ -28,6 +28,7 @@ func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) 
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.DataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
+		Watches(&v1alpha1.GeneratedKey{}, handler.EnqueueRequestsFromMapFunc(r.dataKeysOfKey), builder.WithPredicates(keyStateChanged)).
 		WatchesRawSource(r.stores.Changes(r.dataKeysThatWaitFor)).
 		Watches(&v1alpha1.KeyStore{}, suspects, builder.WithPredicates(suspectPeriodsChanged)).
 		Watches(&v1alpha1.ClusterKeyStore{}, suspects, builder.WithPredicates(suspectPeriodsChanged)).
@@ -42,14 +43,19 @@ func (r *dataKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) 
 // the material may have ended, or been lost with the module's content, before the operator noticed.
 var keyStateChanged = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
-		was, is := e.ObjectOld.(*v1alpha1.ImportedKey), e.ObjectNew.(*v1alpha1.ImportedKey)
+		was, isImported := e.ObjectOld.(*v1alpha1.ImportedKey)
+		if !isImported {
+			was, is := e.ObjectOld.(*v1alpha1.GeneratedKey).Status, e.ObjectNew.(*v1alpha1.GeneratedKey).Status
+			return was.KeyState != is.KeyState || was.PrimaryVersion != is.PrimaryVersion
+		}
+		is := e.ObjectNew.(*v1alpha1.ImportedKey)
 		return was.Status.KeyState != is.Status.KeyState || was.Status.KeyVersionID != is.Status.KeyVersionID ||
 			was.Status.InputsDigest != is.Status.InputsDigest
 	},
 }
 
 func (r *dataKeyReconciler) dataKeysOfKey(ctx context.Context, key client.Object) []reconcile.Request {
-	return r.findDataKeys(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()})
+	return r.dataKeysUnder(ctx, keyring.Of(key), nil)
 }
 
 // dataKeysOfStore finds the data keys that wait for a key store, which may allow their namespace now.
@@ -74,10 +80,13 @@ func (r *dataKeyReconciler) dataKeysThatWaitFor(ctx context.Context, change keys
 }
 
 func (r *dataKeyReconciler) dataKeysInStore(ctx context.Context, id keystore.ID, want func(*v1alpha1.DataKey) bool) []reconcile.Request {
+	keys, err := r.keys.InStore(ctx, id, client.DisableReadYourWritesConsistency)
+	if err != nil {
+		return nil // the cache has stopped, because the operator is stopping
+	}
 	var requests []reconcile.Request
-	for _, key := range r.findKeys(ctx, nil, client.MatchingFields{keyring.IndexStore: id.String()}) {
-		requests = append(requests, r.findDataKeys(ctx, want,
-			client.InNamespace(key.Namespace), client.MatchingFields{indexKey: key.Name})...)
+	for _, key := range keys {
+		requests = append(requests, r.dataKeysUnder(ctx, key, want)...)
 	}
 	return requests
 }

@@ -73,7 +73,7 @@ func (r *exportedDataKeyReconciler) approve(ctx context.Context, s *exportScope)
 		return approval{}, err
 	}
 	// An approval is renewed without another call into the module, which would decide this.
-	if err := kms.Permit(kms.OpExportDataKey, key.StateAt(r.clock.Now())); err != nil {
+	if err := kms.Permit(kms.OpExportDataKey, key.Origin, key.StateAt(r.clock.Now())); err != nil {
 		return approval{}, err
 	}
 	s.inputs = s.inputsDigest()
@@ -118,7 +118,7 @@ func (r *exportedDataKeyReconciler) export(ctx context.Context, s *exportScope, 
 		SM2CiphertextFormat: wrapping.SM2Format(spec.SM2CiphertextFormat),
 		DryRun:              spec.DryRun,
 	}
-	err = r.stores.Use(ctx, approved.holder.Name().Namespace, approved.holder.StoreRef(), func(ops keystore.Session) error {
+	err = r.stores.Use(ctx, approved.holder.Ref().Namespace, approved.holder.StoreRef(), func(ops keystore.Session) error {
 		return r.recorded(s.exportLine(audit.ExportDataKey), func(line *audit.Record) (err error) {
 			exported, err = ops.ExportDataKey(ctx, request)
 			if line.Custody = exported.Custody; err == nil {

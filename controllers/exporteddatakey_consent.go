@@ -66,7 +66,7 @@ func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportSco
 	if !s.holder.Holds() {
 		// It may yet be the owner. Until then it has no say, and exports nothing.
 		return &kms.Error{Code: kms.RejectedPendingImport, Detail: fmt.Sprintf(
-			"ImportedKey %s asks to adopt the key version that the blob names and has not adopted it. See its conditions.", s.holder)}
+			"%s asks to adopt the key version that the blob names and has not adopted it. See its conditions.", s.holder)}
 	}
 	if s.live {
 		if s.holder, err = r.readLive(ctx, s.holder); err != nil {
@@ -84,15 +84,15 @@ func (r *exportedDataKeyReconciler) readLive(ctx context.Context, cached *keyrin
 	live, err := r.keys.Live(ctx, cached)
 	if err == nil && live == nil {
 		err = reconciler.Wait(v1alpha1.ReasonKeyNotReady, fmt.Sprintf(
-			"%s %s no longer exists. The operator exports when it is created again.", cached.Kind(), cached))
+			"%s no longer exists. The operator exports when it is created again.", cached))
 	}
 	return live, err
 }
 
-// mayHold says which ImportedKey can be the data key's: the one that its DataKey, or keyRef beside an inline blob,
+// mayHold says which master key can be the data key's: the one that its DataKey, or keyRef beside an inline blob,
 // names. config/policy checked the verb export on that one, so no other is exported from.
 func (s *exportScope) mayHold(k *keyring.Key) bool {
-	return k.Name() == s.master
+	return k.Ref() == s.master
 }
 
 // noHolder says that the named master key is not the one that the blob was made under, or does not exist. Both read
@@ -100,10 +100,10 @@ func (s *exportScope) mayHold(k *keyring.Key) bool {
 func (s *exportScope) noHolder() error {
 	if s.object.Spec.KeyRef != nil {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
-			"ImportedKey %s does not exist, or is not the key that ciphertextBlob was made under. Name the master key of the data key.", s.master)}
+			"%s does not exist, or is not the key that ciphertextBlob was made under. Name the master key of the data key.", s.master)}
 	}
 	return &kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
-		"No ImportedKey has the key version %s that the blob names. The operator continues when one is created.", s.blob.KeyVersionID())}
+		"No master key has the key version %s that the blob names. The operator continues when one is created.", s.blob.KeyVersionID())}
 }
 
 // consentOrWithdraw deletes the export's Secret when the owner does not consent to it (any more).
@@ -121,7 +121,7 @@ func (r *exportedDataKeyReconciler) consentOrWithdraw(ctx context.Context, objec
 // consent asks the owners of the key store and of the key. Reasons: KeyNotReady, KeyStoreNotReady,
 // ForbiddenNoPermission, InvalidParameter.
 func (r *exportedDataKeyReconciler) consent(ctx context.Context, object *v1alpha1.ExportedDataKey, key *keyring.Key, recipient string) error {
-	if err := usable(key, key.Kind(), key.Name().Name, v1alpha1.ReasonKeyNotReady); err != nil {
+	if err := usable(key, key.Ref().Kind, key.Ref().Name, v1alpha1.ReasonKeyNotReady); err != nil {
 		return err
 	}
 	return r.keys.Consent(ctx, key, keyring.Use{

@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -36,7 +35,8 @@ type exportScope struct {
 	live        bool                  // set by confirm: ask the API server for the master key's object, not the cache
 	target      secrets.Target        // set by findDataKey
 	blob        kms.Blob              // set by findDataKey
-	master      types.NamespacedName  // set by findDataKey: the master key, as the DataKey or keyRef names it
+	dataKey     string                // set by findDataKey: the digest that identifies the data key
+	master      keyring.Ref           // set by findDataKey: the master key, as the DataKey or keyRef names it
 	context     kms.EncryptionContext // set by findDataKey
 	recipient   kms.Recipient         // set by findRecipient, unless the fingerprint is known from before, and by approve
 	fingerprint string                // set with recipient: its fingerprint

@@ -58,7 +58,7 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 	s.object.Status.Approved = approved
 	s.context = encryptionContext(spec.EncryptionContext)
 	if spec.KeyRef != nil {
-		s.master = masterKeyOf(s.object)
+		s.master = masterRefOfBlob(s.object)
 	}
 	if spec.DataKeyRef != nil {
 		key := dataKeyOf(s.object)
@@ -77,10 +77,11 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 			return err
 		}
 		text, s.context = dataKey.Status.CiphertextBlob, encryptionContext(dataKey.Spec.EncryptionContext)
-		if err := approveDataKey(approved, spec.DataKeyRef.Digest, text, key.String()); err != nil {
+		s.dataKey = known(dataKey).identity()
+		if err := approveDataKey(approved, spec.DataKeyRef.Digest, s.dataKey, key.String()); err != nil {
 			return err
 		}
-		s.master = inNamespace(dataKey, string(dataKey.Spec.KeyRef.Name))
+		s.master = masterRefOf(dataKey)
 	}
 	// Before anything is read: a start may meet many exports that are new.
 	if !ready(s.object.Status.Conditions) {
@@ -88,7 +89,9 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 			return err
 		}
 	}
-	s.blob, err = kms.ParseBlob(text)
+	if s.blob, err = kms.ParseBlob(text); err == nil && s.dataKey == "" {
+		s.dataKey = blobDigest(s.blob.String())
+	}
 	return err
 }
 
@@ -118,12 +121,20 @@ func secretTarget(object *v1alpha1.ExportedDataKey) *v1alpha1.SecretTarget {
 	return &object.Spec.Target.SecretTarget
 }
 
-// inputsDigest is the digest of all that an export is made from.
+// inputsDigest is the digest of all that an export is made from. The data key is identified by its first blob, so that a
+// re-encryption, which does not change it, causes no other export. Earlier releases identified it by its current blob. Their
+// digest stays until something else changes.
 func (s *exportScope) inputsDigest() string {
 	spec := &s.object.Spec
-	binding := ciphertext.Bind(s.blob.KeyVersionID(), s.context)
-	return secrets.DigestOf(s.blob.String(), string(binding[:]), s.fingerprint, string(spec.WrappingKeySpec), spec.WrappingAlgorithm,
-		spec.SM2CiphertextFormat, strconv.FormatBool(s.target.Immutable))
+	digest := func(dataKey string, version uuid.UUID) string {
+		binding := ciphertext.Bind(version, s.context)
+		return secrets.DigestOf(dataKey, string(binding[:]), s.fingerprint, string(spec.WrappingKeySpec), spec.WrappingAlgorithm,
+			spec.SM2CiphertextFormat, strconv.FormatBool(s.target.Immutable))
+	}
+	if former := digest(s.blob.String(), s.blob.KeyVersionID()); s.object.Status.InputsDigest == former {
+		return former
+	}
+	return digest(s.dataKey, uuid.Nil)
 }
 
 // compare sets inputs, secret and suspect, and ends the reconcile when nothing is to be exported. While nothing changed it asks the caches only; the Secret is read

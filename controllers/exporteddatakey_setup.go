@@ -29,6 +29,7 @@ func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.O
 		For(&v1alpha1.ExportedDataKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.DataKey{}, mapped(r.exportsOfDataKey), builder.WithPredicates(blobChanged)).
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(keyStateChanged)).
+		Watches(&v1alpha1.GeneratedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(keyStateChanged)).
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsToKey), builder.WithPredicates(parametersChanged)).
 		WatchesRawSource(r.stores.Changes(r.exportsThatWaitFor)).
 		Watches(&v1alpha1.KeyStore{}, mapped(r.suspectExports), builder.WithPredicates(suspectPeriodsChanged)).
@@ -37,6 +38,7 @@ func (r *exportedDataKeyReconciler) setup(mgr ctrl.Manager, options controller.O
 		WatchesMetadata(secrets.ConfigMap.Metadata(), mapped(r.exportsOfContent(secrets.ConfigMap))).
 		// Consent may be given or withdrawn by the key's owner, by the key store's, and by those who label namespaces.
 		Watches(&v1alpha1.ImportedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.GeneratedKey{}, mapped(r.exportsOfKey), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, mapped(r.exportsOfStore), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(namespaces, mapped(r.exportsOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
@@ -67,7 +69,7 @@ func (r *exportedDataKeyReconciler) exportsOfDataKey(ctx context.Context, dataKe
 // version, in every namespace.
 func (r *exportedDataKeyReconciler) exportsOf(ctx context.Context, key *keyring.Key, want func(*v1alpha1.ExportedDataKey) bool) []reconcile.Request {
 	var requests []reconcile.Request
-	for _, dataKey := range r.findDataKeys(ctx, nil, client.InNamespace(key.Name().Namespace), client.MatchingFields{indexKey: key.Name().Name}) {
+	for _, dataKey := range r.dataKeysUnder(ctx, key, nil) {
 		requests = append(requests, r.findExports(ctx, want, client.MatchingFields{indexDataKey: dataKey.String()})...)
 	}
 	for _, version := range key.Versions() {
@@ -77,12 +79,12 @@ func (r *exportedDataKeyReconciler) exportsOf(ctx context.Context, key *keyring.
 }
 
 func (r *exportedDataKeyReconciler) exportsOfKey(ctx context.Context, key client.Object) []reconcile.Request {
-	return r.exportsOf(ctx, keyring.Of(key.(*v1alpha1.ImportedKey)), nil)
+	return r.exportsOf(ctx, keyring.Of(key), nil)
 }
 
 // exportsToKey finds the exports whose recipient is an ImportedKey.
 func (r *exportedDataKeyReconciler) exportsToKey(ctx context.Context, key client.Object) []reconcile.Request {
-	return r.findExports(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexKey: key.GetName()})
+	return r.findExports(ctx, nil, client.InNamespace(key.GetNamespace()), client.MatchingFields{indexRecipient: key.GetName()})
 }
 
 func (r *exportedDataKeyReconciler) exportsOfStore(ctx context.Context, store client.Object) []reconcile.Request {

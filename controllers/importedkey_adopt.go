@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
@@ -73,7 +74,7 @@ func (r *importedKeyReconciler) takeOver(ctx context.Context, s *importScope, fo
 	status.HasMaterial, status.Custody = true, v1alpha1.CustodyUnknown
 	status.Token = token
 	s.notes = append(s.notes, reconciler.Event{Type: corev1.EventTypeNormal, Reason: "KeyAdopted", Action: "Adopt", Message: fmt.Sprintf(
-		"This object adopted key version %s, which was in the module of %s.", found.KeyVersionID, storeName(s.object))})
+		"This object adopted key version %s, which was in the module of %s.", found.KeyVersionID, s.storeName())})
 	return s.happen(kms.EventImportKeyMaterial)
 }
 
@@ -86,10 +87,10 @@ func (r *importedKeyReconciler) adoptByVersion(ctx context.Context, ops keystore
 		return hsm.Key{}, err
 	}
 	// Mention a holder in another namespace only if the module would give the key to this namespace.
-	if holder != nil && holder.Name().Namespace == s.object.Namespace {
+	if holder != nil && holder.Ref().Namespace == s.object.Namespace {
 		return hsm.Key{}, errKeyVersionTaken
 	}
-	found, err := r.findAdopted(ctx, ops, s)
+	found, err := r.findAdopted(ctx, ops, s.object, s.key)
 	switch {
 	case kms.CodeOf(err) == kms.RejectedPendingImport:
 		return hsm.Key{}, err
@@ -112,17 +113,17 @@ func (r *importedKeyReconciler) adoptByName(ctx context.Context, ops keystore.Se
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	var free []string
+	var free []uuid.UUID
 	for _, found := range left {
 		if found.KeyVersionID == s.key.Primary.ID { // the status of this object was lost, and it has this key already
-			return r.findAdopted(ctx, ops, s)
+			return r.findAdopted(ctx, ops, s.object, s.key)
 		}
 		other, err := r.keys.Rival(ctx, keyring.Of(s.object), found.KeyVersionID.String(), ops.Token)
 		if err != nil {
 			return hsm.Key{}, err
 		}
 		if other == nil {
-			free = append(free, found.KeyVersionID.String())
+			free = append(free, found.KeyVersionID)
 		}
 	}
 	switch {
@@ -131,16 +132,16 @@ func (r *importedKeyReconciler) adoptByName(ctx context.Context, ops keystore.Se
 	case len(free) == 0:
 		return hsm.Key{}, reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
 	case len(free) > 1:
-		return hsm.Key{}, severalFormerKeys(free)
+		return hsm.Key{}, severalFormerKeys(free, "adopt.keyVersionID")
 	}
-	s.key.Primary.ID = uuid.MustParse(free[0])
-	return r.findAdopted(ctx, ops, s)
+	s.key.Primary.ID = free[0]
+	return r.findAdopted(ctx, ops, s.object, s.key)
 }
 
 // findAdopted finds a key in the module, and writes the line of its adoption. Reasons: the codes of AdoptKey.
-func (r *importedKeyReconciler) findAdopted(ctx context.Context, ops keystore.Session, s *importScope) (found hsm.Key, err error) {
-	err = r.recorded(keyLine(audit.AdoptKey, s.object, s.key), func(*audit.Record) (err error) {
-		found, err = ops.AdoptKey(ctx, s.key)
+func (r *shared) findAdopted(ctx context.Context, ops keystore.Session, object client.Object, key kms.Key) (found hsm.Key, err error) {
+	err = r.recorded(keyLine(audit.AdoptKey, object, key), func(*audit.Record) (err error) {
+		found, err = ops.AdoptKey(ctx, key)
 		return err
 	})
 	return found, err
@@ -148,11 +149,16 @@ func (r *importedKeyReconciler) findAdopted(ctx context.Context, ops keystore.Se
 
 // errKeyVersionTaken refuses a key that another object holds in the same token.
 var errKeyVersionTaken = reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
-	"Another ImportedKey already holds this key version. Delete that object, or this one.")
+	"Another object already holds this key version. Delete that object, or this one.")
 
-// severalFormerKeys says which keys an object could adopt by its name. No one but their owner knows which one is meant.
-func severalFormerKeys(versions []string) error {
+// severalFormerKeys says which versions an object could adopt by its name. No one but their owner knows which ones are meant. field
+// is where to name them.
+func severalFormerKeys(versions []uuid.UUID, field string) error {
+	texts := make([]string, len(versions))
+	for i, version := range versions {
+		texts[i] = version.String()
+	}
 	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonSeveralFormerKeys, After: lookAgainInterval, Warn: true, Message: fmt.Sprintf(
-		"The module has %d keys of former ImportedKeys with this name, and this object adopts none of them: %s. To adopt one, delete this object "+
-			"and create it again with adopt.keyVersionID.", len(versions), listed(versions))}
+		"The module has %d key versions of several former objects with this name, and this object adopts none of them: %s. To adopt a key, delete this object "+
+			"and create it again with %s.", len(versions), listed(texts), field)}
 }

@@ -2,11 +2,9 @@ package controllers
 
 import (
 	"context"
-	"time"
 
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
@@ -16,22 +14,17 @@ import (
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=importedkeys,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=importedkeys/status,verbs=patch
 
-// finalizerKey holds an ImportedKey until what it made in the module is cleaned up.
-const finalizerKey = "keyconvoy.io/key"
-
 // importedKeyReconciler publishes import parameters and imports key material.
 type importedKeyReconciler struct {
 	*shared
 }
 
-// importScope is what the phases hand on.
+// importScope is what the phases hand on. publishParameters and nextDeadline set after.
 type importScope struct {
+	keyScope
+
 	object  *v1alpha1.ImportedKey
-	now     time.Time
-	key     kms.Key            // set by identify, and again after each change of the status
-	sources string             // set by findMaterial: the version of what holds the material and token
-	after   time.Duration      // set by publishParameters and nextDeadline: when to look again
-	notes   []reconciler.Event // what people must know, once the status says it too
+	sources string // set by findMaterial: the version of what holds the material and token
 }
 
 // Reconcile brings the key's material into the module, and the parameters for that to the user.
@@ -48,7 +41,7 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	}
 
 	was := object.Status.KeyState
-	scope := &importScope{object: object, now: r.clock.Now()}
+	scope := &importScope{keyScope: keyScope{masterKey: masterKeyOf(object), now: r.clock.Now()}, object: object}
 	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*importScope]{
 		r.identify, r.adopt, r.followClock, r.deleteMaterial, r.followDesire,
 		r.followClock, // a window that was shortened may be over
@@ -62,26 +55,4 @@ func (r *importedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 			Write: was != "" && was != object.Status.KeyState, // a state that has changed is news in any case
 		}
 	})
-}
-
-// readyMessages say what it means that a key in each state is what its owner wants.
-var readyMessages = map[kms.KeyState]string{
-	kms.StateEnabled:         "The key is in the module and Enabled.",
-	kms.StateDisabled:        "The key is in the module and Disabled, as its owner wants: no operation uses it.",
-	kms.StatePendingDeletion: "The key is destroyed at status.deletionTime, unless desiredState becomes another before.",
-}
-
-func (r *importedKeyReconciler) addFinalizer(ctx context.Context, object *v1alpha1.ImportedKey) error {
-	before := object.DeepCopy()
-	if !controllerutil.AddFinalizer(object, finalizerKey) {
-		return nil
-	}
-	return r.Client.Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-}
-
-func (r *importedKeyReconciler) removeFinalizer(ctx context.Context, object *v1alpha1.ImportedKey) error {
-	before := object.DeepCopy()
-	controllerutil.RemoveFinalizer(object, finalizerKey)
-	err := r.Client.Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-	return client.IgnoreNotFound(err)
 }

@@ -116,7 +116,7 @@ func (r *importedKeyReconciler) newParameters(ctx context.Context, s *importScop
 // no consent: see cleanUp.
 func (r *importedKeyReconciler) destroyEnded(ctx context.Context, s *importScope) error {
 	var next time.Time
-	err := r.stores.CleanUp(ctx, storeOf(s.object), func(ops keystore.Session) error {
+	err := r.stores.CleanUp(ctx, s.masterKey.key().Store(), func(ops keystore.Session) error {
 		return r.recorded(keyLine(audit.DestroyImportParameters, s.object, s.key), func(*audit.Record) (err error) {
 			next, err = ops.DestroyImportParameters(ctx, s.key.ID, false)
 			return err
@@ -187,8 +187,8 @@ func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDec
 }
 
 // annotationValue is an annotation's value as the status keeps it.
-func annotationValue(object *v1alpha1.ImportedKey, name string) string {
-	return digested(object.Annotations[name])
+func annotationValue(object metav1.Object, name string) string {
+	return digested(object.GetAnnotations()[name])
 }
 
 // importMaterial imports the material unless the very same was imported before. Reasons: PendingImport,

@@ -49,7 +49,7 @@ var gone = predicate.Funcs{
 // know the version yet.
 func (r *importedKeyReconciler) keysOfVersion(ctx context.Context, key client.Object) []reconcile.Request {
 	requests := r.findKeys(ctx, waitingAdopter, client.InNamespace(key.GetNamespace()))
-	for _, version := range keyring.Of(key.(*v1alpha1.ImportedKey)).Versions() {
+	for _, version := range keyring.Of(key).Versions() {
 		requests = append(requests, r.findKeys(ctx, waitingKey, client.MatchingFields{keyring.IndexVersion: version})...)
 	}
 	return requests

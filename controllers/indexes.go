@@ -16,11 +16,13 @@ import (
 
 // Field indexes of the cache: who must be woken when something that is referred to changes.
 const (
-	// indexVersion: ExportedDataKeys by the version that they were exported from, and the one that their inline blob
-	// names.
+	// indexVersion: DataKeys by the version that they are under; ExportedDataKeys by the version that they were exported
+	// from, and the one that their inline blob names.
 	indexVersion = keyring.IndexVersion
-	// indexKey: DataKeys by ImportedKey; ExportedDataKeys by the ImportedKey that is their recipient.
-	indexKey = "importedKey"
+	// indexKey: DataKeys by the kind and name of their master key.
+	indexKey = "masterKey"
+	// indexRecipient: ExportedDataKeys by the ImportedKey that is their recipient.
+	indexRecipient = "recipientKey"
 	// indexDataKey: ExportedDataKeys by the namespace and name of their DataKey.
 	indexDataKey = "dataKey"
 	// indexController: ExportedDataKeys by the UID of the ClusterExportedDataKey that made them, as the status and
@@ -41,9 +43,10 @@ func addIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	}{
 		{&v1alpha1.ImportedKey{}, indexContent, importedKeyContent},
 		{&v1alpha1.DataKey{}, indexKey, dataKeyKey},
+		{&v1alpha1.DataKey{}, indexVersion, dataKeyVersion},
 		{&v1alpha1.DataKey{}, indexContent, dataKeyContent},
 		{&v1alpha1.ExportedDataKey{}, indexDataKey, exportDataKey},
-		{&v1alpha1.ExportedDataKey{}, indexKey, exportRecipientKey},
+		{&v1alpha1.ExportedDataKey{}, indexRecipient, exportRecipientKey},
 		{&v1alpha1.ExportedDataKey{}, indexVersion, exportVersion},
 		{&v1alpha1.ExportedDataKey{}, indexContent, exportContent},
 		{&v1alpha1.ExportedDataKey{}, indexController, exportController},
@@ -73,7 +76,17 @@ func importedKeyContent(o client.Object) []string {
 }
 
 func dataKeyKey(o client.Object) []string {
-	return []string{string(o.(*v1alpha1.DataKey).Spec.KeyRef.Name)}
+	ref := o.(*v1alpha1.DataKey).Spec.KeyRef
+	return []string{keyIndex(ref.Kind, string(ref.Name))}
+}
+
+func keyIndex(kind, name string) string { return kind + "/" + name }
+
+func dataKeyVersion(o client.Object) []string {
+	if version := o.(*v1alpha1.DataKey).Status.KeyVersionID; version != "" {
+		return []string{version}
+	}
+	return nil
 }
 
 func dataKeyContent(o client.Object) []string {
@@ -108,13 +121,18 @@ func dataKeyOf(e *v1alpha1.ExportedDataKey) types.NamespacedName {
 	return types.NamespacedName{Namespace: string(ref.Namespace), Name: string(ref.Name)}
 }
 
-// masterKeyOf names the master key of an object's inline blob.
-func masterKeyOf(e *v1alpha1.ExportedDataKey) types.NamespacedName {
+// masterRefOfBlob names the master key of an object's inline blob.
+func masterRefOfBlob(e *v1alpha1.ExportedDataKey) keyring.Ref {
 	ref := e.Spec.KeyRef
 	if ref.Namespace == "" {
-		return inNamespace(e, string(ref.Name))
+		return keyring.Ref{Kind: ref.Kind, NamespacedName: inNamespace(e, string(ref.Name))}
 	}
-	return types.NamespacedName{Namespace: string(ref.Namespace), Name: string(ref.Name)}
+	return keyring.Ref{Kind: ref.Kind, NamespacedName: types.NamespacedName{Namespace: string(ref.Namespace), Name: string(ref.Name)}}
+}
+
+// masterRefOf names the master key of a DataKey.
+func masterRefOf(k *v1alpha1.DataKey) keyring.Ref {
+	return keyring.Ref{Kind: k.Spec.KeyRef.Kind, NamespacedName: inNamespace(k, string(k.Spec.KeyRef.Name))}
 }
 
 func exportRecipientKey(o client.Object) []string {

@@ -139,7 +139,7 @@ func TestKeyHolder_secondHolder_neitherConsentsNorDestroys(t *testing.T) {
 	attacker.makes(t, stolen)
 	o.Ready(t, stolen)
 	attacker.makes(t, export)
-	o.Stalls(t, export, kms.ForbiddenNoPermission.Reason(), "An ImportedKey other than")
+	o.Stalls(t, export, kms.ForbiddenNoPermission.Reason(), "An object other than")
 
 	o.Annotate(t, impostor, v1alpha1.AnnotationDeleteKeyMaterial, "now")
 	o.Waits(t, impostor, v1alpha1.ReasonPendingImport)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/software"
-	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/secrets"
@@ -68,28 +67,24 @@ func inUse(users []string, problem error) error {
 	if len(named) > maxNamedKeys {
 		named, more = named[:maxNamedKeys], fmt.Sprintf(" and %d more", len(users)-maxNamedKeys)
 	}
-	message := fmt.Sprintf("The deletion is waiting for the ImportedKeys in this key store. Delete them: %s%s.", strings.Join(named, ", "), more)
+	message := fmt.Sprintf("The deletion is waiting for the master keys in this key store. Delete them: %s%s.", strings.Join(named, ", "), more)
 	if problem != nil {
 		message += " The module is not available to clean up: " + reconciler.From(problem).Message
 	}
 	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonKeyStoreInUse, Message: message, After: lookAgainInterval}
 }
 
-// users names the ImportedKeys that have or may have something in a key store's module, in order. A key whose namespace
+// users names the master keys that have or may have something in a key store's module, in order. A key whose namespace
 // may not use the key store has nothing there, unless it says so.
 func (r *keyStoreReconciler) users(ctx context.Context, store keystore.Store) ([]string, error) {
-	var keys v1alpha1.ImportedKeyList
-	if err := r.Client.List(ctx, &keys, client.MatchingFields{keyring.IndexStore: store.ID.String()}, client.UnsafeDisableDeepCopy); err != nil {
+	keys, err := r.keys.InStore(ctx, store.ID)
+	if err != nil {
 		return nil, err
 	}
 	var users []string
-	for i := range keys.Items {
-		key := &keys.Items[i]
-		if !controllerutil.ContainsFinalizer(key, finalizerKey) {
-			continue
-		}
-		if hasInModule(key) || store.Allows(ctx, r.Client, key.Namespace) == nil {
-			users = append(users, client.ObjectKeyFromObject(key).String())
+	for _, key := range keys {
+		if key.HasFinalizer(finalizerKey) && (key.Recorded() || store.Allows(ctx, r.Client, key.Ref().Namespace) == nil) {
+			users = append(users, key.String())
 		}
 	}
 	return users, nil

@@ -28,6 +28,7 @@ func (r *keyStoreReconciler) setup(mgr ctrl.Manager, options controller.Options)
 		For(kind, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(secrets.Secret.Metadata(), handler.EnqueueRequestsFromMapFunc(r.storesOfPIN)).
 		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.storeOfKey), builder.WithPredicates(goneOrAdopted)).
+		Watches(&v1alpha1.GeneratedKey{}, handler.EnqueueRequestsFromMapFunc(r.storeOfKey), builder.WithPredicates(goneOrAdopted)).
 		WatchesRawSource(r.stores.Changes(r.suspects)).
 		WithOptions(options).
 		Complete(r.observed(r.kind, reconciler.Logged(r)))
@@ -38,14 +39,13 @@ func (r *keyStoreReconciler) setup(mgr ctrl.Manager, options controller.Options)
 var goneOrAdopted = predicate.Funcs{
 	CreateFunc: func(event.CreateEvent) bool { return false },
 	UpdateFunc: func(e event.UpdateEvent) bool {
-		was, is := e.ObjectOld.(*v1alpha1.ImportedKey), e.ObjectNew.(*v1alpha1.ImportedKey)
-		return !keyring.Of(was).Holds() && keyring.Of(is).Holds()
+		return !keyring.Of(e.ObjectOld).Holds() && keyring.Of(e.ObjectNew).Holds()
 	},
 }
 
 // storeOfKey finds the key store that may have been waiting for a key's end.
 func (r *keyStoreReconciler) storeOfKey(_ context.Context, key client.Object) []reconcile.Request {
-	id := keyring.Of(key.(*v1alpha1.ImportedKey)).Store()
+	id := keyring.Of(key).Store()
 	if id.Kind != r.kind {
 		return nil
 	}

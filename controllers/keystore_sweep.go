@@ -27,7 +27,7 @@ const sweepInterval = 24 * time.Hour
 // maxListed is how many key versions a status or a message lists.
 const maxListed = 10
 
-// sweep destroys the wrapping pairs that have expired, and publishes the master keys without an ImportedKey and those that
+// sweep destroys the wrapping pairs that have expired, and publishes the master keys without an object and those that
 // the module lacks. The first are never destroyed: they may be another cluster's, or wait to be adopted. The second are never
 // created again. A sweep that fails is tried again with the next health check; it does not make the key store less ready.
 func (r *keyStoreReconciler) sweep(ctx context.Context, s *keyStoreScope) {
@@ -115,7 +115,7 @@ func (s *keyStoreScope) publishMissing(versions []string) {
 		meta.RemoveStatusCondition(&s.Status.Conditions, v1alpha1.ConditionKeysMissing)
 		return
 	}
-	message := fmt.Sprintf("The module does not have %d of the keys that ImportedKeys hold in this key store: %s. The operator does not create them again, "+
+	message := fmt.Sprintf("The module does not have %d of the keys that objects hold in this key store: %s. The operator does not create them again, "+
 		"and data keys under them cannot be used. If the HSM was replaced, restore its backup into the new token. "+
 		"If spec.pkcs11 was changed by mistake, change it back.", len(versions), listed(versions))
 	was := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionKeysMissing)
@@ -145,7 +145,7 @@ func listed(versions []string) string {
 	return strings.Join(versions, ", ")
 }
 
-// withoutHolder returns the keys that no ImportedKey holds, as the cache has them. It is a report, so it does not wait
+// withoutHolder returns the keys that no object holds, as the cache has them. It is a report, so it does not wait
 // for the operator's own writes to keys: one that the API server does not answer would hold up the key store.
 func (r *keyStoreReconciler) withoutHolder(ctx context.Context, keys []hsm.Key) ([]hsm.Key, error) {
 	var unheld []hsm.Key

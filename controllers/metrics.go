@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
@@ -28,13 +29,17 @@ var (
 	objectsMetric = prometheus.NewDesc("keyconvoy_objects",
 		"Objects by kind, and by the status and reason of their Ready condition.", []string{"kind", "ready", "reason"}, nil)
 	keysMetric = prometheus.NewDesc("keyconvoy_keys",
-		"ImportedKeys by key state.", []string{"state"}, nil)
+		"Master keys by key state.", []string{"state"}, nil)
 	exportsMetric = prometheus.NewDesc("keyconvoy_exports",
 		"Exported data keys by wrapping algorithm and custody.", []string{"algorithm", "custody"}, nil)
 	unheldKeysMetric = prometheus.NewDesc("keyconvoy_keys_without_holder",
-		"Master keys that no ImportedKey holds, by the kind of the key stores whose status reports them; absent while there are none.", []string{"kind"}, nil)
+		"Master keys that no object holds, by the kind of the key stores whose status reports them; absent while there are none.", []string{"kind"}, nil)
 	missingKeysMetric = prometheus.NewDesc("keyconvoy_missing_keys",
-		"Master keys that ImportedKeys hold and that the module of their key store does not have, by the kind of the key stores whose status reports them.", []string{"kind"}, nil)
+		"Master keys that objects hold and that the module of their key store does not have, by the kind of the key stores whose status reports them.", []string{"kind"}, nil)
+	formerDataKeysMetric = prometheus.NewDesc("keyconvoy_data_keys_under_former_versions",
+		"DataKeys under versions of GeneratedKeys that are not primary: what the compromise of these versions would expose. Absent while there are no GeneratedKeys.", nil, nil)
+	unusedVersionsMetric = prometheus.NewDesc("keyconvoy_unused_former_versions",
+		"Versions of GeneratedKeys that are not primary and under which there is no DataKey. Absent while there are no GeneratedKeys.", nil, nil)
 	materialExpiryMetric = prometheus.NewDesc("keyconvoy_next_material_expiry_seconds",
 		"Seconds until the first key material ends; absent when none ever does.", nil, nil)
 	tokenExpiryMetric = prometheus.NewDesc("keyconvoy_next_token_expiry_seconds",
@@ -45,13 +50,13 @@ var (
 func newLeftInModule() prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "keyconvoy_left_in_module_total",
-		Help: "Keys that may have been left in a module: their ImportedKeys were deleted, or their material was to be destroyed, when the module could not be reached.",
+		Help: "Keys that may have been left in a module: their objects were deleted, or their material was to be destroyed, when the module could not be reached.",
 	})
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{objectsMetric, unheldKeysMetric, missingKeysMetric, keysMetric, exportsMetric, materialExpiryMetric, tokenExpiryMetric} {
+	for _, d := range []*prometheus.Desc{objectsMetric, unheldKeysMetric, missingKeysMetric, keysMetric, exportsMetric, formerDataKeysMetric, unusedVersionsMetric, materialExpiryMetric, tokenExpiryMetric} {
 		ch <- d
 	}
 }
@@ -75,11 +80,14 @@ type scrape struct {
 	keys                    map[string]int
 	exports                 map[[2]string]int
 	nextMaterial, nextToken time.Time // zero: none
+	// former are the versions of GeneratedKeys that are not primary, with the number of DataKeys under them; nil without
+	// GeneratedKeys.
+	former map[string]int
 }
 
 func (s *scrape) read(ctx context.Context, c client.Reader) error {
 	for _, read := range []func(context.Context, client.Reader) error{
-		s.readStores, s.readKeys, s.readDataKeys, s.readExports, s.readClusterExports,
+		s.readStores, s.readImportedKeys, s.readGeneratedKeys, s.readDataKeys, s.readExports, s.readClusterExports,
 	} {
 		if err := read(ctx, c); err != nil {
 			return err
@@ -125,12 +133,12 @@ func (s *scrape) readStores(ctx context.Context, c client.Reader) error {
 	return err
 }
 
-func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
+func (s *scrape) readImportedKeys(ctx context.Context, c client.Reader) error {
 	var keys v1alpha1.ImportedKeyList
 	err := list(ctx, c, &keys)
 	for i := range keys.Items {
 		status := &keys.Items[i].Status
-		s.count("ImportedKey", status.Conditions)
+		s.count(keyring.KindImportedKey, status.Conditions)
 		if status.KeyState != "" {
 			s.keys[string(status.KeyState)]++
 		}
@@ -145,6 +153,31 @@ func (s *scrape) readKeys(ctx context.Context, c client.Reader) error {
 	return err
 }
 
+func (s *scrape) readGeneratedKeys(ctx context.Context, c client.Reader) error {
+	var keys v1alpha1.GeneratedKeyList
+	err := list(ctx, c, &keys)
+	for i := range keys.Items {
+		status := &keys.Items[i].Status
+		s.count(keyring.KindGeneratedKey, status.Conditions)
+		s.countFormer(status)
+		if status.KeyState != "" {
+			s.keys[string(status.KeyState)]++
+		}
+	}
+	return err
+}
+
+func (s *scrape) countFormer(status *v1alpha1.GeneratedKeyStatus) {
+	if s.former == nil {
+		s.former = map[string]int{}
+	}
+	for _, version := range status.Versions {
+		if version.State == v1alpha1.VersionActive && kms.KeyState(status.KeyState) != kms.StateDeleted {
+			s.former[version.KeyVersionID] = 0
+		}
+	}
+}
+
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || b.Before(a) {
 		return b
@@ -157,8 +190,16 @@ func (s *scrape) readDataKeys(ctx context.Context, c client.Reader) error {
 	err := list(ctx, c, &keys)
 	for i := range keys.Items {
 		s.count("DataKey", keys.Items[i].Status.Conditions)
+		if version := keys.Items[i].Status.KeyVersionID; s.isFormer(version) {
+			s.former[version]++
+		}
 	}
 	return err
+}
+
+func (s *scrape) isFormer(version string) bool {
+	_, ok := s.former[version]
+	return ok
 }
 
 func (s *scrape) readExports(ctx context.Context, c client.Reader) error {
@@ -201,6 +242,17 @@ func (s *scrape) send(ch chan<- prometheus.Metric, now time.Time) {
 	}
 	for labels, n := range s.exports {
 		gauge(exportsMetric, float64(n), labels[:]...)
+	}
+	if s.former != nil {
+		dataKeys, unused := 0, 0
+		for _, n := range s.former {
+			dataKeys += n
+			if n == 0 {
+				unused++
+			}
+		}
+		gauge(formerDataKeysMetric, float64(dataKeys))
+		gauge(unusedVersionsMetric, float64(unused))
 	}
 	if !s.nextMaterial.IsZero() {
 		gauge(materialExpiryMetric, s.nextMaterial.Sub(now).Seconds())

@@ -81,6 +81,33 @@ const (
 	nextEnd     = `keyconvoy_next_material_expiry_seconds{}`
 )
 
+// The metrics show what the compromise of a former version would expose, and which versions nothing needs.
+func TestMetrics_countWhatIsUnderFormerVersions(t *testing.T) {
+	t.Parallel()
+	o, registry := startMetered(t)
+	o.store(t, onSoftware)
+	key := o.generated(t, "key")
+	o.dataKey(t, "stays", underGenerated("key"))
+	moves := o.dataKey(t, "moves", underGenerated("key"), onRotation)
+	versions := func(dataKeys, unused, ofDataKeys float64) {
+		t.Helper()
+		scrapes(t, registry, map[string]float64{
+			storesReady: 1, `keyconvoy_objects{kind="GeneratedKey"` + succeeded: 1, `keyconvoy_keys{state="Enabled"}`: 1,
+			`keyconvoy_objects{kind="DataKey"` + succeeded: ofDataKeys,
+			`keyconvoy_data_keys_under_former_versions{}`:  dataKeys, `keyconvoy_unused_former_versions{}`: unused,
+		})
+	}
+	versions(0, 0, 2)
+	former := *moves.Status.DeepCopy()
+	o.rotate(t, key, "first")
+	o.movedTo(t, moves, key.Status.PrimaryVersion, former)
+	versions(1, 0, 2)
+	former = *moves.Status.DeepCopy()
+	o.rotate(t, key, "second")
+	o.movedTo(t, moves, key.Status.PrimaryVersion, former)
+	versions(1, 1, 2)
+}
+
 // What is scraped is what is there: nothing outlives its object.
 func TestMetrics_followTheObjects(t *testing.T) {
 	t.Parallel()

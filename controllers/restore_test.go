@@ -33,7 +33,7 @@ func (o *operator) backUp(t testing.TB) backup {
 	for _, namespace := range []string{o.OwnNamespace, o.Namespace} {
 		for _, list := range []client.ObjectList{
 			&corev1.SecretList{}, &corev1.ConfigMapList{}, &v1alpha1.KeyStoreList{},
-			&v1alpha1.ImportedKeyList{}, &v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{},
+			&v1alpha1.ImportedKeyList{}, &v1alpha1.GeneratedKeyList{}, &v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{},
 		} {
 			if err := o.List(t.Context(), list, client.InNamespace(namespace)); err != nil {
 				t.Fatal(err)
@@ -63,6 +63,8 @@ func bare(in client.Object) client.Object {
 		o.Status = v1alpha1.KeyStoreStatus{}
 	case *v1alpha1.ImportedKey:
 		o.Status = v1alpha1.ImportedKeyStatus{}
+	case *v1alpha1.GeneratedKey:
+		o.Status = v1alpha1.GeneratedKeyStatus{}
 	case *v1alpha1.DataKey:
 		o.Status = v1alpha1.DataKeyStatus{}
 	case *v1alpha1.ExportedDataKey:
@@ -284,7 +286,7 @@ func TestAdopt_byTwo_theSecondWaitsForTheFirstToGo(t *testing.T) {
 	o.Make(t, first)
 	o.enabled(t, first)
 	o.Make(t, second)
-	o.Stalls(t, second, v1alpha1.ReasonKeyVersionTaken, "Another ImportedKey already holds this key version")
+	o.Stalls(t, second, v1alpha1.ReasonKeyVersionTaken, "Another object already holds this key version")
 	o.Touch(t, first)
 	o.enabled(t, first)
 	o.Restart(t)

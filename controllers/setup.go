@@ -112,7 +112,8 @@ func stripUnread(in any) (any, error) {
 
 // readAnnotations are the annotations of objects of ours that the operator reads. The cache has no others.
 var readAnnotations = []string{
-	v1alpha1.AnnotationRenewImportParameters, v1alpha1.AnnotationDeleteKeyMaterial, v1alpha1.AnnotationDataKeyMade,
+	v1alpha1.AnnotationRenewImportParameters, v1alpha1.AnnotationDeleteKeyMaterial, v1alpha1.AnnotationRotate,
+	v1alpha1.AnnotationDataKeyMade,
 }
 
 // maxAnnotation is how long an annotation's value is kept as it is.
@@ -200,6 +201,7 @@ func (s *shared) setup(mgr ctrl.Manager, o Options) error {
 		(&keyStoreReconciler{use(stores), keystore.KindKeyStore, guard, o.HealthInterval}).setup(mgr, stores),
 		(&keyStoreReconciler{use(stores), keystore.KindClusterKeyStore, guard, o.HealthInterval}).setup(mgr, o.keyStoreOptions()),
 		(&importedKeyReconciler{use(keys)}).setup(mgr, keys),
+		(&generatedKeyReconciler{use(keys)}).setup(mgr, o.controllerOptions(2)),
 		(&dataKeyReconciler{use(dataKeys)}).setup(mgr, dataKeys),
 		(&exportedDataKeyReconciler{use(exports)}).setup(mgr, exports),
 		(&clusterExportReconciler{use(clusterExports)}).setup(mgr, clusterExports),

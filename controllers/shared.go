@@ -61,8 +61,8 @@ func (s *shared) observed(kind string, inner reconcile.Reconciler) reconcile.Rec
 }
 
 // opening returns a *keystore.NotReadyError for a master key whose key store is still being opened.
-func (s *shared) opening(ctx context.Context, name types.NamespacedName) error {
-	key, err := s.keys.Get(ctx, name, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+func (s *shared) opening(ctx context.Context, ref keyring.Ref) error {
+	key, err := s.keys.Get(ctx, ref, client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
 	if err != nil || key == nil {
 		return err
 	}

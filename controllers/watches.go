@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
 )
 
 // requests is the queue of a controller.
@@ -25,9 +26,24 @@ func (s *shared) findKeys(ctx context.Context, want func(*v1alpha1.ImportedKey) 
 	return find(ctx, s.Client, &v1alpha1.ImportedKeyList{}, items, want, options...)
 }
 
+// dataKeysUnder finds the data keys of a master key: those that name it, and those that are under one of its versions.
+func (s *shared) dataKeysUnder(ctx context.Context, key *keyring.Key, want func(*v1alpha1.DataKey) bool) []reconcile.Request {
+	ref, in := key.Ref(), client.InNamespace(key.Ref().Namespace)
+	requests := s.findDataKeys(ctx, want, in, client.MatchingFields{indexKey: keyIndex(ref.Kind, ref.Name)})
+	for _, version := range key.Versions() {
+		requests = append(requests, s.findDataKeys(ctx, want, in, client.MatchingFields{indexVersion: version})...)
+	}
+	return requests
+}
+
 func (s *shared) findDataKeys(ctx context.Context, want func(*v1alpha1.DataKey) bool, options ...client.ListOption) []reconcile.Request {
 	items := func(l *v1alpha1.DataKeyList) []v1alpha1.DataKey { return l.Items }
 	return find(ctx, s.Client, &v1alpha1.DataKeyList{}, items, want, options...)
+}
+
+func (s *shared) findGeneratedKeys(ctx context.Context, want func(*v1alpha1.GeneratedKey) bool, options ...client.ListOption) []reconcile.Request {
+	items := func(l *v1alpha1.GeneratedKeyList) []v1alpha1.GeneratedKey { return l.Items }
+	return find(ctx, s.Client, &v1alpha1.GeneratedKeyList{}, items, want, options...)
 }
 
 func (s *shared) findExports(ctx context.Context, want func(*v1alpha1.ExportedDataKey) bool, options ...client.ListOption) []reconcile.Request {

@@ -18,6 +18,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 	// Group=keyconvoy.io, Version=v1alpha1
 	case v1alpha1.SchemeGroupVersion.WithKind("AdoptSpec"):
 		return &apiv1alpha1.AdoptSpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("AdoptVersionsSpec"):
+		return &apiv1alpha1.AdoptVersionsSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ApprovedInputs"):
 		return &apiv1alpha1.ApprovedInputsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Capability"):
@@ -62,6 +64,12 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ExportTargetApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ExportTemplate"):
 		return &apiv1alpha1.ExportTemplateApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("GeneratedKey"):
+		return &apiv1alpha1.GeneratedKeyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("GeneratedKeySpec"):
+		return &apiv1alpha1.GeneratedKeySpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("GeneratedKeyStatus"):
+		return &apiv1alpha1.GeneratedKeyStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKey"):
 		return &apiv1alpha1.ImportedKeyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ImportedKeySpec"):
@@ -84,6 +92,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.KeyStoreSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyStoreStatus"):
 		return &apiv1alpha1.KeyStoreStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("KeyVersion"):
+		return &apiv1alpha1.KeyVersionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("KeyVersions"):
 		return &apiv1alpha1.KeyVersionsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LabelRequirement"):
@@ -106,6 +116,10 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.PKCS11StoreApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PublicKeySource"):
 		return &apiv1alpha1.PublicKeySourceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ReencryptionSpec"):
+		return &apiv1alpha1.ReencryptionSpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RotationSpec"):
+		return &apiv1alpha1.RotationSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretReference"):
 		return &apiv1alpha1.SecretReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretTarget"):

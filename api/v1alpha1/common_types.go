@@ -42,9 +42,9 @@ const (
 	// ReasonLeftInModule: the object is being deleted, but its key or key pairs can no longer be removed from the
 	// module.
 	ReasonLeftInModule = "LeftInModule"
-	// ReasonKeyVersionTaken: another ImportedKey already holds the key that this one is to adopt.
+	// ReasonKeyVersionTaken: another object already holds a key version that this one is to adopt.
 	ReasonKeyVersionTaken = "KeyVersionTaken"
-	// ReasonSeveralFormerKeys: the module has several keys of former ImportedKeys with the name of this one, which adopts by
+	// ReasonSeveralFormerKeys: the module has several keys of former objects with the name of this one, which adopts by
 	// name.
 	ReasonSeveralFormerKeys = "SeveralFormerKeys"
 	// ReasonNamespacesFailed: the export failed in at least one of the selected namespaces.
@@ -76,6 +76,8 @@ const (
 	// AnnotationDeleteKeyMaterial, with any new value, destroys a key's material in the module. The key remains, and
 	// the same material can be imported again.
 	AnnotationDeleteKeyMaterial = "keyconvoy.io/delete-key-material"
+	// AnnotationRotate, with any new value, requests a new version of a GeneratedKey.
+	AnnotationRotate = "keyconvoy.io/rotate"
 	// AnnotationDataKeyMade is the key version under which the operator made or took over the data key of
 	// a DataKey. The operator never generates a new data key for an object that has it.
 	AnnotationDataKeyMade = "keyconvoy.io/data-key-made"

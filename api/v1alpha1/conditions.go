@@ -47,6 +47,20 @@ func (k *ImportedKey) SetObservedGeneration(generation int64) {
 func (k *ImportedKey) GetStatus() any { return &k.Status }
 
 // GetConditions returns the conditions of the status.
+func (k *GeneratedKey) GetConditions() []metav1.Condition { return k.Status.Conditions }
+
+// SetConditions sets the conditions of the status.
+func (k *GeneratedKey) SetConditions(conditions []metav1.Condition) { k.Status.Conditions = conditions }
+
+// SetObservedGeneration sets the generation of the spec that the status describes.
+func (k *GeneratedKey) SetObservedGeneration(generation int64) {
+	k.Status.ObservedGeneration = generation
+}
+
+// GetStatus returns a pointer to the status.
+func (k *GeneratedKey) GetStatus() any { return &k.Status }
+
+// GetConditions returns the conditions of the status.
 func (k *DataKey) GetConditions() []metav1.Condition { return k.Status.Conditions }
 
 // SetConditions sets the conditions of the status.

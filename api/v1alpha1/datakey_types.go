@@ -6,24 +6,38 @@ import (
 
 // KeyReference names a master key in the same namespace.
 type KeyReference struct {
-	// Kind is ImportedKey.
+	// Kind is ImportedKey or GeneratedKey.
 	// +required
-	// +kubebuilder:validation:Enum=ImportedKey
+	// +kubebuilder:validation:Enum=ImportedKey;GeneratedKey
 	Kind string `json:"kind"`
 	// Name of the key.
 	// +required
 	Name ObjectName `json:"name"`
 }
 
+// ReencryptionPolicy is when a data key is re-encrypted under another version of its master key.
+// +kubebuilder:validation:Enum=OnRotation
+type ReencryptionPolicy string
+
+// ReencryptOnRotation re-encrypts a data key when its master key has a new primary version.
+const ReencryptOnRotation ReencryptionPolicy = "OnRotation"
+
+// ReencryptionSpec is when a data key is re-encrypted.
+type ReencryptionSpec struct {
+	// Policy is OnRotation: when the master key has a new primary version, the module re-encrypts the data key under it.
+	// +required
+	Policy ReencryptionPolicy `json:"policy"`
+}
+
 // DataKeySpec holds the parameters of GenerateDataKeyWithoutPlaintext.
-// +kubebuilder:validation:XValidation:rule="self.keyRef == oldSelf.keyRef",message="keyRef cannot be changed: create another DataKey"
 // +kubebuilder:validation:XValidation:rule="has(self.keySpec) == has(oldSelf.keySpec) && (!has(self.keySpec) || self.keySpec == oldSelf.keySpec)",message="keySpec cannot be changed: create another DataKey"
 // +kubebuilder:validation:XValidation:rule="has(self.numberOfBytes) == has(oldSelf.numberOfBytes) && (!has(self.numberOfBytes) || self.numberOfBytes == oldSelf.numberOfBytes)",message="numberOfBytes cannot be changed: create another DataKey"
 // +kubebuilder:validation:XValidation:rule="has(self.encryptionContext) == has(oldSelf.encryptionContext) && (!has(self.encryptionContext) || self.encryptionContext == oldSelf.encryptionContext)",message="encryptionContext cannot be changed: create another DataKey"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.ciphertextBlob) || (has(self.ciphertextBlob) && self.ciphertextBlob == oldSelf.ciphertextBlob)",message="ciphertextBlob cannot be changed once set: create another DataKey"
 // +kubebuilder:validation:XValidation:rule="(has(self.target) && has(self.target.name)) == (has(oldSelf.target) && has(oldSelf.target.name)) && (!has(self.target) || !has(self.target.name) || self.target.name == oldSelf.target.name)",message="target.name cannot be changed: create another DataKey"
 type DataKeySpec struct {
-	// KeyRef names the master key. It cannot be changed.
+	// KeyRef names the master key. If you change it to another key of the same key store, the module re-encrypts the data
+	// key under that key. This requires the verb use on both keys.
 	// +required
 	KeyRef KeyReference `json:"keyRef"`
 	// KeySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). It has no effect if numberOfBytes
@@ -46,11 +60,15 @@ type DataKeySpec struct {
 	EncryptionContext map[string]ContextValue `json:"encryptionContext,omitempty"`
 	// CiphertextBlob is an existing data key to take over, in Base64, for example status.ciphertextBlob of a DataKey in
 	// another cluster. If numberOfBytes or keySpec is set, the data key must have that length. By default the operator
-	// generates a data key. Setting this field requires the verb export on the ImportedKey that keyRef names.
+	// generates a data key. Setting this field requires the verb export on the key that keyRef names.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=4096
 	CiphertextBlob string `json:"ciphertextBlob,omitempty"`
+	// Reencryption is when the module re-encrypts the data key under the primary version of its master key. The data key
+	// stays the same, and so do its exports. Defaults to never.
+	// +optional
+	Reencryption *ReencryptionSpec `json:"reencryption,omitempty"`
 	// Target is the Secret in which the operator stores the blob. Defaults to a Secret with the name of this object.
 	// The Secret remains when this object is deleted, because a lost data key cannot be generated again.
 	// +optional
@@ -75,7 +93,7 @@ type DataKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyID string `json:"keyID,omitempty"`
-	// KeyVersionID is the identifier of the master key's version.
+	// KeyVersionID is the identifier of the master key's version under which the data key is encrypted.
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyVersionID string `json:"keyVersionID,omitempty"`
@@ -83,13 +101,18 @@ type DataKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=2048
 	CiphertextBlob string `json:"ciphertextBlob,omitempty"`
+	// DataKeyDigest identifies a data key that was re-encrypted: it is the hexadecimal SHA-256 of its first
+	// ciphertextBlob. It is not set before the first re-encryption.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	DataKeyDigest string `json:"dataKeyDigest,omitempty"`
 	// BlobTag is the module's message authentication code over CiphertextBlob and the namespace and name of this
-	// object. The operator takes over a blob from a Secret only if the Secret has a valid tag.
+	// object, and over DataKeyDigest if it is set. The operator takes over a blob from a Secret only if the Secret has a valid tag.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	BlobTag string `json:"blobTag,omitempty"`
-	// Custody is where the data key existed in plaintext when it was generated: Module, Host or Software. It is
-	// Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
+	// Custody is where the data key existed in plaintext when it was generated or re-encrypted, whichever was weaker:
+	// Module, Host or Software. It is Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
 	// +optional
 	Custody Custody `json:"custody,omitempty"`
 	// SecretRef is the Secret that holds the blob.
@@ -135,6 +158,11 @@ type DataKey struct {
 	Status DataKeyStatus `json:"status,omitempty"`
 
 	Decoding `json:"-"`
+}
+
+// ReencryptsOnRotation reports whether the data key follows the primary version of its master key.
+func (s *DataKeySpec) ReencryptsOnRotation() bool {
+	return s.Reencryption != nil && s.Reencryption.Policy == ReencryptOnRotation
 }
 
 // DataKeyList is a list of DataKeys.

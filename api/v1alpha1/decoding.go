@@ -50,6 +50,12 @@ func (k *ImportedKey) UnmarshalJSON(data []byte) error {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
+func (k *GeneratedKey) UnmarshalJSON(data []byte) error {
+	type plain GeneratedKey
+	return k.decode(data, (*plain)(k))
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
 func (k *DataKey) UnmarshalJSON(data []byte) error {
 	type plain DataKey
 	return k.decode(data, (*plain)(k))

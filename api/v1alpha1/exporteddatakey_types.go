@@ -47,7 +47,8 @@ type DataKeyReference struct {
 	// the key owner's consent (exportPolicy).
 	// +optional
 	Namespace NamespaceName `json:"namespace,omitempty"`
-	// Digest is the hexadecimal SHA-256 of the DataKey's status.ciphertextBlob. If it is set, the operator exports only
+	// Digest is the DataKey's status.dataKeyDigest or, if that is not set, the hexadecimal SHA-256 of its
+	// status.ciphertextBlob. If it is set, the operator exports only
 	// the data key with this digest, even if the DataKey is replaced by another one with the same name. A
 	// ClusterExportedDataKey sets it in the objects that it creates.
 	// +optional
@@ -64,7 +65,7 @@ type ApprovedInputs struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=9007199254740991
 	Generation int64 `json:"generation"`
-	// DataKeyDigest is the hexadecimal SHA-256 of the data key's ciphertextBlob.
+	// DataKeyDigest is the hexadecimal SHA-256 of the data key's first ciphertextBlob.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	DataKeyDigest string `json:"dataKeyDigest,omitempty"`
@@ -76,9 +77,9 @@ type ApprovedInputs struct {
 
 // MasterKeyReference names a master key, in any namespace.
 type MasterKeyReference struct {
-	// Kind is ImportedKey.
+	// Kind is ImportedKey or GeneratedKey.
 	// +required
-	// +kubebuilder:validation:Enum=ImportedKey
+	// +kubebuilder:validation:Enum=ImportedKey;GeneratedKey
 	Kind string `json:"kind"`
 	// Name of the key.
 	// +required

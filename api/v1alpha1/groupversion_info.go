@@ -26,6 +26,7 @@ var schemeBuilder = runtime.NewSchemeBuilder(func(scheme *runtime.Scheme) error 
 		&KeyStore{}, &KeyStoreList{},
 		&ClusterKeyStore{}, &ClusterKeyStoreList{},
 		&ImportedKey{}, &ImportedKeyList{},
+		&GeneratedKey{}, &GeneratedKeyList{},
 		&DataKey{}, &DataKeyList{},
 		&ExportedDataKey{}, &ExportedDataKeyList{},
 		&ClusterExportedDataKey{}, &ClusterExportedDataKeyList{},

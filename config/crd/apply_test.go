@@ -38,6 +38,7 @@ func everyKind(ns string) map[string]applied {
 		cks  v1alpha1.ClusterKeyStore
 		ks   v1alpha1.KeyStore
 		imk  v1alpha1.ImportedKey
+		gk   v1alpha1.GeneratedKey
 		dk   v1alpha1.DataKey
 		edk  v1alpha1.ExportedDataKey
 		cedk v1alpha1.ClusterExportedDataKey
@@ -79,10 +80,22 @@ func everyKind(ns string) map[string]applied {
 			object:  &imk,
 			extract: func() (any, error) { return ac.ExtractImportedKey(&imk, manager) },
 		},
+		"GeneratedKey": {
+			config: ac.GeneratedKey(ns, ns).WithSpec(ac.GeneratedKeySpec().
+				WithKeyStoreRef(ac.KeyStoreReference().WithKind("KeyStore").WithName("s")).WithKeySpec("SM4").
+				WithRotation(ac.RotationSpec().WithInterval("2160h")).
+				WithAdopt(ac.AdoptVersionsSpec().WithType(v1alpha1.AdoptByVersion).WithKeyVersionIDs("00000000-0000-5000-8000-000000000000")).
+				WithDesiredState(v1alpha1.DesiredPendingDeletion).WithPendingWindowInDays(7).
+				WithExportPolicy(ac.ExportPolicy().WithWrappingAlgorithms("SM2PKE")).
+				WithDeletionPolicy(v1alpha1.DeletionDelete)),
+			object:  &gk,
+			extract: func() (any, error) { return ac.ExtractGeneratedKey(&gk, manager) },
+		},
 		"DataKey": {
 			config: ac.DataKey(ns, ns).WithSpec(ac.DataKeySpec().
 				WithKeyRef(ac.KeyReference().WithKind("ImportedKey").WithName("k")).
 				WithKeySpec("AES_128").WithNumberOfBytes(64).WithCiphertextBlob("AA==").
+				WithReencryption(ac.ReencryptionSpec().WithPolicy(v1alpha1.ReencryptOnRotation)).
 				WithEncryptionContext(map[string]v1alpha1.ContextValue{"a": "b"}).
 				WithTarget(ac.SecretTarget().WithName("t").
 					WithLabels(map[string]v1alpha1.MetadataValue{"a": "b"}).
@@ -233,12 +246,26 @@ func withStatus(ns string) []client.Object {
 				},
 			},
 		},
+		&v1alpha1.GeneratedKey{
+			ObjectMeta: meta,
+			Spec: v1alpha1.GeneratedKeySpec{
+				KeyStoreRef: v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "store"}, KeySpec: "AES_256",
+			},
+			Status: v1alpha1.GeneratedKeyStatus{
+				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyState: "Enabled", Origin: "Aliyun_KMS",
+				PrimaryVersion: "second", Versions: []v1alpha1.KeyVersion{
+					{KeyVersionID: "first", Number: 1, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("f", 32), State: v1alpha1.VersionActive},
+					{KeyVersionID: "second", Number: 2, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("e", 32), State: v1alpha1.VersionPrimary},
+				},
+				NextRotationTime: &now, RotatedFor: "r", DeletionRequestTime: &now, DeletionTime: &now, Token: "t",
+			},
+		},
 		&v1alpha1.DataKey{
 			ObjectMeta: meta,
 			Spec:       v1alpha1.DataKeySpec{KeyRef: v1alpha1.KeyReference{Kind: "ImportedKey", Name: "payments"}},
 			Status: v1alpha1.DataKeyStatus{
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version",
-				CiphertextBlob: "AA==", BlobTag: "AA==", Custody: v1alpha1.CustodyUnknown, SecretRef: secretRef(),
+				CiphertextBlob: "AA==", DataKeyDigest: "d", BlobTag: "AA==", Custody: v1alpha1.CustodyUnknown, SecretRef: secretRef(),
 			},
 		},
 		&v1alpha1.ExportedDataKey{

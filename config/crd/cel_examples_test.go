@@ -26,6 +26,10 @@ func exportPolicySelector() (before, after string) {
 	return imported + `, exportPolicy: {namespaces: {from: Selector, selector: `, `}}}`
 }
 
+func generatedPolicySelector() (before, after string) {
+	return generated + `, exportPolicy: {namespaces: {from: Selector, selector: `, `}}}`
+}
+
 func exportPolicy(fields string) string { return imported + `, exportPolicy: {` + fields + `}}` }
 
 func distributedWith(spec, algorithm, rest string) string {

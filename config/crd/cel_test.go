@@ -32,11 +32,12 @@ type examples struct {
 }
 
 const (
-	dataKey  = `{keyRef: {kind: ImportedKey, name: k}`
-	ofBlob   = `keyRef: {kind: ImportedKey, name: k, namespace: keys}, ciphertextBlob: AA==`
-	exported = `{dataKeyRef: {name: d}, publicKey: {type: Blob, blob: AA==}, wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256`
-	imported = `{keyStoreRef: {kind: KeyStore, name: s}, keySpec: AES_256, importParameters: {wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256}`
-	pkcs11   = `type: PKCS11, pkcs11: {module: m, token: {label: l}}`
+	dataKey   = `{keyRef: {kind: ImportedKey, name: k}`
+	ofBlob    = `keyRef: {kind: ImportedKey, name: k, namespace: keys}, ciphertextBlob: AA==`
+	exported  = `{dataKeyRef: {name: d}, publicKey: {type: Blob, blob: AA==}, wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256`
+	imported  = `{keyStoreRef: {kind: KeyStore, name: s}, keySpec: AES_256, importParameters: {wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256}`
+	generated = `{keyStoreRef: {kind: KeyStore, name: s}, keySpec: AES_256`
+	pkcs11    = `type: PKCS11, pkcs11: {module: m, token: {label: l}}`
 )
 
 func recipient(fields string) string {
@@ -145,12 +146,14 @@ const blobExported = `{` + ofBlob + `, publicKey: {type: Blob, blob: AA==}, wrap
 
 // ruleExamples has each rule of each kind, and for rules about changes the cases from which one starts.
 var ruleExamples = joined(map[rule]map[string]examples{
-	{"importedkeys", "spec.exportPolicy.namespaces.selector.matchLabels", labelNameRule}:     first(selectors(exportPolicySelector())),
-	{"importedkeys", "spec.exportPolicy.namespaces.selector.matchExpressions[]", valuesRule}: second(selectors(exportPolicySelector())),
-	{"clusterkeystores", "spec.allowedNamespaces.matchLabels", labelNameRule}:                first(selectors(`{type: Software, allowedNamespaces: `, `}`)),
-	{"clusterkeystores", "spec.allowedNamespaces.matchExpressions[]", valuesRule}:            second(selectors(`{type: Software, allowedNamespaces: `, `}`)),
-	{"clusterexporteddatakeys", "spec.namespaceSelector.matchLabels", labelNameRule}:         first(selectors(`{namespaceSelector: `, `, template: {`+distributed+`}}`)),
-	{"clusterexporteddatakeys", "spec.namespaceSelector.matchExpressions[]", valuesRule}:     second(selectors(`{namespaceSelector: `, `, template: {`+distributed+`}}`)),
+	{"generatedkeys", "spec.exportPolicy.namespaces.selector.matchLabels", labelNameRule}:     first(selectors(generatedPolicySelector())),
+	{"generatedkeys", "spec.exportPolicy.namespaces.selector.matchExpressions[]", valuesRule}: second(selectors(generatedPolicySelector())),
+	{"importedkeys", "spec.exportPolicy.namespaces.selector.matchLabels", labelNameRule}:      first(selectors(exportPolicySelector())),
+	{"importedkeys", "spec.exportPolicy.namespaces.selector.matchExpressions[]", valuesRule}:  second(selectors(exportPolicySelector())),
+	{"clusterkeystores", "spec.allowedNamespaces.matchLabels", labelNameRule}:                 first(selectors(`{type: Software, allowedNamespaces: `, `}`)),
+	{"clusterkeystores", "spec.allowedNamespaces.matchExpressions[]", valuesRule}:             second(selectors(`{type: Software, allowedNamespaces: `, `}`)),
+	{"clusterexporteddatakeys", "spec.namespaceSelector.matchLabels", labelNameRule}:          first(selectors(`{namespaceSelector: `, `, template: {`+distributed+`}}`)),
+	{"clusterexporteddatakeys", "spec.namespaceSelector.matchExpressions[]", valuesRule}:      second(selectors(`{namespaceSelector: `, `, template: {`+distributed+`}}`)),
 
 	{"datakeys", "spec.target.labels", labelsRule}:                             only(targetMetadata(dataKey, "labels", 63)),
 	{"datakeys", "spec.target.annotations", notesRule}:                         only(targetMetadata(dataKey, "annotations", 1024)),
@@ -249,6 +252,66 @@ var ruleExamples = joined(map[rule]map[string]examples{
 			imported + `, desiredState: Disabled, pendingWindowInDays: 7}`,
 		},
 	}),
+	{"generatedkeys", "spec", "keyStoreRef cannot be changed: a key does not move between modules; export a data key instead"}: only(examples{
+		before:   generated + `}`,
+		accepted: []string{generated + `, rotation: {interval: 168h}}`},
+		rejected: []string{
+			strings.Replace(generated, "name: s", "name: other", 1) + `}`,
+			strings.Replace(generated, "kind: KeyStore", "kind: ClusterKeyStore", 1) + `}`,
+		},
+	}),
+	{"generatedkeys", "spec", "keySpec cannot be changed: create another GeneratedKey"}: only(examples{
+		before:   generated + `}`,
+		accepted: []string{generated + `, deletionPolicy: Delete}`},
+		rejected: []string{strings.Replace(generated, "AES_256", "SM4", 1) + `}`},
+	}),
+	{"generatedkeys", "spec", "adopt cannot be changed: create another GeneratedKey"}: {
+		"given": {
+			before:   generated + `, adopt: {type: ByName}}`,
+			accepted: []string{generated + `, adopt: {type: ByName}, desiredState: Disabled}`},
+			rejected: []string{generated + `, adopt: {type: ByVersion, keyVersionIDs: ["` + aVersion + `"]}}`, generated + `}`},
+		},
+		"not given": {
+			before:   generated + `}`,
+			accepted: []string{generated + `, desiredState: Disabled}`},
+			rejected: []string{generated + `, adopt: {type: ByName}}`},
+		},
+	},
+	{"generatedkeys", "spec.adopt", "keyVersionIDs must be set if type is ByVersion, and only then"}: only(examples{
+		accepted: []string{
+			generated + `, adopt: {type: ByName}}`, generated + `, adopt: {type: ByVersion, keyVersionIDs: ["` + aVersion + `"]}}`,
+		},
+		rejected: []string{
+			generated + `, adopt: {type: ByVersion}}`, generated + `, adopt: {type: ByName, keyVersionIDs: ["` + aVersion + `"]}}`,
+		},
+	}),
+	{"generatedkeys", "spec", "pendingWindowInDays requires desiredState PendingDeletion"}: only(examples{
+		accepted: []string{
+			generated + `, desiredState: PendingDeletion}`,
+			generated + `, desiredState: PendingDeletion, pendingWindowInDays: 7}`,
+			generated + `, desiredState: PendingDeletion, pendingWindowInDays: 366}`,
+		},
+		rejected: []string{
+			generated + `, pendingWindowInDays: 7}`,
+			generated + `, desiredState: Enabled, pendingWindowInDays: 7}`,
+			generated + `, desiredState: Disabled, pendingWindowInDays: 7}`,
+		},
+	}),
+	{"generatedkeys", "spec.rotation.interval", "interval must be between 168h (7 days) and 17520h (730 days)"}: only(examples{
+		accepted: []string{
+			generated + `, rotation: {interval: 168h}}`, generated + `, rotation: {interval: 2160h}}`, generated + `, rotation: {interval: 17520h}}`,
+		},
+		rejected: []string{
+			generated + `, rotation: {interval: 167h}}`, generated + `, rotation: {interval: 17521h}}`, generated + `, rotation: {interval: 99999h}}`,
+		},
+	}),
+	{"generatedkeys", "spec.exportPolicy.namespaces", "selector must be set if from is Selector, and only then"}: only(examples{
+		accepted: []string{generated + `, exportPolicy: {namespaces: {from: Selector, selector: {matchLabels: {team: a}}}}}`},
+		rejected: []string{
+			generated + `, exportPolicy: {namespaces: {from: Selector}}}`,
+			generated + `, exportPolicy: {namespaces: {from: All, selector: {}}}}`,
+		},
+	}),
 	{"importedkeys", "spec.exportPolicy.namespaces", "selector must be set if from is Selector, and only then"}: only(examples{
 		accepted: []string{
 			exportPolicy(`namespaces: {from: Same}`), exportPolicy(`namespaces: {from: All}`),
@@ -262,11 +325,6 @@ var ruleExamples = joined(map[rule]map[string]examples{
 		},
 	}),
 
-	{"datakeys", "spec", "keyRef cannot be changed: create another DataKey"}: only(examples{
-		before:   dataKey + `}`,
-		accepted: []string{dataKey + `, target: {labels: {team: a}}}`},
-		rejected: []string{strings.Replace(dataKey, "name: k", "name: other", 1) + `}`},
-	}),
 	{"datakeys", "spec", "keySpec cannot be changed: create another DataKey"}: {
 		"given": {
 			before:   dataKey + `, keySpec: AES_256}`,

@@ -48,6 +48,11 @@ func TestKubectlGet_showsTheUsefulColumns(t *testing.T) {
 			[]string{"NAME", "SPEC", "STATE", "CUSTODY", "READY", "REASON", "DELETION", "EXPIRES", "KEYID", "STORE", "MESSAGE", "AGE"},
 			[]string{"AES_256", "Enabled", "Module", "True", "Succeeded", "id", "store"},
 		},
+		"gk": {
+			[]string{"NAME", "SPEC", "STATE", "CUSTODY", "VERSION", "READY", "REASON", "DELETION", "AGE"},
+			[]string{"NAME", "SPEC", "STATE", "CUSTODY", "VERSION", "READY", "REASON", "DELETION", "ROTATION", "KEYID", "STORE", "MESSAGE", "AGE"},
+			[]string{"AES_256", "Enabled", "Module", "2", "True", "Succeeded", "id", "store"},
+		},
 		"dk": {
 			[]string{"NAME", "KEY", "CUSTODY", "SECRET", "READY", "REASON", "AGE"},
 			[]string{"NAME", "KEY", "CUSTODY", "SECRET", "READY", "REASON", "MESSAGE", "AGE"},

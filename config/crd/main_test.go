@@ -23,6 +23,7 @@ var kinds = map[string]string{
 	"clusterkeystores":        "ClusterKeyStore",
 	"keystores":               "KeyStore",
 	"importedkeys":            "ImportedKey",
+	"generatedkeys":           "GeneratedKey",
 	"datakeys":                "DataKey",
 	"exporteddatakeys":        "ExportedDataKey",
 	"clusterexporteddatakeys": "ClusterExportedDataKey",

@@ -339,7 +339,7 @@ var cases = map[string]struct {
 	},
 	"keys have no holder for a day": {
 		[]string{up, `keyconvoy_keys_without_holder{kind="KeyStore"} 2x2000`}, day,
-		alerts{"KeyconvoyKeysWithoutHolder": {"2 master key(s) in modules of KeyStores have no ImportedKey."}},
+		alerts{"KeyconvoyKeysWithoutHolder": {"2 master key(s) in modules of KeyStores have no object."}},
 	},
 	"keys have no holder until they are adopted": {
 		[]string{up, `keyconvoy_keys_without_holder{kind="KeyStore"} 2x1000 stale`}, day, nil,

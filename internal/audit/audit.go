@@ -40,7 +40,9 @@ const (
 	ExpireKeyMaterial               Operation = "ExpireKeyMaterial"
 	DestroyImportParameters         Operation = "DestroyImportParameters"
 	DestroyKey                      Operation = "DestroyKey"
+	CreateKeyVersion                Operation = "CreateKeyVersion"
 	GenerateDataKeyWithoutPlaintext Operation = "GenerateDataKeyWithoutPlaintext"
+	ReEncrypt                       Operation = "ReEncrypt"
 	TakeOverDataKey                 Operation = "TakeOverDataKey"
 	ExportDataKey                   Operation = "ExportDataKey"
 	WithdrawExport                  Operation = "WithdrawExport"
@@ -50,7 +52,7 @@ const (
 func Operations() []Operation {
 	return []Operation{
 		GetParametersForImport, ImportKeyMaterial, AdoptKey, DeleteKeyMaterial, ExpireKeyMaterial, DestroyImportParameters,
-		DestroyKey, GenerateDataKeyWithoutPlaintext, TakeOverDataKey, ExportDataKey, WithdrawExport,
+		DestroyKey, CreateKeyVersion, GenerateDataKeyWithoutPlaintext, ReEncrypt, TakeOverDataKey, ExportDataKey, WithdrawExport,
 	}
 }
 

@@ -17,7 +17,7 @@ const (
 	InvalidMaterial Kind = "InvalidMaterial"
 	// MaterialLength: the material has another length than the key type.
 	MaterialLength Kind = "MaterialLength"
-	// OtherMaterial: the material differs from that of the key's first import.
+	// OtherMaterial: the material differs from that of the key's first import, or the module has another key with the identifier.
 	OtherMaterial Kind = "OtherMaterial"
 	// InvalidBlob: the ciphertext blob does not open under this binding, whatever the cause.
 	InvalidBlob Kind = "InvalidBlob"
@@ -82,6 +82,8 @@ var (
 	ErrInvalidMaterial = Errorf(InvalidMaterial, "the material does not unwrap under this wrapping key with this algorithm")
 	ErrOtherMaterial   = Errorf(OtherMaterial, "the material differs from that of the key's first import")
 	ErrInvalidBlob     = Errorf(InvalidBlob, "the blob does not open under this key and EncryptionContext")
+	// ErrOtherKey is the error of a key that is to be generated and whose identifier another key has.
+	ErrOtherKey = Errorf(OtherMaterial, "the module has another key with this identifier, which was not generated for this version")
 	// ErrPKCS1v15Off is the error of an import with RSAES_PKCS1_V1_5 into a module without AllowPKCS1v15Import.
 	ErrPKCS1v15Off = Errorf(NotSupported, "%s is not allowed because it enables padding-oracle attacks: use %s, or let the administrator of the key store allow it",
 		wrapping.RSAESPKCS1V15, wrapping.RSAESOAEPSHA256)

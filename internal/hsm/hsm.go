@@ -63,6 +63,14 @@ type Keys interface {
 	// NotSupported.
 	ImportKey(ctx context.Context, req ImportRequest) (Key, error)
 
+	// GenerateKey generates a master key that nothing outside of the module has seen, or returns the existing key of the same
+	// request. If several callers generate one key at the same time, in any process, at most one key remains, and a caller whose
+	// key does not remain gets Unavailable or the other key.
+	//
+	// Kinds of error: OtherMaterial (the existing key has another type or owner, so it is not the one that an earlier call
+	// generated), NotSupported.
+	GenerateKey(ctx context.Context, req GenerateKeyRequest) (Key, error)
+
 	// FindKey returns the master key with that identifier, or NotFound. It computes the fingerprint with the key.
 	FindKey(ctx context.Context, id uuid.UUID) (Key, error)
 
@@ -79,6 +87,11 @@ type Keys interface {
 	// VerifyDataKey returns nil if a blob opens under its master key and binding. It returns InvalidBlob if it does not,
 	// whatever the reason, and NotFound if the master key is missing.
 	VerifyDataKey(ctx context.Context, req OpenRequest) error
+
+	// ReencryptDataKey encrypts the data key in a blob under another master key, or another version of its master key. Length and
+	// bytes of the data key stay the same. Kinds of error: those of VerifyDataKey, NotFound also for the other master key, and
+	// NotSupported.
+	ReencryptDataKey(ctx context.Context, req ReencryptRequest) (DataKey, error)
 
 	// ExportDataKey re-encrypts the data key in a blob under a recipient's public key.
 	// Kinds of error: those of VerifyDataKey, DataKeyTooLong and NotSupported.
@@ -156,8 +169,8 @@ const (
 // Capability is an operation with an algorithm that a module supports, and where plaintext exists meanwhile.
 type Capability struct {
 	Operation Operation
-	// Algorithm is a KeySpec for MasterKey, a wrapping algorithm for Import and Export, and the name of a ciphertext scheme
-	// for Generate.
+	// Algorithm is a KeySpec for MasterKey and GenerateMasterKey, a wrapping algorithm for Import and Export, and the name of a
+	// ciphertext scheme, that of the result, for Generate and Reencrypt.
 	Algorithm string
 	Custody   Custody
 }
@@ -167,10 +180,12 @@ type Operation string
 
 // The operations of a capability.
 const (
-	OperationMasterKey Operation = "MasterKey"
-	OperationImport    Operation = "Import"
-	OperationGenerate  Operation = "Generate"
-	OperationExport    Operation = "Export"
+	OperationMasterKey         Operation = "MasterKey"
+	OperationGenerateMasterKey Operation = "GenerateMasterKey"
+	OperationImport            Operation = "Import"
+	OperationGenerate          Operation = "Generate" // of data keys
+	OperationReencrypt         Operation = "Reencrypt"
+	OperationExport            Operation = "Export"
 )
 
 // Custody is where plaintext key bytes existed.
@@ -271,14 +286,22 @@ type ImportRequest struct {
 	Fingerprint *Fingerprint
 }
 
+// GenerateKeyRequest describes a master key that the module generates. KeyVersionID is CKA_ID in a PKCS#11 module. Owner is
+// stored with the key.
+type GenerateKeyRequest struct {
+	KeyVersionID uuid.UUID
+	Spec         KeySpec
+	Owner        Owner
+}
+
 // Key is a master key in the module, without its material.
 type Key struct {
 	KeyVersionID uuid.UUID
 	Spec         KeySpec
 	Fingerprint  Fingerprint
-	// Owner is that of the import that created the key. It has less, or nothing, if the token did not keep all of it.
+	// Owner is that of the request that created the key. It has less, or nothing, if the token did not keep all of it.
 	Owner Owner
-	// Custody is where the material existed during the import. FindKey returns "".
+	// Custody is where the material existed when it was imported or generated. FindKey returns "".
 	Custody Custody
 }
 
@@ -299,6 +322,13 @@ type DataKey struct {
 type OpenRequest struct {
 	Blob    ciphertext.Blob
 	Binding ciphertext.Binding
+}
+
+// ReencryptRequest describes a data key that moves under another master key.
+type ReencryptRequest struct {
+	OpenRequest
+	NewKeyVersionID uuid.UUID
+	NewBinding      ciphertext.Binding
 }
 
 // ExportRequest describes an export of a data key under a recipient's public key.

@@ -64,6 +64,11 @@ func (m *intercepted) ImportKey(ctx context.Context, req ImportRequest) (Key, er
 	return through(ctx, m, "ImportKey", func(ctx context.Context) (Key, error) { return m.module.ImportKey(ctx, req) })
 }
 
+// GenerateKey implements Module.
+func (m *intercepted) GenerateKey(ctx context.Context, req GenerateKeyRequest) (Key, error) {
+	return through(ctx, m, "GenerateKey", func(ctx context.Context) (Key, error) { return m.module.GenerateKey(ctx, req) })
+}
+
 // FindKey implements Module.
 func (m *intercepted) FindKey(ctx context.Context, id uuid.UUID) (Key, error) {
 	return through(ctx, m, "FindKey", func(ctx context.Context) (Key, error) { return m.module.FindKey(ctx, id) })
@@ -87,6 +92,11 @@ func (m *intercepted) GenerateDataKey(ctx context.Context, req GenerateRequest) 
 // VerifyDataKey implements Module.
 func (m *intercepted) VerifyDataKey(ctx context.Context, req OpenRequest) error {
 	return m.around(ctx, "VerifyDataKey", func(ctx context.Context) error { return m.module.VerifyDataKey(ctx, req) })
+}
+
+// ReencryptDataKey implements Module.
+func (m *intercepted) ReencryptDataKey(ctx context.Context, req ReencryptRequest) (DataKey, error) {
+	return through(ctx, m, "ReencryptDataKey", func(ctx context.Context) (DataKey, error) { return m.module.ReencryptDataKey(ctx, req) })
 }
 
 // ExportDataKey implements Module.

@@ -100,7 +100,9 @@ type Storage interface {
 	RootKey(ctx context.Context) (redact.Bytes, error)
 	// Load returns all sealed records by name.
 	Load(ctx context.Context) (map[string][]byte, error)
-	// Save creates or replaces a record. Names are DNS labels.
+	// Create creates a record, or returns the existing record of that name. Names are DNS labels.
+	Create(ctx context.Context, name string, sealed []byte) (existing []byte, err error)
+	// Save creates or replaces a record.
 	Save(ctx context.Context, name string, sealed []byte) error
 	// Delete deletes a record. It returns nil if the record does not exist.
 	Delete(ctx context.Context, name string) error

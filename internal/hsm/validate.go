@@ -15,14 +15,14 @@ func (r WrappingKeyRequest) Validate() error {
 }
 
 // Validate rejects a key that no module can import. It does not check the algorithm, which must fit the pair in the module.
-func (r ImportRequest) Validate() error {
-	if err := r.Owner.Validate(); err != nil {
-		return err
+func (r ImportRequest) Validate() error { return checkMasterKey(r.Spec, r.Owner) }
+
+// Validate rejects a key that no module can generate.
+func (r GenerateKeyRequest) Validate() error {
+	if r.Owner.Origin != OriginGenerated {
+		return Errorf(NotSupported, "a generated key has the origin %s", OriginGenerated)
 	}
-	if r.Spec.Len() == 0 {
-		return CheckMaterialLen(r.Spec, 0)
-	}
-	return nil
+	return checkMasterKey(r.Spec, r.Owner)
 }
 
 // Validate rejects a data key that no module can generate.
@@ -52,4 +52,14 @@ func (r ExportRequest) Validate() (*wrapping.PublicKey, error) {
 		return nil, Errorf(NotSupported, "%v", err)
 	}
 	return recipient, nil
+}
+
+func checkMasterKey(spec KeySpec, owner Owner) error {
+	if err := owner.Validate(); err != nil {
+		return err
+	}
+	if spec.Len() == 0 {
+		return CheckMaterialLen(spec, 0)
+	}
+	return nil
 }

@@ -27,16 +27,16 @@ func (r *Ring) Consent(ctx context.Context, key *Key, use Use) error {
 		return err
 	}
 	if !absent {
-		if err := store.Allows(ctx, r.cached, key.object.Namespace); err != nil {
+		if err := store.Allows(ctx, r.cached, key.object.GetNamespace()); err != nil {
 			return err
 		}
 	}
 	asked := kms.Use{
-		SameNamespace:     use.Namespace == key.object.Namespace,
+		SameNamespace:     use.Namespace == key.object.GetNamespace(),
 		Recipient:         use.RecipientFingerprint,
 		WrappingAlgorithm: use.WrappingAlgorithm,
 	}
-	policy, selector := exportPolicyOf(key.object.Spec.ExportPolicy)
+	policy, selector := exportPolicyOf(key.policy)
 	if selector != nil && !asked.SameNamespace {
 		if asked.Selected, err = keystore.Selects(ctx, r.cached, selector, use.Namespace); err != nil {
 			return err

@@ -32,7 +32,7 @@ func (r *Ring) Holder(ctx context.Context, version string, may func(*Key) bool) 
 	}
 	if r.rivalAmong(keys, holder, r.tokenOf(holder)) != nil {
 		return nil, &kms.Error{Code: kms.ForbiddenNoPermission, Detail: fmt.Sprintf(
-			"An ImportedKey other than %s holds the key version that the blob names, and only its owner can consent.", holder)}
+			"An object other than %s holds the key version that the blob names, and only its owner can consent.", holder)}
 	}
 	return holder, nil
 }
@@ -61,11 +61,11 @@ func (r *Ring) Rival(ctx context.Context, key *Key, version, token string) (*Key
 // former object with its name left in the same token, and comes before the other one; or nil. Until it has looked, it names
 // no version, so that Rival does not find it.
 func (r *Ring) Claimant(ctx context.Context, key *Key, name, token string) (*Key, error) {
-	other, err := r.Get(ctx, types.NamespacedName{Namespace: key.object.Namespace, Name: name})
+	other, err := r.Get(ctx, Ref{key.kind, types.NamespacedName{Namespace: key.Ref().Namespace, Name: name}})
 	if err != nil || other == nil || other.Bound() || other.ID() == key.ID() {
 		return nil, err
 	}
-	if other.object.Spec.KeySpec != key.object.Spec.KeySpec || r.stores.Token(other.Store()) != token || !older(other.object, key.object) {
+	if other.kms.Spec != key.kms.Spec || r.stores.Token(other.Store()) != token || !older(other.object, key.object) {
 		return nil, nil //nolint:nilnil // documented: there is none
 	}
 	return other, nil
@@ -86,14 +86,13 @@ func (r *Ring) rivalAmong(keys []*Key, key *Key, token string) *Key {
 // token holds there is a copy of the same key. In other namespaces it is one that is, or may be, in this token. An object
 // that only asks competes where it can get the key: in the same namespace and token.
 func (r *Ring) competes(other, key *Key, token string) bool {
-	same := other.object.Namespace == key.object.Namespace
+	same := other.object.GetNamespace() == key.object.GetNamespace()
 	open := r.stores.Token(other.Store())
 	if !other.Holds() {
 		return same && open == token
 	}
-	recorded := other.object.Status.Token
-	unknown := token == "" || recorded == "" && open == ""
-	return same || unknown || recorded == token || open == token
+	unknown := token == "" || other.token == "" && open == ""
+	return same || unknown || other.token == token || open == token
 }
 
 // precedes orders keys by their right to a key version in a token: those that hold it there, those that hold it in another
@@ -102,17 +101,17 @@ func precedes(a, b *Key, token string) bool {
 	if ra, rb := right(a, token), right(b, token); ra != rb {
 		return ra > rb
 	}
-	if own := a.isOriginal(); own != b.isOriginal() {
-		return own
+	if a.original != b.original {
+		return a.original
 	}
 	return older(a.object, b.object)
 }
 
 func right(k *Key, token string) int {
-	switch recorded := k.object.Status.Token; {
+	switch {
 	case !k.Holds():
 		return 0
-	case recorded != "" && token != "" && recorded != token:
+	case k.token != "" && token != "" && k.token != token:
 		return 1
 	}
 	return 2
@@ -120,8 +119,8 @@ func right(k *Key, token string) int {
 
 // tokenOf returns the token in which a key is held, "" while that is not known.
 func (r *Ring) tokenOf(k *Key) string {
-	if k.object.Status.Token != "" {
-		return k.object.Status.Token
+	if k.token != "" {
+		return k.token
 	}
 	return r.stores.Token(k.Store())
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -16,101 +17,89 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// Key is a master key, as one read of its object found it.
-type Key struct{ object *v1alpha1.ImportedKey }
+// The kinds of master keys.
+const (
+	KindImportedKey  = "ImportedKey"
+	KindGeneratedKey = "GeneratedKey"
+)
 
-// Of returns the master key of an ImportedKey.
-func Of(object *v1alpha1.ImportedKey) *Key { return &Key{object} }
-
-// String returns the object's namespace and name.
-func (k *Key) String() string { return k.Name().String() }
-
-// Name returns the object's namespace and name. It does not identify the key: another object can have it later.
-func (k *Key) Name() types.NamespacedName { return client.ObjectKeyFromObject(k.object) }
-
-// ID returns the key's identifier, which is the UID of its object.
-func (k *Key) ID() string { return string(k.object.UID) }
-
-// Kind returns the object's kind.
-func (k *Key) Kind() string { return "ImportedKey" }
-
-// StoreRef returns the reference to the key store that has the key.
-func (k *Key) StoreRef() v1alpha1.KeyStoreReference { return k.object.Spec.KeyStoreRef }
-
-// Store returns the key store that has the key.
-func (k *Key) Store() keystore.ID {
-	return keystore.IDOf(k.object.Namespace, k.object.Spec.KeyStoreRef)
+// Ref names a master key. It does not identify the key: another object can have the name later.
+type Ref struct {
+	Kind string
+	types.NamespacedName
 }
 
-// Invalid returns the fields that could not be decoded.
-func (k *Key) Invalid() []v1alpha1.InvalidField { return k.object.Invalid() }
+// String returns the kind, namespace and name.
+func (r Ref) String() string { return r.Kind + " " + r.NamespacedName.String() }
 
-// Bound reports whether it is known which key version is the object's. One that adopts by name must look into its module
-// first, once.
-func (k *Key) Bound() bool {
-	return !k.object.Spec.Adopt.ByName() || k.object.Status.KeyVersionID != ""
+// Key is a master key, as one read of its object found it. Its fields are what the kinds have in common.
+type Key struct {
+	object  client.Object
+	kind    string
+	invalid []v1alpha1.InvalidField
+	store   v1alpha1.KeyStoreReference
+	policy  *v1alpha1.ExportPolicy
+	token   string // of the status
+	bound   bool
+	holds   bool
+	// original: the key versions are those that were made for the object: their identifiers follow from its UID.
+	original bool
+	// recorded: the status says that a version or an import key pair is or may be in the module.
+	recorded bool
+	// inModule is InModule, for a key that is not being deleted and not about to be destroyed.
+	inModule func(now time.Time) bool
+	kms      kms.Key
+	err      error // of KMS
 }
 
-// Holds reports whether the key version that the object names is its own, by its import or by adoption. Anyone may ask to
-// adopt any key version; an object that only asks has no say over it.
-func (k *Key) Holds() bool {
-	adopt := k.object.Spec.Adopt
-	return adopt == nil || k.object.Status.MaterialFingerprint != "" || adopt.ByName() && k.Bound()
-}
-
-// isOriginal reports whether the object's key version is the one that was made for it: its identifier follows from the UID.
-func (k *Key) isOriginal() bool {
-	key, err := k.KMS()
-	return err == nil && k.Bound() && key.Primary.ID == kms.VersionID(key.ID, 1)
-}
-
-// InModule reports whether the module must have the material of a key from the cache: its object holds it, and nothing asks to
-// destroy it.
-func (k *Key) InModule(now time.Time) bool {
-	o := k.object
-	expires := o.Status.MaterialExpireTime
-	return k.Holds() && o.Status.HasMaterial && o.DeletionTimestamp.IsZero() &&
-		o.Status.KeyState != v1alpha1.KeyState(kms.StatePendingDeletion) &&
-		o.Annotations[v1alpha1.AnnotationDeleteKeyMaterial] == o.Status.MaterialDeletedFor &&
-		(expires == nil || now.Before(expires.Time))
-}
-
-// KMS returns the key as the operations know it. The version of a key that is not Bound is the one that it has if the
-// module has none to adopt. Errors: *kms.Error with InvalidParameter for an adopted version or fingerprint that is invalid,
-// and a plain error for a UID that is not a UUID.
-func (k *Key) KMS() (kms.Key, error) {
-	o := k.object
-	id, err := uuid.Parse(string(o.UID))
-	if err != nil {
-		return kms.Key{}, fmt.Errorf("the UID of %s: %w", k, err)
+// Of returns the master key of an ImportedKey or a GeneratedKey.
+func Of(object client.Object) *Key {
+	if generated, ok := object.(*v1alpha1.GeneratedKey); ok {
+		return ofGenerated(generated)
 	}
-	key := kms.Key{
-		ID: id, Spec: hsm.KeySpec(o.Spec.KeySpec), Origin: kms.OriginExternal,
-		State: kms.KeyState(o.Status.KeyState), Namespace: o.Namespace, Name: o.Name,
+	return ofImported(object.(*v1alpha1.ImportedKey))
+}
+
+func ofImported(o *v1alpha1.ImportedKey) *Key {
+	k := &Key{
+		object: o, kind: KindImportedKey, invalid: o.Invalid(), store: o.Spec.KeyStoreRef, policy: o.Spec.ExportPolicy, token: o.Status.Token,
+		bound: !o.Spec.Adopt.ByName() || o.Status.KeyVersionID != "",
+		inModule: func(now time.Time) bool {
+			expires := o.Status.MaterialExpireTime
+			return o.Status.HasMaterial && (expires == nil || now.Before(expires.Time)) &&
+				o.Annotations[v1alpha1.AnnotationDeleteKeyMaterial] == o.Status.MaterialDeletedFor
+		},
 	}
-	if key.State == "" {
-		key.State = kms.StatePendingImport
+	k.holds = o.Spec.Adopt == nil || o.Status.MaterialFingerprint != "" || o.Spec.Adopt.ByName() && k.bound
+	k.recorded = o.Status.MaterialFingerprint != "" || o.Status.ImportParameters != nil || o.Status.FormerParametersExpireTime != nil
+	k.decode(kms.OriginExternal, o.Spec.KeySpec, o.Status.KeyState, kms.StatePendingImport)
+	if k.err != nil {
+		return k
 	}
-	if key.Primary, err = k.version(id); err != nil {
-		return kms.Key{}, err
+	if k.kms.Primary, k.err = importedVersion(o, k.kms.ID, k.bound); k.err != nil {
+		return k
 	}
+	k.original = k.bound && k.kms.Primary.ID == kms.VersionID(k.kms.ID, 1)
 	if o.Status.MaterialExpireTime != nil {
-		key.Primary.ExpireTime = o.Status.MaterialExpireTime.Time
+		k.kms.Primary.ExpireTime = o.Status.MaterialExpireTime.Time
 	}
 	if fp, ok := hsm.ParseFingerprint(o.Status.MaterialFingerprint); ok {
-		key.Primary.Fingerprint = &fp
+		k.kms.Primary.Fingerprint = &fp
 	}
-	return key, nil
+	return k
 }
 
-// version returns the key's version, with the fingerprint that the spec requires.
-func (k *Key) version(key uuid.UUID) (version kms.Version, err error) {
-	adopt := k.object.Spec.Adopt
+// importedVersion returns the version of an ImportedKey, with the fingerprint that the spec requires. The version of a key that
+// is not bound is the one that it has if the module has none to adopt.
+func importedVersion(o *v1alpha1.ImportedKey, key uuid.UUID, bound bool) (version kms.Version, err error) {
+	version.Number = 1
+	adopt := o.Spec.Adopt
 	switch {
-	case adopt == nil || !k.Bound():
-		return kms.Version{ID: kms.VersionID(key, 1)}, nil
+	case adopt == nil || !bound:
+		version.ID = kms.VersionID(key, 1)
+		return version, nil
 	case adopt.ByName():
-		version.ID, err = uuid.Parse(k.object.Status.KeyVersionID)
+		version.ID, err = uuid.Parse(o.Status.KeyVersionID)
 	default:
 		version.ID, err = uuid.Parse(adopt.KeyVersionID)
 	}
@@ -126,4 +115,128 @@ func (k *Key) version(key uuid.UUID) (version kms.Version, err error) {
 		version.Fingerprint = &required
 	}
 	return version, nil
+}
+
+func ofGenerated(o *v1alpha1.GeneratedKey) *Key {
+	k := &Key{
+		object: o, kind: KindGeneratedKey, invalid: o.Invalid(), store: o.Spec.KeyStoreRef, policy: o.Spec.ExportPolicy,
+		token: o.Status.Token, recorded: len(o.Status.Versions) > 0,
+		inModule: func(time.Time) bool {
+			return len(o.Status.Versions) > 0 && o.Status.KeyState != v1alpha1.KeyState(kms.StateDeleted)
+		},
+	}
+	k.bound, k.holds = k.recorded || !o.Spec.Adopt.ByName(), k.recorded || o.Spec.Adopt == nil
+	k.decode(kms.OriginModule, o.Spec.KeySpec, o.Status.KeyState, kms.StateEnabled)
+	if k.err != nil {
+		return k
+	}
+	k.kms.Primary = kms.Version{ID: kms.VersionID(k.kms.ID, 1), Number: 1} // until it is generated
+	if !k.recorded && o.Spec.Adopt != nil && !o.Spec.Adopt.ByName() {
+		k.ask(o.Spec.Adopt.KeyVersionIDs)
+		return k
+	}
+	for i := range o.Status.Versions {
+		version, err := versionOf(&o.Status.Versions[i])
+		switch {
+		case err != nil:
+			k.err = fmt.Errorf("a version of %s: %w", k, err)
+		case o.Status.Versions[i].KeyVersionID == o.Status.PrimaryVersion:
+			k.kms.Primary = version
+		default:
+			k.kms.Former = append(k.kms.Former, version)
+		}
+	}
+	k.original = len(k.kms.Former) == 0 && k.bound && k.kms.Primary.ID == kms.VersionID(k.kms.ID, 1) ||
+		len(k.kms.Former) > 0 && k.kms.Former[0].ID == kms.VersionID(k.kms.ID, 1)
+	return k
+}
+
+// ask sets the versions that an object asks to adopt. Which one is the primary is not known yet.
+func (k *Key) ask(ids []v1alpha1.KeyVersionID) {
+	for i, text := range ids {
+		id, err := uuid.Parse(string(text))
+		if err != nil {
+			k.err = &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionIDs", Detail: "One of them is not a UUID."}
+			return
+		}
+		if i == 0 {
+			k.kms.Primary = kms.Version{ID: id}
+		} else {
+			k.kms.Former = append(k.kms.Former, kms.Version{ID: id})
+		}
+	}
+}
+
+func versionOf(v *v1alpha1.KeyVersion) (kms.Version, error) {
+	id, err := uuid.Parse(v.KeyVersionID)
+	version := kms.Version{ID: id, Number: int(v.Number), Custody: hsm.Custody(v.Custody)}
+	if fp, ok := hsm.ParseFingerprint(v.Fingerprint); ok {
+		version.Fingerprint = &fp
+	}
+	return version, err
+}
+
+// decode sets kms but for its versions. initial is the state of a key without a status.
+func (k *Key) decode(origin kms.Origin, spec v1alpha1.KeySpec, state v1alpha1.KeyState, initial kms.KeyState) {
+	id, err := uuid.Parse(k.ID())
+	if err != nil {
+		k.err = fmt.Errorf("the UID of %s: %w", k, err)
+		return
+	}
+	k.kms = kms.Key{
+		ID: id, Spec: hsm.KeySpec(spec), Origin: origin, State: kms.KeyState(state), Namespace: k.object.GetNamespace(), Name: k.object.GetName(),
+	}
+	if k.kms.State == "" {
+		k.kms.State = initial
+	}
+}
+
+// String returns the object's kind, namespace and name.
+func (k *Key) String() string { return k.Ref().String() }
+
+// Ref returns the object's kind, namespace and name.
+func (k *Key) Ref() Ref { return Ref{k.kind, client.ObjectKeyFromObject(k.object)} }
+
+// ID returns the key's identifier, which is the UID of its object.
+func (k *Key) ID() string { return string(k.object.GetUID()) }
+
+// StoreRef returns the reference to the key store that has the key.
+func (k *Key) StoreRef() v1alpha1.KeyStoreReference { return k.store }
+
+// Store returns the key store that has the key.
+func (k *Key) Store() keystore.ID { return keystore.IDOf(k.object.GetNamespace(), k.store) }
+
+// Invalid returns the fields that could not be decoded.
+func (k *Key) Invalid() []v1alpha1.InvalidField { return k.invalid }
+
+// Bound reports whether it is known which key version is the object's. One that adopts by name must look into its module
+// first, once.
+func (k *Key) Bound() bool { return k.bound }
+
+// Holds reports whether the key versions that the object names are its own, by their creation or by adoption. Anyone may ask to
+// adopt any key version; an object that only asks has no say over it.
+func (k *Key) Holds() bool { return k.holds }
+
+// HasFinalizer reports whether the object has a finalizer.
+func (k *Key) HasFinalizer(finalizer string) bool {
+	return controllerutil.ContainsFinalizer(k.object, finalizer)
+}
+
+// Recorded reports whether the object's status says that something of its own is or may be in the module: a version, or an
+// import key pair.
+func (k *Key) Recorded() bool { return k.recorded }
+
+// InModule reports whether the module must have the versions of a key from the cache: its object holds them, and nothing asks to
+// destroy them.
+func (k *Key) InModule(now time.Time) bool {
+	return k.holds && k.object.GetDeletionTimestamp().IsZero() && k.kms.State != kms.StatePendingDeletion && k.inModule(now)
+}
+
+// KMS returns the key as the operations know it. Errors: *kms.Error with InvalidParameter for an adopted version or
+// fingerprint that is invalid, and a plain error for a UID that is not a UUID.
+func (k *Key) KMS() (kms.Key, error) {
+	if k.err != nil {
+		return kms.Key{}, k.err
+	}
+	return k.kms, nil
 }

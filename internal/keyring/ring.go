@@ -2,9 +2,9 @@ package keyring
 
 import (
 	"context"
+	"errors"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -21,15 +21,21 @@ const (
 
 // AddIndexes adds the indexes that a Ring needs to a cache.
 func AddIndexes(ctx context.Context, indexer client.FieldIndexer) error {
-	err := indexer.IndexField(ctx, &v1alpha1.ImportedKey{}, IndexStore, func(o client.Object) []string {
-		return []string{Of(o.(*v1alpha1.ImportedKey)).Store().String()}
-	})
-	if err != nil {
-		return err
+	for _, object := range Objects() {
+		err := errors.Join(
+			indexer.IndexField(ctx, object, IndexStore, func(o client.Object) []string { return []string{Of(o).Store().String()} }),
+			indexer.IndexField(ctx, object, IndexVersion, func(o client.Object) []string { return Of(o).Versions() }),
+		)
+		if err != nil {
+			return err
+		}
 	}
-	return indexer.IndexField(ctx, &v1alpha1.ImportedKey{}, IndexVersion, func(o client.Object) []string {
-		return Of(o.(*v1alpha1.ImportedKey)).Versions()
-	})
+	return nil
+}
+
+// Objects returns an empty object of each kind of master keys.
+func Objects() []client.Object {
+	return []client.Object{&v1alpha1.ImportedKey{}, &v1alpha1.GeneratedKey{}}
 }
 
 // Versions returns the key versions that the object names. There are none where it is not Bound, or invalid, which its
@@ -59,13 +65,13 @@ func New(cached, live client.Reader, stores *keystore.Registry) *Ring {
 }
 
 // Get reads a master key from the cache. It returns nil where none of the name exists.
-func (r *Ring) Get(ctx context.Context, name types.NamespacedName, options ...client.GetOption) (*Key, error) {
-	return get(ctx, r.cached, name, options...)
+func (r *Ring) Get(ctx context.Context, ref Ref, options ...client.GetOption) (*Key, error) {
+	return get(ctx, r.cached, ref, options...)
 }
 
 // Live reads a master key again, from the API server. It returns nil where that key no longer exists.
 func (r *Ring) Live(ctx context.Context, was *Key) (*Key, error) {
-	is, err := get(ctx, r.live, was.Name())
+	is, err := get(ctx, r.live, was.Ref())
 	if err != nil || is == nil || is.ID() != was.ID() {
 		return nil, err
 	}
@@ -84,13 +90,16 @@ func (r *Ring) UnchangedLive(ctx context.Context, was *Key) (bool, error) {
 }
 
 func unchanged(ctx context.Context, from client.Reader, was *Key) (bool, error) {
-	is, err := get(ctx, from, was.Name())
-	return is != nil && is.ID() == was.ID() && is.object.Generation == was.object.Generation, err
+	is, err := get(ctx, from, was.Ref())
+	return is != nil && is.ID() == was.ID() && is.object.GetGeneration() == was.object.GetGeneration(), err
 }
 
-func get(ctx context.Context, from client.Reader, name types.NamespacedName, options ...client.GetOption) (*Key, error) {
-	object := &v1alpha1.ImportedKey{}
-	err := from.Get(ctx, name, object, options...)
+func get(ctx context.Context, from client.Reader, ref Ref, options ...client.GetOption) (*Key, error) {
+	var object client.Object = &v1alpha1.ImportedKey{}
+	if ref.Kind == KindGeneratedKey {
+		object = &v1alpha1.GeneratedKey{}
+	}
+	err := from.Get(ctx, ref.NamespacedName, object, options...)
 	if apierrors.IsNotFound(err) {
 		return nil, nil //nolint:nilnil // documented: there is none
 	}
@@ -116,13 +125,21 @@ func (r *Ring) ofVersion(ctx context.Context, version string, options ...client.
 }
 
 func (r *Ring) list(ctx context.Context, options ...client.ListOption) ([]*Key, error) {
-	var list v1alpha1.ImportedKeyList
-	if err := r.cached.List(ctx, &list, append(options, client.UnsafeDisableDeepCopy)...); err != nil {
+	options = append(options, client.UnsafeDisableDeepCopy)
+	var imported v1alpha1.ImportedKeyList
+	var generated v1alpha1.GeneratedKeyList
+	if err := r.cached.List(ctx, &imported, options...); err != nil {
 		return nil, err
 	}
-	keys := make([]*Key, len(list.Items))
-	for i := range list.Items {
-		keys[i] = Of(&list.Items[i])
+	if err := r.cached.List(ctx, &generated, options...); err != nil {
+		return nil, err
+	}
+	keys := make([]*Key, 0, len(imported.Items)+len(generated.Items))
+	for i := range imported.Items {
+		keys = append(keys, Of(&imported.Items[i]))
+	}
+	for i := range generated.Items {
+		keys = append(keys, Of(&generated.Items[i]))
 	}
 	return keys, nil
 }

@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"strings"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -15,19 +16,27 @@ func TestBlobTag_isGoodForOneDataKeyAndOneBlobOnly(t *testing.T) {
 	s, other := newService(t), newService(t)
 	key, _ := s.enabled(t, hsm.AES256)
 	blob, another := s.dataKey(t, key, nil), s.dataKey(t, key, nil)
-	tag, err := s.TagBlob(t.Context(), "team-a", "ledger", blob)
+	ledger := kms.Assigned{Namespace: "team-a", Name: "ledger", Blob: blob}
+	reencrypted := ledger
+	reencrypted.Digest = strings.Repeat("0", 64)
+	movedTag, err := s.TagBlob(t.Context(), reencrypted)
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(s.CheckBlobTag(t.Context(), "team-a", "ledger", blob, tag)).To(Succeed())
+	g.Expect(s.CheckBlobTag(t.Context(), reencrypted, movedTag)).To(Succeed())
+	tag, err := s.TagBlob(t.Context(), ledger)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(s.CheckBlobTag(t.Context(), ledger, tag)).To(Succeed())
 
 	for sentence, err := range map[string]error{
-		"another namespace":          s.CheckBlobTag(t.Context(), "team-b", "ledger", blob, tag),
-		"another name":               s.CheckBlobTag(t.Context(), "team-a", "payroll", blob, tag),
-		"another blob":               s.CheckBlobTag(t.Context(), "team-a", "ledger", another, tag),
-		"the same text, cut apart":   s.CheckBlobTag(t.Context(), "team-al", "edger", blob, tag),
-		"no tag":                     s.CheckBlobTag(t.Context(), "team-a", "ledger", blob, ""),
-		"a tag that is cut short":    s.CheckBlobTag(t.Context(), "team-a", "ledger", blob, tag[:len(tag)-4]),
-		"the tag of another module":  other.CheckBlobTag(t.Context(), "team-a", "ledger", blob, tag),
-		"a tag with something added": s.CheckBlobTag(t.Context(), "team-a", "ledger", blob, tag+"AAAA"),
+		"another namespace":          s.CheckBlobTag(t.Context(), kms.Assigned{Namespace: "team-b", Name: "ledger", Blob: blob}, tag),
+		"another name":               s.CheckBlobTag(t.Context(), kms.Assigned{Namespace: "team-a", Name: "payroll", Blob: blob}, tag),
+		"another blob":               s.CheckBlobTag(t.Context(), kms.Assigned{Namespace: "team-a", Name: "ledger", Blob: another}, tag),
+		"the same text, cut apart":   s.CheckBlobTag(t.Context(), kms.Assigned{Namespace: "team-al", Name: "edger", Blob: blob}, tag),
+		"another data key":           s.CheckBlobTag(t.Context(), reencrypted, tag),
+		"no data key's digest":       s.CheckBlobTag(t.Context(), ledger, movedTag),
+		"no tag":                     s.CheckBlobTag(t.Context(), ledger, ""),
+		"a tag that is cut short":    s.CheckBlobTag(t.Context(), ledger, tag[:len(tag)-4]),
+		"the tag of another module":  other.CheckBlobTag(t.Context(), ledger, tag),
+		"a tag with something added": s.CheckBlobTag(t.Context(), ledger, tag+"AAAA"),
 	} {
 		g.Expect(kms.CodeOf(err)).To(Equal(kms.InvalidParameter), sentence)
 	}

@@ -94,7 +94,7 @@ func (r GenerateDataKeyRequest) CheckBlob(blob Blob) error {
 
 // GenerateDataKeyWithoutPlaintext generates a data key and returns its ciphertext only.
 func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req GenerateDataKeyRequest) (DataKey, error) {
-	if err := Permit(OpGenerateDataKey, req.Key.StateAt(o.now())); err != nil {
+	if err := req.Key.permit(OpGenerateDataKey, o.now()); err != nil {
 		return DataKey{}, err
 	}
 	length, err := req.length()
@@ -119,7 +119,7 @@ func (o Operations) GenerateDataKeyWithoutPlaintext(ctx context.Context, req Gen
 // VerifyDataKey checks that a blob can be decrypted under the key and context. It is not an operation of the
 // documented API: it is used before a DataKey takes over a blob.
 func (o Operations) VerifyDataKey(ctx context.Context, key Key, blob Blob, context EncryptionContext) error {
-	if err := Permit(OpExportDataKey, key.StateAt(o.now())); err != nil {
+	if err := key.permit(OpExportDataKey, o.now()); err != nil {
 		return err
 	}
 	open, err := openRequest(key, blob, context)
@@ -159,7 +159,7 @@ func (o Operations) ExportDataKey(ctx context.Context, req ExportDataKeyRequest)
 }
 
 func (o Operations) exportDataKey(ctx context.Context, req ExportDataKeyRequest) (ExportedDataKey, error) {
-	if err := Permit(OpExportDataKey, req.Key.StateAt(o.now())); err != nil {
+	if err := req.Key.permit(OpExportDataKey, o.now()); err != nil {
 		return ExportedDataKey{}, err
 	}
 	if req.Recipient.IsZero() {

@@ -173,6 +173,12 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 		return err
 	}
 
+	made := s.generatedKey(t, hsm.AES256)
+	reEncrypt := func() error {
+		_, err := s.ReEncrypt(t.Context(), kms.ReEncryptRequest{Key: key, CiphertextBlob: blob, Destination: made})
+		return err
+	}
+
 	for method, operation := range map[string]func() error{
 		"CreateWrappingKey": func() error {
 			_, err := s.GetParametersForImport(t.Context(), sm2(key))
@@ -201,6 +207,8 @@ func TestOperations_whenTheModuleFails(t *testing.T) {
 			})
 			return err
 		},
+		"GenerateKey":        func() error { _, err := s.CreateKeyVersion(t.Context(), made); return err },
+		"ReencryptDataKey":   reEncrypt,
 		"ListWrappingKeys":   destroyPairs,
 		"DestroyWrappingKey": destroyPairs,
 		"DestroyKey":         func() error { return s.DeleteKeyMaterial(t.Context(), key) },

@@ -36,10 +36,7 @@ type ImportParameters struct {
 // GetParametersForImport creates a key pair under which material for the key can be wrapped, and its token. Both
 // expire after TokenLifetime.
 func (o Operations) GetParametersForImport(ctx context.Context, req ImportParametersRequest) (ImportParameters, error) {
-	if err := external(req.Key); err != nil {
-		return ImportParameters{}, err
-	}
-	if err := Permit(OpGetParametersForImport, req.Key.StateAt(o.now())); err != nil {
+	if err := req.Key.permit(OpGetParametersForImport, o.now()); err != nil {
 		return ImportParameters{}, err
 	}
 	if err := wrapping.CheckFit(req.WrappingKeySpec, req.WrappingAlgorithm); err != nil {
@@ -190,10 +187,7 @@ func CheckExpireTime(at, now time.Time) error {
 }
 
 func (r ImportKeyMaterialRequest) check(now time.Time) error {
-	if err := external(r.Key); err != nil {
-		return err
-	}
-	if err := Permit(OpImportKeyMaterial, r.Key.StateAt(now)); err != nil {
+	if err := r.Key.permit(OpImportKeyMaterial, now); err != nil {
 		return err
 	}
 	if len(r.EncryptedKeyMaterial) == 0 {
@@ -270,7 +264,7 @@ func (o Operations) notUnwrapped(ctx context.Context, req ImportKeyMaterialReque
 // can be imported again, under the same version. Otherwise it is Forbidden.KeyVersionNotFound.
 func (o Operations) AdoptKey(ctx context.Context, key Key) (hsm.Key, error) {
 	found, err := o.Module.FindKey(ctx, key.Primary.ID)
-	if hsm.KindOf(err) == hsm.NotFound || (err == nil && found.Owner.Namespace != key.Namespace) {
+	if hsm.KindOf(err) == hsm.NotFound || (err == nil && !adoptable(found.Owner, key)) {
 		// One answer for both, so that it reveals nothing about the keys of others.
 		return hsm.Key{}, notInModule(key, err)
 	}
@@ -287,7 +281,25 @@ func (o Operations) AdoptKey(ctx context.Context, key Key) (hsm.Key, error) {
 	return found, nil
 }
 
+// adoptable reports whether a key of that owner may be adopted: it is of the same namespace, and of the same origin. Otherwise the
+// verb export on keys of one kind would give those of the other. The origin of keys of early versions is not stored.
+func adoptable(owner hsm.Owner, key Key) bool {
+	return owner.Namespace == key.Namespace && (owner.Origin == hsm.OriginGenerated) == (key.Origin == OriginModule)
+}
+
+// moduleOrigin is the key's origin as modules store it.
+func (k Key) moduleOrigin() hsm.Origin {
+	if k.Origin == OriginModule {
+		return hsm.OriginGenerated
+	}
+	return hsm.OriginImported
+}
+
 func notInModule(key Key, cause error) error {
+	if key.Origin == OriginModule {
+		return &Error{Code: ForbiddenKeyVersionNotFound, Err: cause, Detail: fmt.Sprintf(
+			"The module has no key %s that was generated for a namespace with the name %s. Restore it in the module.", key.Primary.ID, key.Namespace)}
+	}
 	detail := fmt.Sprintf("The module has no key %s that was imported from a namespace with the name %s.", key.Primary.ID, key.Namespace)
 	if key.Primary.Fingerprint != nil {
 		return &Error{Code: RejectedPendingImport, Err: cause, Detail: detail}
@@ -296,8 +308,8 @@ func notInModule(key Key, cause error) error {
 		"create the object again with adopt.materialFingerprint, too, and import the material: it gets this version again."}
 }
 
-// KeysByName lists the master keys in the module that were imported for an object with the namespace and name of a key,
-// and have its type, in the order of their identifiers. Keys of early versions, whose object is not known, are not among
+// KeysByName lists the master keys in the module that were made for an object with the namespace and name of a key, and
+// have its type and origin, in the order of their identifiers. Keys of early versions, whose object is not known, are not among
 // them.
 func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) {
 	keys, err := o.Module.ListKeys(ctx)
@@ -306,7 +318,7 @@ func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) 
 	}
 	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool {
 		owner := k.Owner
-		return owner.Namespace != key.Namespace || owner.Name != key.Name || owner.Origin != hsm.OriginImported || k.Spec != key.Spec
+		return owner.Namespace != key.Namespace || owner.Name != key.Name || owner.Origin != key.moduleOrigin() || k.Spec != key.Spec
 	})
 	slices.SortFunc(keys, func(a, b hsm.Key) int { return bytes.Compare(a.KeyVersionID[:], b.KeyVersionID[:]) })
 	return keys, nil
@@ -314,12 +326,8 @@ func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) 
 
 // DeleteKeyMaterial destroys the key's material in the module. It is not an error if the material does not exist.
 func (o Operations) DeleteKeyMaterial(ctx context.Context, key Key) error {
-	return FromModule(o.Module.DestroyKey(ctx, key.Primary.ID))
-}
-
-func external(key Key) error {
 	if key.Origin != OriginExternal {
 		return &Error{Code: UnsupportedOrigin}
 	}
-	return nil
+	return o.DestroyKeyVersion(ctx, key.Primary.ID)
 }

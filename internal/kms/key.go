@@ -25,7 +25,7 @@ type Key struct {
 	Namespace, Name string
 	// Primary is the version under which new data keys are made. An imported key has no other.
 	Primary Version
-	// Former are the versions that were primary before. Data keys under them can still be used.
+	// Former are the versions that were primary before. Data keys under them can be opened, and none is made.
 	Former []Version
 }
 
@@ -33,7 +33,9 @@ type Key struct {
 type Version struct {
 	// ID identifies the material in the module. Ciphertext blobs contain it.
 	ID uuid.UUID
-	// Fingerprint of the material to which the version is bound; nil before its first import.
+	// Number is that of the version in its key, from 1. For an imported key it may be 0, which means the same as 1.
+	Number int
+	// Fingerprint of the material to which the version is bound; nil before its first import or its generation.
 	Fingerprint *hsm.Fingerprint
 	// ExpireTime is the time at which the material expires; zero means never.
 	ExpireTime time.Time
@@ -65,8 +67,16 @@ func (k Key) VersionFor(blob Blob) (Version, error) {
 // Origin is the source of a key's material.
 type Origin string
 
-// OriginExternal is the origin of keys whose material is imported.
-const OriginExternal Origin = "EXTERNAL"
+// The origins, as the documented API names them.
+const (
+	// OriginExternal is the origin of keys whose material is imported.
+	OriginExternal Origin = "EXTERNAL"
+	// OriginModule is the origin of keys that the module generates. The documented API calls it by the name of its service.
+	OriginModule Origin = "Aliyun_KMS"
+)
+
+// Origins lists every origin.
+func Origins() []Origin { return []Origin{OriginExternal, OriginModule} }
 
 // Operations are the operations on the keys of one module. The zero value of Now is time.Now.
 type Operations struct {

@@ -48,9 +48,11 @@ const (
 	DefaultPendingWindowInDays = 30
 )
 
-// transitions is the state machine of a key with origin EXTERNAL. Other transitions fail with
-// Rejected.StateModifiedFailed.
-var transitions = map[KeyState]map[Event]KeyState{
+// transitions are the state machines by origin. Other transitions fail with Rejected.StateModifiedFailed.
+var transitions = map[Origin]map[KeyState]map[Event]KeyState{OriginExternal: external, OriginModule: generated}
+
+// external is the state machine of a key whose material is imported.
+var external = map[KeyState]map[Event]KeyState{
 	StatePendingImport: {
 		EventImportKeyMaterial:   StateEnabled,
 		EventMaterialGone:        StatePendingImport,
@@ -77,17 +79,36 @@ var transitions = map[KeyState]map[Event]KeyState{
 	},
 }
 
-// Next returns the state of a key after an event. If a deletion is cancelled, material decides between Enabled and
-// PendingImport: it is whether the key has its material.
-func Next(state KeyState, event Event, material bool) (KeyState, error) {
+// generated is the state machine of a key that the module generates. It is created Enabled, and its material neither comes nor
+// goes.
+var generated = map[KeyState]map[Event]KeyState{
+	StateEnabled: {
+		EventEnableKey:           StateEnabled,
+		EventDisableKey:          StateDisabled,
+		EventScheduleKeyDeletion: StatePendingDeletion,
+	},
+	StateDisabled: {
+		EventEnableKey:           StateEnabled,
+		EventDisableKey:          StateDisabled,
+		EventScheduleKeyDeletion: StatePendingDeletion,
+	},
+	StatePendingDeletion: {
+		EventCancelKeyDeletion: StateEnabled,
+		EventWindowOver:        StateDeleted,
+	},
+}
+
+// Next returns the state of a key after an event. If the deletion of a key with origin EXTERNAL is cancelled, material decides
+// between Enabled and PendingImport: it is whether the key has its material.
+func Next(origin Origin, state KeyState, event Event, material bool) (KeyState, error) {
 	if state == StateDeleted {
 		return state, &Error{Code: ForbiddenKeyNotFound}
 	}
-	next, ok := transitions[state][event]
+	next, ok := transitions[origin][state][event]
 	if !ok {
 		return state, &Error{Code: RejectedStateModifiedFailed}
 	}
-	if event == EventCancelKeyDeletion && !material {
+	if origin == OriginExternal && event == EventCancelKeyDeletion && !material {
 		return StatePendingImport, nil
 	}
 	return next, nil
@@ -104,16 +125,21 @@ func (k Key) StateAt(now time.Time) KeyState {
 	return k.State
 }
 
+// permit is Permit for the key at a time.
+func (k Key) permit(op Operation, now time.Time) error { return Permit(op, k.Origin, k.StateAt(now)) }
+
 // Operation names an operation.
 type Operation string
 
-// The operations that depend on the state of the key. Transitions between states are in Next; material can be deleted in
-// every state.
+// The operations that depend on the origin and the state of the key. Transitions between states are in Next; material can be
+// deleted in every state.
 const (
 	OpGetParametersForImport Operation = "GetParametersForImport"
 	OpImportKeyMaterial      Operation = "ImportKeyMaterial"
+	OpCreateKeyVersion       Operation = "CreateKeyVersion"
 	OpGenerateDataKey        Operation = "GenerateDataKeyWithoutPlaintext"
 	OpExportDataKey          Operation = "ExportDataKey"
+	OpReEncrypt              Operation = "ReEncrypt"
 )
 
 // useOfMaterial is, for each state, the error of an operation that uses the material.
@@ -128,21 +154,33 @@ var useOfMaterial = map[KeyState]Code{
 var refusals = map[Operation]map[KeyState]Code{
 	OpGetParametersForImport: {},
 	OpImportKeyMaterial:      {StatePendingDeletion: RejectedStateModifiedFailed},
+	OpCreateKeyVersion:       {StateDisabled: RejectedDisabled, StatePendingDeletion: RejectedPendingDeletion},
 	OpGenerateDataKey:        useOfMaterial,
 	OpExportDataKey:          useOfMaterial,
+	OpReEncrypt:              useOfMaterial,
 }
 
-// Permit decides whether a key in a state allows an operation.
-func Permit(op Operation, state KeyState) error {
+// originOf are the operations that keys of one origin allow. The others do not depend on the origin.
+var originOf = map[Operation]Origin{
+	OpGetParametersForImport: OriginExternal,
+	OpImportKeyMaterial:      OriginExternal,
+	OpCreateKeyVersion:       OriginModule,
+}
+
+// Permit decides whether a key of an origin and in a state allows an operation.
+func Permit(op Operation, origin Origin, state KeyState) error {
 	answers, known := refusals[op]
 	if !known {
 		return &Error{Code: UnsupportedOperation}
+	}
+	if only, limited := originOf[op]; limited && only != origin {
+		return &Error{Code: UnsupportedOrigin}
 	}
 	if state == StateDeleted {
 		return &Error{Code: ForbiddenKeyNotFound, Detail: "The key was destroyed."}
 	}
 	code, listed := answers[state]
-	if usesMaterial := op == OpGenerateDataKey || op == OpExportDataKey; usesMaterial && !listed {
+	if usesMaterial := op == OpGenerateDataKey || op == OpExportDataKey || op == OpReEncrypt; usesMaterial && !listed {
 		code = RejectedUnavailable
 	}
 	if code != "" {

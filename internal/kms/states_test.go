@@ -14,9 +14,62 @@ import (
 // refused stands in the tables for an event that the state does not take: the key stays as it is.
 const refused kms.KeyState = ""
 
-// nextStates is the documented state machine in full: every state, and every event in it. material says
-// whether the key has its material, where that makes a difference.
-var nextStates = map[kms.KeyState]map[kms.Event]struct{ withMaterial, without kms.KeyState }{
+// nexts are the states after each event. material says whether the key has its material, where that makes a difference.
+type nexts = map[kms.KeyState]map[kms.Event]struct{ withMaterial, without kms.KeyState }
+
+// nextStates are the documented state machines in full: every origin, every state, and every event in it.
+var nextStates = map[kms.Origin]nexts{kms.OriginExternal: external, kms.OriginModule: generated}
+
+// generated keys have no material that comes or goes. PendingImport is a state that none of them has.
+var generated = nexts{
+	kms.StatePendingImport: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {refused, refused},
+		kms.EventEnableKey:           {refused, refused},
+		kms.EventDisableKey:          {refused, refused},
+		kms.EventScheduleKeyDeletion: {refused, refused},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+	kms.StateEnabled: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {refused, refused},
+		kms.EventEnableKey:           {kms.StateEnabled, kms.StateEnabled},
+		kms.EventDisableKey:          {kms.StateDisabled, kms.StateDisabled},
+		kms.EventScheduleKeyDeletion: {kms.StatePendingDeletion, kms.StatePendingDeletion},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+	kms.StateDisabled: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {refused, refused},
+		kms.EventEnableKey:           {kms.StateEnabled, kms.StateEnabled},
+		kms.EventDisableKey:          {kms.StateDisabled, kms.StateDisabled},
+		kms.EventScheduleKeyDeletion: {kms.StatePendingDeletion, kms.StatePendingDeletion},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+	kms.StatePendingDeletion: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {refused, refused},
+		kms.EventEnableKey:           {refused, refused},
+		kms.EventDisableKey:          {refused, refused},
+		kms.EventScheduleKeyDeletion: {refused, refused},
+		kms.EventCancelKeyDeletion:   {kms.StateEnabled, kms.StateEnabled},
+		kms.EventWindowOver:          {kms.StateDeleted, kms.StateDeleted},
+	},
+	kms.StateDeleted: {
+		kms.EventImportKeyMaterial:   {refused, refused},
+		kms.EventMaterialGone:        {refused, refused},
+		kms.EventEnableKey:           {refused, refused},
+		kms.EventDisableKey:          {refused, refused},
+		kms.EventScheduleKeyDeletion: {refused, refused},
+		kms.EventCancelKeyDeletion:   {refused, refused},
+		kms.EventWindowOver:          {refused, refused},
+	},
+}
+
+var external = nexts{
 	kms.StatePendingImport: {
 		kms.EventImportKeyMaterial:   {kms.StateEnabled, kms.StateEnabled},
 		kms.EventMaterialGone:        {kms.StatePendingImport, kms.StatePendingImport},
@@ -66,24 +119,26 @@ var nextStates = map[kms.KeyState]map[kms.Event]struct{ withMaterial, without km
 
 func TestNext_everyStateAndEveryEvent(t *testing.T) {
 	t.Parallel()
-	for _, from := range kms.KeyStates() {
-		for _, event := range kms.Events() {
-			want, listed := nextStates[from][event]
-			if !listed {
-				t.Errorf("%s and %s are not in the table: what comes of them?", from, event)
-				continue
-			}
-			for material, to := range map[bool]kms.KeyState{true: want.withMaterial, false: want.without} {
-				got, err := kms.Next(from, event, material)
-				switch {
-				case to != refused && (err != nil || got != to):
-					t.Errorf("%s and %s (material: %t): %s, %v; want %s", from, event, material, got, err, to)
-				case to == refused && got != from:
-					t.Errorf("%s refuses %s and becomes %s", from, event, got)
-				case to == refused && from == kms.StateDeleted:
-					wantError(t, err, kms.ForbiddenKeyNotFound)
-				case to == refused:
-					wantError(t, err, kms.RejectedStateModifiedFailed)
+	for _, origin := range kms.Origins() {
+		for _, from := range kms.KeyStates() {
+			for _, event := range kms.Events() {
+				want, listed := nextStates[origin][from][event]
+				if !listed {
+					t.Errorf("%s, %s and %s are not in the table: what comes of them?", origin, from, event)
+					continue
+				}
+				for material, to := range map[bool]kms.KeyState{true: want.withMaterial, false: want.without} {
+					got, err := kms.Next(origin, from, event, material)
+					switch {
+					case to != refused && (err != nil || got != to):
+						t.Errorf("%s, %s and %s (material: %t): %s, %v; want %s", origin, from, event, material, got, err, to)
+					case to == refused && got != from:
+						t.Errorf("%s, %s refuses %s and becomes %s", origin, from, event, got)
+					case to == refused && from == kms.StateDeleted:
+						wantError(t, err, kms.ForbiddenKeyNotFound)
+					case to == refused:
+						wantError(t, err, kms.RejectedStateModifiedFailed)
+					}
 				}
 			}
 		}
@@ -94,61 +149,83 @@ func TestNext_everyStateAndEveryEvent(t *testing.T) {
 func TestNext_unknownStatesAndEvents_areRefused(t *testing.T) {
 	t.Parallel()
 	for _, event := range append(kms.Events(), "of a later version") {
-		got, err := kms.Next("of a later version", event, true)
+		got, err := kms.Next(kms.OriginExternal, "of a later version", event, true)
 		wantError(t, err, kms.RejectedStateModifiedFailed)
 		if got != "of a later version" {
 			t.Errorf("%s makes it %s", event, got)
 		}
 	}
 	for _, state := range kms.KeyStates() {
-		if got, err := kms.Next(state, "of a later version", true); err == nil || got != state {
-			t.Errorf("%s: %s, %v", state, got, err)
+		for _, origin := range append(kms.Origins(), "of a later version") {
+			if got, err := kms.Next(origin, state, "of a later version", true); err == nil || got != state {
+				t.Errorf("%s, %s: %s, %v", origin, state, got, err)
+			}
 		}
 	}
 }
 
-// answers are what a key in each state says to each operation; "" is yes.
-var answers = map[kms.Operation]map[kms.KeyState]kms.Code{
-	kms.OpGetParametersForImport: {
-		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "", kms.StatePendingDeletion: "",
-		kms.StateDeleted: kms.ForbiddenKeyNotFound,
+// answers are what a key in each state says to each operation; "" is yes. What only keys of the other origin allow is not here.
+var answers = map[kms.Origin]map[kms.Operation]map[kms.KeyState]kms.Code{
+	kms.OriginExternal: {
+		kms.OpGetParametersForImport: {
+			kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "", kms.StatePendingDeletion: "",
+			kms.StateDeleted: kms.ForbiddenKeyNotFound,
+		},
+		kms.OpImportKeyMaterial: {
+			kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "",
+			kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+		},
+		kms.OpGenerateDataKey: usesMaterial, kms.OpExportDataKey: usesMaterial, kms.OpReEncrypt: usesMaterial,
 	},
-	kms.OpImportKeyMaterial: {
-		kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: "",
-		kms.StatePendingDeletion: kms.RejectedStateModifiedFailed, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+	kms.OriginModule: {
+		kms.OpCreateKeyVersion: {
+			kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
+			kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+		},
+		kms.OpGenerateDataKey: usesMaterial, kms.OpExportDataKey: usesMaterial, kms.OpReEncrypt: usesMaterial,
 	},
-	kms.OpGenerateDataKey: {
-		kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
-		kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
-	},
-	kms.OpExportDataKey: {
-		kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
-		kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
-	},
+}
+
+var usesMaterial = map[kms.KeyState]kms.Code{
+	kms.StatePendingImport: kms.RejectedPendingImport, kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
+	kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
+}
+
+// everyOperation are the operations of either origin.
+var everyOperation = []kms.Operation{
+	kms.OpGetParametersForImport, kms.OpImportKeyMaterial, kms.OpCreateKeyVersion,
+	kms.OpGenerateDataKey, kms.OpExportDataKey, kms.OpReEncrypt,
 }
 
 func TestPermit_everyOperationInEveryState(t *testing.T) {
 	t.Parallel()
-	for op, byState := range answers {
-		for _, state := range kms.KeyStates() {
-			want, listed := byState[state]
-			if !listed {
-				t.Errorf("%s of a key that is %s is not in the table: what does it answer?", op, state)
-				continue
-			}
-			err := kms.Permit(op, state)
-			if kms.CodeOf(err) != want {
-				t.Errorf("%s of a key that is %s: %v, want %q", op, state, err, want)
-			} else if err != nil {
-				wantError(t, err, want)
+	for _, origin := range kms.Origins() {
+		for _, op := range everyOperation {
+			byState, allowed := answers[origin][op]
+			for _, state := range kms.KeyStates() {
+				want, listed := byState[state]
+				if !allowed {
+					want = kms.UnsupportedOrigin
+				} else if !listed {
+					t.Errorf("%s, %s of a key that is %s is not in the table: what does it answer?", origin, op, state)
+					continue
+				}
+				err := kms.Permit(op, origin, state)
+				if kms.CodeOf(err) != want {
+					t.Errorf("%s, %s of a key that is %s: %v, want %q", origin, op, state, err, want)
+				} else if err != nil {
+					wantError(t, err, want)
+				}
 			}
 		}
 	}
-	for _, state := range kms.KeyStates() {
-		wantError(t, kms.Permit("of a later version", state), kms.UnsupportedOperation)
-	}
-	for _, op := range []kms.Operation{kms.OpGenerateDataKey, kms.OpExportDataKey} {
-		wantError(t, kms.Permit(op, "of a later version"), kms.RejectedUnavailable)
+	for _, origin := range append(kms.Origins(), "of a later version") {
+		for _, state := range kms.KeyStates() {
+			wantError(t, kms.Permit("of a later version", origin, state), kms.UnsupportedOperation)
+		}
+		for _, op := range []kms.Operation{kms.OpGenerateDataKey, kms.OpExportDataKey, kms.OpReEncrypt} {
+			wantError(t, kms.Permit(op, origin, "of a later version"), kms.RejectedUnavailable)
+		}
 	}
 }
 

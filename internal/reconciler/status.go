@@ -90,6 +90,10 @@ func statusPatch(before, after Object) ([]byte, error) {
 	if len(before.GetConditions()) == 0 { // which every status has: the object may have none yet
 		return json.Marshal(append(patch, operation{"add", "/status", is}))
 	}
+	// A list of key versions only grows. Another operator may have added one that this object does not have.
+	if versions, ok := was["versions"]; ok && !bytes.Equal(versions, is["versions"]) {
+		patch = append(patch, operation{"test", "/status/versions", versions})
+	}
 	for _, name := range slices.Sorted(maps.Keys(was)) {
 		if _, ok := is[name]; !ok {
 			patch = append(patch, operation{"remove", "/status/" + name, nil})

@@ -122,6 +122,32 @@ func (s *Storage) Load(ctx context.Context) (map[string][]byte, error) {
 	return records, nil
 }
 
+// Create writes a sealed record, or returns the existing one.
+func (s *Storage) Create(ctx context.Context, name string, sealed []byte) (existing []byte, err error) {
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.secrets.operatorNamespace, Name: s.ref(name).Name(), Labels: map[string]string{
+			v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, labelStore: s.store,
+		}},
+		Type: typeSealedKey,
+		Data: map[string][]byte{sealedKeyEntry: sealed},
+	}
+	err = s.secrets.client.Create(ctx, secret, client.FieldOwner(v1alpha1.ManagedBy), live)
+	if !apierrors.IsAlreadyExists(err) {
+		if err != nil {
+			err = hsm.Wrap(hsm.Unavailable, err, "")
+		}
+		return nil, err
+	}
+	found, err := s.secrets.Read(ctx, s.ref(name))
+	if err != nil {
+		return nil, hsm.Wrap(hsm.Unavailable, err, "")
+	}
+	if found == nil { // it was deleted meanwhile
+		return nil, hsm.Errorf(hsm.Unavailable, "")
+	}
+	return found.Data[sealedKeyEntry], nil
+}
+
 // Save writes a sealed record.
 func (s *Storage) Save(ctx context.Context, name string, sealed []byte) error {
 	secret := corev1ac.Secret(s.ref(name).Name(), s.secrets.operatorNamespace).WithType(typeSealedKey).

@@ -2,6 +2,7 @@ package secrets_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -91,11 +92,41 @@ func TestStorage_whoMayNotReadIsToldToTryAgain(t *testing.T) {
 	denied := secrets.New(guest, guest, nil, f.ns).Storage(store, "team-a", func(string) { t.Error("no root key is made") })
 	_, rootErr := denied.RootKey(t.Context())
 	_, loadErr := denied.Load(t.Context())
+	_, createErr := denied.Create(t.Context(), "r", nil)
 	for call, err := range map[string]error{
-		"RootKey": rootErr, "Load": loadErr,
+		"RootKey": rootErr, "Load": loadErr, "Create": createErr,
 		"Save": denied.Save(t.Context(), "r", nil), "Delete": denied.Delete(t.Context(), "r"),
 	} {
 		f.Expect(hsm.KindOf(err)).To(Equal(hsm.Unavailable), call)
+	}
+}
+
+// A generated key cannot be made again, so no operator may replace that of another.
+func TestStorage_twoOperatorsAtOnceAgreeOnOneRecord(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var wg sync.WaitGroup
+	records := make([]string, 8)
+	for i := range records {
+		s, _ := f.storage(store, "team-a")
+		wg.Go(func() {
+			mine := fmt.Sprint("sealed by ", i)
+			existing, err := s.Create(t.Context(), "record", []byte(mine))
+			if err != nil {
+				t.Error(err)
+			}
+			records[i] = string(existing)
+			if existing == nil {
+				records[i] = mine
+			}
+		})
+	}
+	wg.Wait()
+	s, _ := f.storage(store, "team-a")
+	kept, err := s.Load(t.Context())
+	f.Expect(err).NotTo(HaveOccurred())
+	for _, record := range records {
+		f.Expect(record).To(Equal(string(kept["record"])))
 	}
 }
 

@@ -37,6 +37,18 @@ var schemaYAML = typed.YAMLObject(`types:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptVersionsSpec
+  map:
+    fields:
+    - name: keyVersionIDs
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionID
+          elementRelationship: associative
+    - name: type
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptType
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ApprovedInputs
   map:
     fields:
@@ -215,6 +227,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: numberOfBytes
       type:
         scalar: numeric
+    - name: reencryption
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionSpec
     - name: target
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretTarget
@@ -238,6 +253,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: custody
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
+    - name: dataKeyDigest
+      type:
+        scalar: string
     - name: generationTime
       type:
         scalar: string
@@ -478,6 +496,100 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretReference
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.GeneratedKey
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+    - name: spec
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.GeneratedKeySpec
+    - name: status
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.GeneratedKeyStatus
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.GeneratedKeySpec
+  map:
+    fields:
+    - name: adopt
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptVersionsSpec
+    - name: deletionPolicy
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DeletionPolicy
+    - name: desiredState
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DesiredKeyState
+    - name: exportPolicy
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ExportPolicy
+    - name: keySpec
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeySpec
+    - name: keyStoreRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreReference
+    - name: pendingWindowInDays
+      type:
+        scalar: numeric
+    - name: rotation
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.RotationSpec
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.GeneratedKeyStatus
+  map:
+    fields:
+    - name: conditions
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
+          elementRelationship: associative
+          keys:
+          - type
+    - name: deletionRequestTime
+      type:
+        scalar: string
+    - name: deletionTime
+      type:
+        scalar: string
+    - name: keyID
+      type:
+        scalar: string
+    - name: keyState
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyState
+    - name: nextRotationTime
+      type:
+        scalar: string
+    - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: origin
+      type:
+        scalar: string
+    - name: primaryVersion
+      type:
+        scalar: string
+    - name: rotatedFor
+      type:
+        scalar: string
+    - name: token
+      type:
+        scalar: string
+    - name: versions
+      type:
+        list:
+          elementType:
+            namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersion
+          elementRelationship: associative
+          keys:
+          - keyVersionID
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ImportParameters
   map:
     fields:
@@ -735,6 +847,31 @@ var schemaYAML = typed.YAMLObject(`types:
           elementRelationship: atomic
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreType
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersion
+  map:
+    fields:
+    - name: createTime
+      type:
+        scalar: string
+    - name: custody
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Custody
+    - name: fingerprint
+      type:
+        scalar: string
+    - name: keyVersionID
+      type:
+        scalar: string
+    - name: number
+      type:
+        scalar: numeric
+    - name: state
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionState
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionID
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionState
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersions
   map:
     fields:
@@ -892,6 +1029,20 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: type
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.SourceType
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionPolicy
+  scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionSpec
+  map:
+    fields:
+    - name: policy
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ReencryptionPolicy
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.RotationSpec
+  map:
+    fields:
+    - name: interval
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.SecretReference
   map:
     fields:

@@ -129,6 +129,14 @@ func (s *suite) testContextDone(t *testing.T) {
 			return err
 		},
 		"VerifyDataKey": func() error { return s.m.VerifyDataKey(done, open) },
+		"GenerateKey": func() error {
+			_, err := s.m.GenerateKey(done, hsm.GenerateKeyRequest{KeyVersionID: req.KeyVersionID, Spec: spec, Owner: generatedOwner})
+			return err
+		},
+		"ReencryptDataKey": func() error {
+			_, err := s.m.ReencryptDataKey(done, hsm.ReencryptRequest{OpenRequest: open, NewKeyVersionID: key.id, NewBinding: s.bind(key)})
+			return err
+		},
 	}
 	for _, alg := range s.exportAlgorithms() {
 		calls["ExportDataKey with "+string(alg)] = func() error {

@@ -90,6 +90,8 @@ func seal(t testing.TB, key master, scheme ciphertext.Scheme, binding ciphertext
 func (s *suite) openEveryWay(t testing.TB, open hsm.OpenRequest) map[string]error {
 	t.Helper()
 	errs := map[string]error{"VerifyDataKey": s.m.VerifyDataKey(t.Context(), open)}
+	to := s.masters[s.keySpecs()[0]]
+	_, errs["ReencryptDataKey"] = s.m.ReencryptDataKey(t.Context(), hsm.ReencryptRequest{OpenRequest: open, NewKeyVersionID: to.id, NewBinding: s.bind(to)})
 	for _, alg := range s.exportAlgorithms() {
 		_, err := s.m.ExportDataKey(t.Context(), hsm.ExportRequest{
 			OpenRequest: open, Recipient: recipient(t, alg).Public().SPKI(), Algorithm: alg,

@@ -19,6 +19,12 @@ func (s *suite) testReopened(t *testing.T) {
 			t.Errorf("VerifyDataKey of a blob of before the restart under %s: %v", spec, err)
 		}
 	}
+	for spec, key := range s.generated {
+		s.mustFind(t, key)
+		if again := s.generateKey(t, key.KeyVersionID, spec); again != key {
+			t.Errorf("GenerateKey of a %s key of before the restart = %+v; want %+v", spec, again, key)
+		}
+	}
 	for spec, pair := range s.pairs {
 		s.mustList(t, pair.Owner, pair)
 		again, err := s.m.CreateWrappingKey(t.Context(), hsm.WrappingKeyRequest{
@@ -60,6 +66,9 @@ func (s *suite) mustBeDestroyed(t *testing.T) {
 		open := hsm.OpenRequest{Blob: s.blobs[spec], Binding: s.bind(key)}
 		WantKind(t, s.m.VerifyDataKey(t.Context(), open), hsm.NotFound, "VerifyDataKey under a destroyed key")
 	}
+	for _, key := range s.generated {
+		s.mustNotHold(t, key.KeyVersionID)
+	}
 	for _, pair := range s.pairs {
 		s.mustList(t, pair.Owner)
 	}
@@ -76,6 +85,12 @@ func (s *suite) testUnknownKeys(t *testing.T) {
 	open := hsm.OpenRequest{Blob: s.blobs[spec], Binding: s.bind(s.masters[spec])}
 	open.Blob.KeyVersionID = id
 	WantKind(t, s.m.VerifyDataKey(ctx, open), hsm.NotFound, "VerifyDataKey")
+	_, err = s.m.ReencryptDataKey(ctx, hsm.ReencryptRequest{OpenRequest: open, NewKeyVersionID: s.masters[spec].id})
+	WantKind(t, err, hsm.NotFound, "ReencryptDataKey")
+	open.Blob.KeyVersionID = s.masters[spec].id
+	_, err = s.m.ReencryptDataKey(ctx, hsm.ReencryptRequest{OpenRequest: open, NewKeyVersionID: id})
+	WantKind(t, err, hsm.NotFound, "ReencryptDataKey to an unknown key")
+	open.Blob.KeyVersionID = id
 	for _, alg := range s.exportAlgorithms() {
 		_, err = s.m.ExportDataKey(ctx, hsm.ExportRequest{OpenRequest: open, Recipient: recipient(t, alg).Public().SPKI(), Algorithm: alg})
 		WantKind(t, err, hsm.NotFound, "ExportDataKey with %s", alg)

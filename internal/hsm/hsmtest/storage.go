@@ -41,6 +41,16 @@ func (s *Storage) Load(context.Context) (records map[string][]byte, err error) {
 	return records, err
 }
 
+// Create implements hsm.Storage.
+func (s *Storage) Create(_ context.Context, name string, sealed []byte) (existing []byte, err error) {
+	err = s.call("Create", name, func() {
+		if existing = bytes.Clone(s.records[name]); existing == nil {
+			s.put(name, sealed)
+		}
+	})
+	return existing, err
+}
+
 // Save implements hsm.Storage.
 func (s *Storage) Save(_ context.Context, name string, sealed []byte) error {
 	return s.call("Save", name, func() { s.put(name, sealed) })

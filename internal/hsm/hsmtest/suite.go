@@ -29,10 +29,11 @@ type suite struct {
 	caps map[hsm.Operation]map[string]hsm.Custody
 
 	// Created by prepare, before the restart. Tests must not change them.
-	pairs   map[wrapping.KeySpec]hsm.WrappingKey // one for each type that an import algorithm needs
-	masters map[hsm.KeySpec]master               // one for each type that the module can hold
-	blobs   map[hsm.KeySpec]ciphertext.Blob      // a data key of 32 bytes under each
-	tag     []byte                               // over tagMessage
+	pairs     map[wrapping.KeySpec]hsm.WrappingKey // one for each type that an import algorithm needs
+	masters   map[hsm.KeySpec]master               // one for each type that the module can hold
+	blobs     map[hsm.KeySpec]ciphertext.Blob      // a data key of 32 bytes under each
+	generated map[hsm.KeySpec]hsm.Key              // one for each type that the module generates
+	tag       []byte                               // over tagMessage
 
 	mu   sync.Mutex
 	made []func(context.Context) error // destroy what tests created
@@ -57,11 +58,12 @@ type master struct {
 
 func newSuite(target Target) *suite {
 	s := &suite{
-		Target:  target,
-		caps:    map[hsm.Operation]map[string]hsm.Custody{},
-		pairs:   map[wrapping.KeySpec]hsm.WrappingKey{},
-		masters: map[hsm.KeySpec]master{},
-		blobs:   map[hsm.KeySpec]ciphertext.Blob{},
+		Target:    target,
+		caps:      map[hsm.Operation]map[string]hsm.Custody{},
+		pairs:     map[wrapping.KeySpec]hsm.WrappingKey{},
+		masters:   map[hsm.KeySpec]master{},
+		blobs:     map[hsm.KeySpec]ciphertext.Blob{},
+		generated: map[hsm.KeySpec]hsm.Key{},
 	}
 	for _, c := range target.Capabilities {
 		if s.caps[c.Operation] == nil {
@@ -103,6 +105,9 @@ func (s *suite) prepare(t *testing.T) {
 		key := s.newMaster(t, spec)
 		s.masters[spec] = key
 		s.blobs[spec] = s.generate(t, key, 32, s.bind(key))
+	}
+	for _, spec := range s.generatedSpecs() {
+		s.generated[spec] = s.generateKey(t, s.newID(), spec)
 	}
 	tag, err := s.m.Authenticate(t.Context(), []byte(tagMessage))
 	if err != nil {

@@ -18,19 +18,22 @@ import (
 type capabilities struct {
 	derivation derivation
 	specs      map[hsm.KeySpec]bool
+	generates  map[hsm.KeySpec]bool // the master keys that the token generates
 	imports    map[wrapping.Algorithm]hsm.Custody
 	exports    map[wrapping.Algorithm]hsm.Custody
 	// maxDataKeyLen is the length in bytes of the longest data key that the token generates, wraps and unwraps; 0 for none.
 	maxDataKeyLen int
+	// reencrypts: the token wraps a data key that it unwrapped.
+	reencrypts bool
 	// measuresByWrapping: the length of unwrapped material is that of its wrapping. Otherwise it is CKA_VALUE_LEN, if the self-test
 	// finds that it is right.
 	measuresByWrapping bool
 	// needsValueLen: the token requires CKA_VALUE_LEN for C_UnwrapKey. Luna requires it, SoftHSM rejects it.
 	needsValueLen bool
-	// hardened is the hardening that the token accepts for master keys; hardenedPair and hardenedMAC are the same or 0.
-	hardened, hardenedPair, hardenedMAC hardening
-	protection                          hsm.KeyProtection
-	probes                              []hsm.Probe
+	// hardened is the hardening that the token accepts for master keys; the others are the same or 0.
+	hardened, hardenedPair, hardenedMAC, hardenedGenerated hardening
+	protection                                             hsm.KeyProtection
+	probes                                                 []hsm.Probe
 	// takesValues: the token creates keys from their value. canary are the probes that Check repeats.
 	takesValues bool
 	canary      []canaryProbe
@@ -87,6 +90,11 @@ func (c *capabilities) permitted(cfg *Config) []hsm.Capability {
 			add(hsm.OperationMasterKey, string(spec), hsm.CustodyModule)
 		}
 	}
+	for _, spec := range aesSpecs {
+		if c.generates[spec] {
+			add(hsm.OperationGenerateMasterKey, string(spec), hsm.CustodyModule)
+		}
+	}
 	for _, algorithm := range wrapping.Algorithms() {
 		custody, ok := c.imports[algorithm]
 		if ok && (algorithm != wrapping.RSAESPKCS1V15 || cfg.AllowPKCS1v15Import) {
@@ -98,6 +106,10 @@ func (c *capabilities) permitted(cfg *Config) []hsm.Capability {
 		add(hsm.OperationGenerate, inside.String(), hsm.CustodyModule)
 	}
 	add(hsm.OperationGenerate, onHost.String(), hsm.CustodyHost)
+	if c.reencrypts {
+		add(hsm.OperationReencrypt, inside.String(), hsm.CustodyModule)
+	}
+	add(hsm.OperationReencrypt, onHost.String(), hsm.CustodyHost)
 	for _, algorithm := range wrapping.Algorithms() {
 		if custody, ok := c.exports[algorithm]; ok {
 			add(hsm.OperationExport, string(algorithm), custody)

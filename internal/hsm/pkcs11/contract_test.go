@@ -21,6 +21,8 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_PKCS1_V1_5 Module
 		Generate DERIVED_KEY_WRAP Module
 		Generate DERIVED_GCM Host
+		Reencrypt DERIVED_KEY_WRAP Module
+		Reencrypt DERIVED_GCM Host
 		Export RSAES_OAEP_SHA_256 Host
 		Export RSAES_OAEP_SHA_1 Module
 	`),
@@ -30,6 +32,8 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_PKCS1_V1_5 Module
 		Generate DERIVED_KEY_WRAP Module
 		Generate DERIVED_GCM Host
+		Reencrypt DERIVED_KEY_WRAP Module
+		Reencrypt DERIVED_GCM Host
 		Export RSAES_OAEP_SHA_256 Module
 		Export RSAES_OAEP_SHA_1 Module
 	`),
@@ -37,6 +41,7 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_OAEP_SHA_256 Host
 		Import RSAES_OAEP_SHA_1 Host
 		Generate DERIVED_GCM Host
+		Reencrypt DERIVED_GCM Host
 		Export RSAES_OAEP_SHA_256 Host
 		Export RSAES_OAEP_SHA_1 Host
 	`),
@@ -44,6 +49,7 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_OAEP_SHA_256 Host
 		Import RSAES_OAEP_SHA_1 Host
 		Generate DERIVED_GCM Host
+		Reencrypt DERIVED_GCM Host
 		Export RSAES_OAEP_SHA_256 Host
 		Export RSAES_OAEP_SHA_1 Host
 	`),
@@ -52,6 +58,7 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_OAEP_SHA_1 Module
 		Import RSAES_PKCS1_V1_5 Module
 		Generate DERIVED_GCM Host
+		Reencrypt DERIVED_GCM Host
 		Export RSAES_OAEP_SHA_256 Host
 		Export RSAES_OAEP_SHA_1 Host
 	`),
@@ -60,6 +67,7 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_OAEP_SHA_1 Module
 		Import RSAES_PKCS1_V1_5 Module
 		Generate DERIVED_GCM Host
+		Reencrypt DERIVED_GCM Host
 		Export RSAES_OAEP_SHA_256 Host
 		Export RSAES_OAEP_SHA_1 Host
 	`),
@@ -69,6 +77,8 @@ var capabilitiesOf = map[string][]hsm.Capability{
 		Import RSAES_PKCS1_V1_5 Module
 		Generate KDF_KEY_WRAP Module
 		Generate KDF_GCM Host
+		Reencrypt KDF_KEY_WRAP Module
+		Reencrypt KDF_GCM Host
 		Export RSAES_OAEP_SHA_256 Module
 		Export RSAES_OAEP_SHA_1 Module
 	`),
@@ -76,7 +86,9 @@ var capabilitiesOf = map[string][]hsm.Capability{
 
 // capabilitiesIn returns the capabilities of a token, of which the lines of text have those besides master keys and SM2PKE.
 func capabilitiesIn(text string) []hsm.Capability {
-	text = "MasterKey AES_128 Module\nMasterKey AES_192 Module\nMasterKey AES_256 Module\n" + strings.TrimSpace(text) + "\nExport SM2PKE Host"
+	text = "MasterKey AES_128 Module\nMasterKey AES_192 Module\nMasterKey AES_256 Module\n" +
+		"GenerateMasterKey AES_128 Module\nGenerateMasterKey AES_192 Module\nGenerateMasterKey AES_256 Module\n" +
+		strings.TrimSpace(text) + "\nExport SM2PKE Host"
 	var all []hsm.Capability
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)

@@ -51,6 +51,11 @@ func (s *session) generateInside(master p11.ObjectHandle, req hsm.GenerateReques
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
+	return s.wrapInside(kek, dataKey, req)
+}
+
+// wrapInside wraps a data key in the token under the key-encryption key of a request.
+func (s *session) wrapInside(kek, dataKey p11.ObjectHandle, req hsm.GenerateRequest) (hsm.DataKey, error) {
 	wrapped, err := s.WrapKey(keyWrap(), kek, dataKey)
 	if err != nil {
 		return hsm.DataKey{}, err
@@ -58,7 +63,7 @@ func (s *session) generateInside(master p11.ObjectHandle, req hsm.GenerateReques
 	scheme, _ := s.can.derivation.schemes()
 	blob := ciphertext.Blob{KeyVersionID: req.KeyVersionID, Scheme: scheme, Payload: wrapped}
 	if blob.DataKeyLen() != req.Length {
-		return hsm.DataKey{}, hsm.Errorf(hsm.Internal, "the token generated a data key of another length than requested")
+		return hsm.DataKey{}, hsm.Errorf(hsm.Internal, "the token wrapped a data key of another length than requested")
 	}
 	return hsm.DataKey{Blob: blob, Custody: hsm.CustodyModule}, nil
 }
@@ -72,6 +77,11 @@ func (s *session) generateOnHost(master p11.ObjectHandle, req hsm.GenerateReques
 	if len(dataKey) != req.Length {
 		return hsm.DataKey{}, hsm.Errorf(hsm.Internal, "the token returned fewer random bytes than requested")
 	}
+	return s.sealOnHost(master, req, dataKey)
+}
+
+// sealOnHost encrypts a data key in the operator's memory, under a key that the token derived.
+func (s *session) sealOnHost(master p11.ObjectHandle, req hsm.GenerateRequest, dataKey redact.Bytes) (hsm.DataKey, error) {
 	_, scheme := s.can.derivation.schemes()
 	key, err := s.deriveOnHost(master, scheme, req.Binding)
 	if err != nil {
@@ -171,6 +181,60 @@ func (s *session) openOnHost(master p11.ObjectHandle, req hsm.OpenRequest, lengt
 		return nil, hsm.ErrInvalidBlob
 	}
 	return dataKey, nil
+}
+
+// ReencryptDataKey implements hsm.Module. A data key that the token unwraps and wraps again never leaves it.
+func (m *Module) ReencryptDataKey(ctx context.Context, req hsm.ReencryptRequest) (hsm.DataKey, error) {
+	req.Blob.Payload = bytes.Clone(req.Blob.Payload)
+	if err := m.checkReadable(req.Blob); err != nil {
+		return hsm.DataKey{}, err
+	}
+	// An invalid blob is reported only after its master key was found.
+	length, err := dataKeyLen(req.Blob)
+	inside := err == nil && m.can.reencrypts && m.can.opensInside(req.Blob, length)
+	if err == nil && !inside && !m.cfg.allows(hsm.CustodyHost) {
+		return hsm.DataKey{}, hsm.Errorf(hsm.NotSupported,
+			"the token can re-encrypt this data key only on the host, which custody ModuleOnly forbids")
+	}
+	return result(ctx, m, func(s *session) (hsm.DataKey, error) { return s.reencrypt(req, inside) })
+}
+
+func (s *session) reencrypt(req hsm.ReencryptRequest, inside bool) (hsm.DataKey, error) {
+	from, err := s.master(req.Blob.KeyVersionID)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	to, err := s.master(req.NewKeyVersionID)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	length, err := dataKeyLen(req.Blob)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	under := hsm.GenerateRequest{KeyVersionID: req.NewKeyVersionID, Length: length, Binding: req.NewBinding}
+	if inside {
+		return s.reencryptInside(from, to, req.OpenRequest, under)
+	}
+	dataKey, err := s.openOnHost(from, req.OpenRequest, length)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	defer dataKey.Wipe()
+	return s.sealOnHost(to, under, dataKey)
+}
+
+// reencryptInside unwraps a data key and wraps it under the key-encryption key of another master key, inside the token.
+func (s *session) reencryptInside(from, to p11.ObjectHandle, open hsm.OpenRequest, under hsm.GenerateRequest) (hsm.DataKey, error) {
+	dataKey, err := s.openInside(from, open, under.Length, wrappable)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	kek, err := s.deriveKEK(to, under.Binding, wrappingKEK)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	return s.wrapInside(kek, dataKey, under)
 }
 
 // ExportDataKey implements hsm.Module.

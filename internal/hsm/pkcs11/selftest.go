@@ -54,14 +54,16 @@ type selfTest struct {
 func runSelfTest(s *token.Session, cfg *Config, publish func([]hsm.Probe)) (capabilities, error) {
 	go func() { _, _ = selfTestRecipient() }() // takes a while
 	t := newSelfTest(&session{Session: s, cfg: cfg, can: &capabilities{
-		specs:   map[hsm.KeySpec]bool{},
-		imports: map[wrapping.Algorithm]hsm.Custody{},
-		exports: map[wrapping.Algorithm]hsm.Custody{},
+		specs:     map[hsm.KeySpec]bool{},
+		generates: map[hsm.KeySpec]bool{},
+		imports:   map[wrapping.Algorithm]hsm.Custody{},
+		exports:   map[wrapping.Algorithm]hsm.Custody{},
 	}})
 	t.probes.publish = publish
 	defer t.wipe()
 	for _, step := range []func() error{
-		t.findDerivation, t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testObjects, t.testDataKeys, t.testImports, t.testExports, t.testProtection,
+		t.findDerivation, t.testHardening, t.testPair, t.testMasterKeys, t.testMAC, t.testDerivation, t.testObjects, t.testDataKeys,
+		t.testReencryption, t.testGenerated, t.testImports, t.testExports, t.testProtection,
 	} {
 		if err := step(); err != nil {
 			return capabilities{}, err

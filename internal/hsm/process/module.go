@@ -161,6 +161,11 @@ func (m *module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 	return invoke[hsm.Key](ctx, m, "ImportKey", req)
 }
 
+// GenerateKey implements hsm.Module.
+func (m *module) GenerateKey(ctx context.Context, req hsm.GenerateKeyRequest) (hsm.Key, error) {
+	return invoke[hsm.Key](ctx, m, "GenerateKey", req)
+}
+
 // FindKey implements hsm.Module.
 func (m *module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	return invoke[hsm.Key](ctx, m, "FindKey", id)
@@ -184,6 +189,11 @@ func (m *module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (
 // VerifyDataKey implements hsm.Module.
 func (m *module) VerifyDataKey(ctx context.Context, req hsm.OpenRequest) error {
 	return m.do(ctx, "VerifyDataKey", req)
+}
+
+// ReencryptDataKey implements hsm.Module.
+func (m *module) ReencryptDataKey(ctx context.Context, req hsm.ReencryptRequest) (hsm.DataKey, error) {
+	return invoke[hsm.DataKey](ctx, m, "ReencryptDataKey", req)
 }
 
 // ExportDataKey implements hsm.Module.

@@ -239,11 +239,13 @@ var methods = map[string]method{
 	"ListWrappingKeys":   get(hsm.Module.ListWrappingKeys),
 	"DestroyWrappingKey": procedure[uuid.UUID](hsm.Module.DestroyWrappingKey),
 	"ImportKey":          function(hsm.Module.ImportKey),
+	"GenerateKey":        function(hsm.Module.GenerateKey),
 	"FindKey":            function(hsm.Module.FindKey),
 	"ListKeys":           get(hsm.Module.ListKeys),
 	"DestroyKey":         procedure[uuid.UUID](hsm.Module.DestroyKey),
 	"GenerateDataKey":    function(hsm.Module.GenerateDataKey),
 	"VerifyDataKey":      procedure[hsm.OpenRequest](hsm.Module.VerifyDataKey),
+	"ReencryptDataKey":   function(hsm.Module.ReencryptDataKey),
 	"ExportDataKey":      function(hsm.Module.ExportDataKey),
 }
 

@@ -48,8 +48,10 @@ func capabilities(imports ...string) []hsm.Capability {
 		}
 	}
 	add(hsm.OperationMasterKey, "AES_128", "AES_192", "AES_256", "SM4")
+	add(hsm.OperationGenerateMasterKey, "AES_128", "AES_192", "AES_256", "SM4")
 	add(hsm.OperationImport, imports...)
 	add(hsm.OperationGenerate, "DERIVED_KEY_WRAP", "DERIVED_GCM", "DIRECT_GCM")
+	add(hsm.OperationReencrypt, "DERIVED_KEY_WRAP", "DERIVED_GCM", "DIRECT_GCM")
 	add(hsm.OperationExport, "RSAES_OAEP_SHA_256", "RSAES_OAEP_SHA_1", "SM2PKE")
 	return all
 }

@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/redact"
@@ -36,9 +38,14 @@ func (m *Module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (
 	dataKey := make(redact.Bytes, req.Length)
 	defer dataKey.Wipe()
 	_, _ = rand.Read(dataKey) // it never fails (Go 1.24)
+	return key.seal(req.KeyVersionID, req.Binding, dataKey)
+}
+
+// seal encrypts a data key.
+func (k *masterKey) seal(id uuid.UUID, binding ciphertext.Binding, dataKey redact.Bytes) (hsm.DataKey, error) {
 	var blob ciphertext.Blob
-	err = key.withCipher(func(block cipher.Block) error {
-		blob, err = ciphertext.Seal(rand.Reader, schemeFor(key.spec, req.Length), req.KeyVersionID, block, req.Binding, dataKey)
+	err := k.withCipher(func(block cipher.Block) (err error) {
+		blob, err = ciphertext.Seal(rand.Reader, schemeFor(k.spec, len(dataKey)), id, block, binding, dataKey)
 		if err != nil {
 			return hsm.Wrap(hsm.Internal, err, "")
 		}
@@ -48,6 +55,20 @@ func (m *Module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (
 		return hsm.DataKey{}, err
 	}
 	return hsm.DataKey{Blob: blob, Custody: hsm.CustodySoftware}, nil
+}
+
+// ReencryptDataKey implements hsm.Module.
+func (m *Module) ReencryptDataKey(ctx context.Context, req hsm.ReencryptRequest) (hsm.DataKey, error) {
+	dataKey, err := m.open(ctx, req.OpenRequest)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	defer dataKey.Wipe()
+	key, err := m.key(req.NewKeyVersionID)
+	if err != nil {
+		return hsm.DataKey{}, err
+	}
+	return key.seal(req.NewKeyVersionID, req.NewBinding, dataKey)
 }
 
 // VerifyDataKey implements hsm.Module.

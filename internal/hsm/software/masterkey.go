@@ -140,6 +140,11 @@ func (m *Module) save(ctx context.Context, kind recordKind, name string, plain r
 	if err := m.storage.Save(ctx, name, m.sealer.seal(kind, name, plain)); err != nil {
 		return storageError(err)
 	}
+	return m.publish(publish)
+}
+
+// publish makes a saved record visible, unless the module is closed.
+func (m *Module) publish(publish func()) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {

@@ -151,14 +151,19 @@ func capabilities(allowPKCS15 bool) []hsm.Capability {
 	for _, spec := range hsm.KeySpecs() {
 		add(hsm.OperationMasterKey, string(spec))
 	}
+	for _, spec := range hsm.KeySpecs() {
+		add(hsm.OperationGenerateMasterKey, string(spec))
+	}
 	add(hsm.OperationImport, string(wrapping.RSAESOAEPSHA256))
 	add(hsm.OperationImport, string(wrapping.RSAESOAEPSHA1))
 	if allowPKCS15 {
 		add(hsm.OperationImport, string(wrapping.RSAESPKCS1V15))
 	}
 	add(hsm.OperationImport, string(wrapping.SM2PKE))
-	for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedKeyWrap, ciphertext.DerivedGCM, ciphertext.DirectGCM} {
-		add(hsm.OperationGenerate, scheme.String())
+	for _, operation := range []hsm.Operation{hsm.OperationGenerate, hsm.OperationReencrypt} {
+		for _, scheme := range []ciphertext.Scheme{ciphertext.DerivedKeyWrap, ciphertext.DerivedGCM, ciphertext.DirectGCM} {
+			add(operation, scheme.String())
+		}
 	}
 	for _, alg := range []wrapping.Algorithm{wrapping.RSAESOAEPSHA256, wrapping.RSAESOAEPSHA1, wrapping.SM2PKE} {
 		add(hsm.OperationExport, string(alg))

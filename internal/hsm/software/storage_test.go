@@ -119,6 +119,54 @@ func TestStorage_saveFails_createsNothing(t *testing.T) {
 	}
 }
 
+func generateRequest(spec hsm.KeySpec) hsm.GenerateKeyRequest {
+	id := uuid.New()
+	return hsm.GenerateKeyRequest{
+		KeyVersionID: id, Spec: spec, Owner: hsm.Owner{Namespace: "team-a", Name: "payments", Origin: hsm.OriginGenerated, KeyID: id, Number: 1},
+	}
+}
+
+// A Create that fails may have created the record nevertheless.
+func TestStorage_createFailsAfterItsEffect_keyIsFound(t *testing.T) {
+	t.Parallel()
+	storage := &hsmtest.Storage{}
+	m, other := open(t, storage), open(t, storage)
+	req := generateRequest(hsm.SM4)
+	storage.Fail = failing("Create", errors.New("etcd is full"))
+	_, err := m.GenerateKey(t.Context(), req)
+	wantError(t, err, hsm.Unavailable)
+	_, err = m.FindKey(t.Context(), req.KeyVersionID)
+	wantError(t, err, hsm.NotFound)
+
+	storage.Fail = nil
+	created, err := other.GenerateKey(t.Context(), req) // as if this were the effect of the call above
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := m.GenerateKey(t.Context(), req)
+	if err != nil || found != created {
+		t.Errorf("GenerateKey = %+v, %v; the storage has %+v", found, err, created)
+	}
+	if again, err := open(t, storage).GenerateKey(t.Context(), req); err != nil || again != created {
+		t.Errorf("GenerateKey of a store that was opened again = %+v, %v; the storage has %+v", again, err, created)
+	}
+}
+
+// A record that does not open may be a key that data keys need.
+func TestStorage_createFindsARecordThatDoesNotOpen_keepsIt(t *testing.T) {
+	t.Parallel()
+	storage := &hsmtest.Storage{}
+	m := open(t, storage)
+	req := generateRequest(hsm.AES256)
+	record := "key-" + req.KeyVersionID.String()
+	storage.Put(record, []byte("garbage"))
+	_, err := m.GenerateKey(t.Context(), req)
+	wantError(t, err, hsm.Internal, record)
+	if kept := storage.Records()[record]; string(kept) != "garbage" {
+		t.Errorf("the record is now %q", kept)
+	}
+}
+
 func TestStorage_deleteFails_keepsTheKey(t *testing.T) {
 	t.Parallel()
 	f := fill(t)

@@ -58,7 +58,7 @@ func (o *Operator) cacheOptions() cache.Options {
 
 func kinds() []client.Object {
 	return []client.Object{
-		&v1alpha1.KeyStore{}, &v1alpha1.ClusterKeyStore{}, &v1alpha1.ImportedKey{},
+		&v1alpha1.KeyStore{}, &v1alpha1.ClusterKeyStore{}, &v1alpha1.ImportedKey{}, &v1alpha1.GeneratedKey{},
 		&v1alpha1.DataKey{}, &v1alpha1.ExportedDataKey{}, &v1alpha1.ClusterExportedDataKey{},
 	}
 }

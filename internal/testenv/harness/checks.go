@@ -42,7 +42,7 @@ func (o *Operator) Objects(t testing.TB) []client.Object {
 	t.Helper()
 	var all []client.Object
 	for _, list := range []client.ObjectList{
-		&v1alpha1.KeyStoreList{}, &v1alpha1.ClusterKeyStoreList{}, &v1alpha1.ImportedKeyList{},
+		&v1alpha1.KeyStoreList{}, &v1alpha1.ClusterKeyStoreList{}, &v1alpha1.ImportedKeyList{}, &v1alpha1.GeneratedKeyList{},
 		&v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{}, &v1alpha1.ClusterExportedDataKeyList{},
 	} {
 		// The test's own context has ended when its cleanup runs.
@@ -177,6 +177,8 @@ func StatusOf(object client.Object) (conditions []metav1.Condition, observedGene
 	case *v1alpha1.ClusterKeyStore:
 		return o.Status.Conditions, o.Status.ObservedGeneration
 	case *v1alpha1.ImportedKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.GeneratedKey:
 		return o.Status.Conditions, o.Status.ObservedGeneration
 	case *v1alpha1.DataKey:
 		return o.Status.Conditions, o.Status.ObservedGeneration

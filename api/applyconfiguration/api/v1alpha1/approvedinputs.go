@@ -10,7 +10,7 @@ package v1alpha1
 type ApprovedInputsApplyConfiguration struct {
 	// Generation of the spec.
 	Generation *int64 `json:"generation,omitempty"`
-	// DataKeyDigest is the hexadecimal SHA-256 of the data key's ciphertextBlob.
+	// DataKeyDigest is the hexadecimal SHA-256 of the data key's first ciphertextBlob.
 	DataKeyDigest *string `json:"dataKeyDigest,omitempty"`
 	// RecipientKeyID is the UID of the ImportedKey that is the recipient.
 	RecipientKeyID *string `json:"recipientKeyID,omitempty"`

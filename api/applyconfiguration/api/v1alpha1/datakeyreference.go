@@ -16,7 +16,8 @@ type DataKeyReferenceApplyConfiguration struct {
 	// Namespace of the DataKey. Defaults to the namespace of this object. Exporting from another namespace requires
 	// the key owner's consent (exportPolicy).
 	Namespace *apiv1alpha1.NamespaceName `json:"namespace,omitempty"`
-	// Digest is the hexadecimal SHA-256 of the DataKey's status.ciphertextBlob. If it is set, the operator exports only
+	// Digest is the DataKey's status.dataKeyDigest or, if that is not set, the hexadecimal SHA-256 of its
+	// status.ciphertextBlob. If it is set, the operator exports only
 	// the data key with this digest, even if the DataKey is replaced by another one with the same name. A
 	// ClusterExportedDataKey sets it in the objects that it creates.
 	Digest *string `json:"digest,omitempty"`

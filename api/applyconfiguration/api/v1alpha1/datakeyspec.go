@@ -11,7 +11,8 @@ import (
 //
 // DataKeySpec holds the parameters of GenerateDataKeyWithoutPlaintext.
 type DataKeySpecApplyConfiguration struct {
-	// KeyRef names the master key. It cannot be changed.
+	// KeyRef names the master key. If you change it to another key of the same key store, the module re-encrypts the data
+	// key under that key. This requires the verb use on both keys.
 	KeyRef *KeyReferenceApplyConfiguration `json:"keyRef,omitempty"`
 	// KeySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). It has no effect if numberOfBytes
 	// is set. Defaults to AES_256. It cannot be changed.
@@ -25,8 +26,11 @@ type DataKeySpecApplyConfiguration struct {
 	EncryptionContext map[string]apiv1alpha1.ContextValue `json:"encryptionContext,omitempty"`
 	// CiphertextBlob is an existing data key to take over, in Base64, for example status.ciphertextBlob of a DataKey in
 	// another cluster. If numberOfBytes or keySpec is set, the data key must have that length. By default the operator
-	// generates a data key. Setting this field requires the verb export on the ImportedKey that keyRef names.
+	// generates a data key. Setting this field requires the verb export on the key that keyRef names.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
+	// Reencryption is when the module re-encrypts the data key under the primary version of its master key. The data key
+	// stays the same, and so do its exports. Defaults to never.
+	Reencryption *ReencryptionSpecApplyConfiguration `json:"reencryption,omitempty"`
 	// Target is the Secret in which the operator stores the blob. Defaults to a Secret with the name of this object.
 	// The Secret remains when this object is deleted, because a lost data key cannot be generated again.
 	Target *SecretTargetApplyConfiguration `json:"target,omitempty"`
@@ -81,6 +85,14 @@ func (b *DataKeySpecApplyConfiguration) WithEncryptionContext(entries map[string
 // If called multiple times, the CiphertextBlob field is set to the value of the last call.
 func (b *DataKeySpecApplyConfiguration) WithCiphertextBlob(value string) *DataKeySpecApplyConfiguration {
 	b.CiphertextBlob = &value
+	return b
+}
+
+// WithReencryption sets the Reencryption field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Reencryption field is set to the value of the last call.
+func (b *DataKeySpecApplyConfiguration) WithReencryption(value *ReencryptionSpecApplyConfiguration) *DataKeySpecApplyConfiguration {
+	b.Reencryption = value
 	return b
 }
 

@@ -19,15 +19,18 @@ type DataKeyStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// KeyID is the identifier of the master key.
 	KeyID *string `json:"keyID,omitempty"`
-	// KeyVersionID is the identifier of the master key's version.
+	// KeyVersionID is the identifier of the master key's version under which the data key is encrypted.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
 	// CiphertextBlob is the data key, encrypted under the master key, in Base64.
 	CiphertextBlob *string `json:"ciphertextBlob,omitempty"`
+	// DataKeyDigest identifies a data key that was re-encrypted: it is the hexadecimal SHA-256 of its first
+	// ciphertextBlob. It is not set before the first re-encryption.
+	DataKeyDigest *string `json:"dataKeyDigest,omitempty"`
 	// BlobTag is the module's message authentication code over CiphertextBlob and the namespace and name of this
-	// object. The operator takes over a blob from a Secret only if the Secret has a valid tag.
+	// object, and over DataKeyDigest if it is set. The operator takes over a blob from a Secret only if the Secret has a valid tag.
 	BlobTag *string `json:"blobTag,omitempty"`
-	// Custody is where the data key existed in plaintext when it was generated: Module, Host or Software. It is
-	// Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
+	// Custody is where the data key existed in plaintext when it was generated or re-encrypted, whichever was weaker:
+	// Module, Host or Software. It is Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
 	Custody *apiv1alpha1.Custody `json:"custody,omitempty"`
 	// SecretRef is the Secret that holds the blob.
 	SecretRef *SecretReferenceApplyConfiguration `json:"secretRef,omitempty"`
@@ -87,6 +90,14 @@ func (b *DataKeyStatusApplyConfiguration) WithKeyVersionID(value string) *DataKe
 // If called multiple times, the CiphertextBlob field is set to the value of the last call.
 func (b *DataKeyStatusApplyConfiguration) WithCiphertextBlob(value string) *DataKeyStatusApplyConfiguration {
 	b.CiphertextBlob = &value
+	return b
+}
+
+// WithDataKeyDigest sets the DataKeyDigest field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DataKeyDigest field is set to the value of the last call.
+func (b *DataKeyStatusApplyConfiguration) WithDataKeyDigest(value string) *DataKeyStatusApplyConfiguration {
+	b.DataKeyDigest = &value
 	return b
 }
 

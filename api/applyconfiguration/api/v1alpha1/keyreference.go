@@ -11,7 +11,7 @@ import (
 //
 // KeyReference names a master key in the same namespace.
 type KeyReferenceApplyConfiguration struct {
-	// Kind is ImportedKey.
+	// Kind is ImportedKey or GeneratedKey.
 	Kind *string `json:"kind,omitempty"`
 	// Name of the key.
 	Name *apiv1alpha1.ObjectName `json:"name,omitempty"`

@@ -11,7 +11,7 @@ import (
 //
 // MasterKeyReference names a master key, in any namespace.
 type MasterKeyReferenceApplyConfiguration struct {
-	// Kind is ImportedKey.
+	// Kind is ImportedKey or GeneratedKey.
 	Kind *string `json:"kind,omitempty"`
 	// Name of the key.
 	Name *apiv1alpha1.ObjectName `json:"name,omitempty"`

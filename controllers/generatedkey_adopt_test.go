@@ -1,0 +1,200 @@
+package controllers_test
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+)
+
+func adoptsVersions(of *v1alpha1.GeneratedKey) func(*v1alpha1.GeneratedKeySpec) {
+	return func(s *v1alpha1.GeneratedKeySpec) {
+		s.Adopt = &v1alpha1.AdoptVersionsSpec{Type: v1alpha1.AdoptByVersion}
+		for _, v := range of.Status.Versions { // in any order
+			s.Adopt.KeyVersionIDs = append([]v1alpha1.KeyVersionID{v1alpha1.KeyVersionID(v.KeyVersionID)}, s.Adopt.KeyVersionIDs...)
+		}
+	}
+}
+
+func adoptsVersionsByName(s *v1alpha1.GeneratedKeySpec) {
+	s.Adopt = &v1alpha1.AdoptVersionsSpec{Type: v1alpha1.AdoptByName}
+}
+
+// fingerprints are those of a key's versions, in their order.
+func fingerprints(key *v1alpha1.GeneratedKey) (all []string) {
+	for _, v := range key.Status.Versions {
+		all = append(all, fmt.Sprint(v.Number, " ", v.Fingerprint))
+	}
+	return all
+}
+
+// A cluster is lost. Its objects come back without their statuses, and the versions are still in the module.
+func TestGeneratedKey_adopted_inAnotherCluster_opensWhatItMade(t *testing.T) {
+	t.Parallel()
+	env := testenv.Another(t)
+	for _, adopt := range map[string]func(*v1alpha1.GeneratedKey) func(*v1alpha1.GeneratedKeySpec){
+		"by version": adoptsVersions,
+		"by name":    func(*v1alpha1.GeneratedKey) func(*v1alpha1.GeneratedKeySpec) { return adoptsVersionsByName },
+	} {
+		for _, kind := range []string{onSoftHSM, onSoftware} {
+			t.Run(kind, func(t *testing.T) {
+				o := startOperator(t)
+				o.store(t, kind)
+				key := o.generated(t, "key", rotatedEvery("2160h"))
+				plain := map[string][]byte{}
+				for i := range 3 {
+					if i > 0 {
+						o.rotate(t, key, fmt.Sprint(i))
+					}
+					k := o.dataKey(t, fmt.Sprint("dek-", i), underGenerated("key"))
+					plain[k.Name] = o.dataKeyBytes(t, k)
+				}
+				was := key.DeepCopy()
+				saved := o.backUp(t)
+				o.Stop(t) // and with it the cluster
+
+				o2 := startOperatorOn(t, env, restoredFrom(t, env, o))
+				for _, object := range saved {
+					if k, ok := object.(*v1alpha1.GeneratedKey); ok {
+						adopt(was)(&k.Spec)
+					}
+					if err := o2.Create(t.Context(), object); err != nil {
+						t.Fatal(err)
+					}
+				}
+				restored := &v1alpha1.GeneratedKey{ObjectMeta: named("key")}
+				restored.Namespace = o2.Namespace
+				o2.Ready(t, restored)
+				o2.Event(t, restored, "KeyAdopted")
+				if got, want := fmt.Sprint(fingerprints(restored)), fmt.Sprint(fingerprints(was)); got != want || restored.Status.PrimaryVersion != was.Status.PrimaryVersion {
+					t.Errorf("the versions are %s, and were %s", got, want)
+				}
+				for name, want := range plain {
+					k := &v1alpha1.DataKey{ObjectMeta: named(name)}
+					k.Namespace = o2.Namespace
+					o2.Ready(t, k)
+					if !bytes.Equal(o2.dataKeyBytes(t, k), want) {
+						t.Errorf("%s is another data key", name)
+					}
+				}
+				o2.rotate(t, restored, "again")
+				o2.Change(t, restored, func() { restored.Spec.DeletionPolicy = v1alpha1.DeletionDelete })
+				o2.Remove(t, restored)
+				o2.Gone(t, restored)
+				for _, v := range restored.Status.Versions {
+					if o2.holds(t, v.KeyVersionID) {
+						t.Errorf("version %d is still in the module", v.Number)
+					}
+				}
+			})
+		}
+	}
+}
+
+// holds says whether the module has a key version.
+func (o *operator) holds(t testing.TB, version string) bool {
+	t.Helper()
+	keys, err := o.Module(t).Module.ListKeys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys {
+		if k.KeyVersionID.String() == version {
+			return true
+		}
+	}
+	return false
+}
+
+// remade deletes a key, which stays in the module, and makes one of its name again.
+func (o *operator) remade(t testing.TB, key *v1alpha1.GeneratedKey, change ...func(*v1alpha1.GeneratedKeySpec)) *v1alpha1.GeneratedKey {
+	t.Helper()
+	o.Remove(t, key)
+	o.Gone(t, key)
+	again := generatedKey(key.Name, change...)
+	o.Make(t, again)
+	return again
+}
+
+// What Argo CD pruned and applies again is the same key.
+func TestGeneratedKey_adoptsByName_whatAFormerObjectLeft(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	first := o.generated(t, "key", adoptsVersionsByName) // there is none yet, so it is a new key
+	o.rotate(t, first, "now")
+	was := fmt.Sprint(fingerprints(first))
+	second := o.remade(t, first, adoptsVersionsByName)
+	o.hasVersions(t, second, 2)
+	o.rotate(t, second, "once more") // the third version is the new object's
+	third := o.remade(t, second, adoptsVersionsByName)
+	o.hasVersions(t, third, 3)
+	if got := fmt.Sprint(fingerprints(third)[:2]); got != was {
+		t.Errorf("the versions are %s, and were %s", got, was)
+	}
+	if third.Status.Versions[2].Custody != v1alpha1.CustodyUnknown || third.Status.KeyID != string(third.UID) {
+		t.Errorf("the status is %s", harness.JSON(third.Status))
+	}
+}
+
+func TestGeneratedKey_adoptsByName_ofSeveralFormerKeysNone(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	first := o.generated(t, "key")
+	second := o.remade(t, first) // another key
+	o.Ready(t, second)
+	third := o.remade(t, second, adoptsVersionsByName)
+	o.Waits(t, third, v1alpha1.ReasonSeveralFormerKeys, "2 key versions of several former objects", first.Status.PrimaryVersion, second.Status.PrimaryVersion)
+	fourth := o.remade(t, third, adoptsVersions(first))
+	o.hasVersions(t, fourth, 1)
+	if fourth.Status.PrimaryVersion != first.Status.PrimaryVersion {
+		t.Errorf("it adopted %s", fourth.Status.PrimaryVersion)
+	}
+}
+
+func TestGeneratedKey_adoptsVersions_ofWhichItMayNotHaveOne(t *testing.T) {
+	t.Parallel()
+	o := startWithKey(t)
+	holder, free, other := o.generated(t, "holder"), o.generated(t, "free"), o.generated(t, "other")
+	for _, key := range []*v1alpha1.GeneratedKey{free, other} {
+		o.Remove(t, key)
+		o.Gone(t, key)
+	}
+	for sentence, c := range map[string]struct {
+		versions []string
+		spec     v1alpha1.KeySpec
+		reason   string
+		says     string
+	}{
+		"of two keys":         {[]string{free.Status.PrimaryVersion, other.Status.PrimaryVersion}, "AES_256", kms.InvalidParameter.Reason(), "are versions of different keys"},
+		"that another holds":  {[]string{free.Status.PrimaryVersion, holder.Status.PrimaryVersion}, "AES_256", v1alpha1.ReasonKeyVersionTaken, "Another object"},
+		"that does not exist": {[]string{free.Status.PrimaryVersion, "00000000-0000-5000-8000-000000000000"}, "AES_256", kms.ForbiddenKeyVersionNotFound.Reason(), "that was generated for"},
+		"that is imported":    {[]string{o.key(t).Status.KeyVersionID}, "AES_256", v1alpha1.ReasonKeyVersionTaken, "Another object"},
+		"of another key type": {[]string{free.Status.PrimaryVersion}, "SM4", kms.InvalidParameter.Reason(), "AES_256, not SM4"},
+	} {
+		key := generatedKey("adopts", func(s *v1alpha1.GeneratedKeySpec) {
+			s.KeySpec, s.DeletionPolicy = c.spec, v1alpha1.DeletionDelete
+			s.Adopt = &v1alpha1.AdoptVersionsSpec{Type: v1alpha1.AdoptByVersion}
+			for _, v := range c.versions {
+				s.Adopt.KeyVersionIDs = append(s.Adopt.KeyVersionIDs, v1alpha1.KeyVersionID(v))
+			}
+		})
+		o.Make(t, key)
+		harness.Eventually(t, o.endsAs(t, key, c.reason))
+		if conditions := harness.JSON(key.Status.Conditions); !bytes.Contains([]byte(conditions), []byte(c.says)) {
+			t.Errorf("versions %s: %s does not say %q", sentence, conditions, c.says)
+		}
+		o.Remove(t, key)
+		o.Gone(t, key)
+		for _, v := range c.versions[:1] {
+			if !o.holds(t, v) {
+				t.Errorf("versions %s: an object that adopted nothing destroyed %s", sentence, v)
+			}
+		}
+	}
+}

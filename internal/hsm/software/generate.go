@@ -1,0 +1,78 @@
+package software
+
+import (
+	"context"
+	"crypto/rand"
+
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+// GenerateKey implements hsm.Module. It makes the key visible after it was saved. If another process has saved a key with that
+// identifier since Open, it returns that key.
+func (m *Module) GenerateKey(ctx context.Context, req hsm.GenerateKeyRequest) (hsm.Key, error) {
+	if err := m.begin(ctx); err != nil {
+		return hsm.Key{}, err
+	}
+	if err := req.Validate(); err != nil {
+		return hsm.Key{}, err
+	}
+	name := keyName(req.KeyVersionID)
+	unlock, err := m.lockName(ctx, name)
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	defer unlock()
+	key, err := m.key(req.KeyVersionID)
+	if hsm.KindOf(err) == hsm.NotFound {
+		key, err = m.createKey(ctx, name, req)
+	}
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	if key.spec != req.Spec || key.owner != req.Owner {
+		return hsm.Key{}, hsm.ErrOtherKey
+	}
+	fingerprint, err := key.fingerprint()
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: key.spec, Fingerprint: fingerprint, Owner: key.owner, Custody: hsm.CustodySoftware}, nil
+}
+
+// createKey generates and saves a key, or returns the key that another process has saved.
+func (m *Module) createKey(ctx context.Context, name string, req hsm.GenerateKeyRequest) (*masterKey, error) {
+	material := make(redact.Bytes, req.Spec.Len())
+	_, _ = rand.Read(material) // it never fails (Go 1.24)
+	key := &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}
+	plain := key.marshal(material)
+	defer plain.Wipe()
+	existing, err := m.storage.Create(ctx, name, m.sealer.seal(masterKeyRecord, name, plain))
+	if err != nil || existing != nil {
+		key.material.wipe()
+		if err != nil {
+			return nil, storageError(err)
+		}
+		if key, err = m.openKey(name, existing); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.publish(func() { m.keys[req.KeyVersionID] = key }); err != nil {
+		key.material.wipe()
+		return nil, err
+	}
+	return key, nil
+}
+
+// openKey opens the record of a master key.
+func (m *Module) openKey(name string, sealed []byte) (*masterKey, error) {
+	plain, err := m.sealer.open(masterKeyRecord, name, sealed)
+	if err != nil {
+		return nil, brokenRecord(name, err)
+	}
+	key, err := parseMasterKey(plain)
+	if err != nil {
+		return nil, brokenRecord(name, err)
+	}
+	return key, nil
+}

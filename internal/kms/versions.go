@@ -1,0 +1,87 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/keyconvoy/keyconvoy/internal/ciphertext"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
+)
+
+// MaxVersions is the maximum number of versions of a key, so that a key does not fill a token.
+const MaxVersions = 64
+
+// The interval of automatic rotation.
+const (
+	MinRotationInterval = 7 * 24 * time.Hour
+	MaxRotationInterval = 730 * 24 * time.Hour
+)
+
+// CreateKeyVersion generates a key's next version in the module, or its first one, and returns it. The caller makes it the
+// primary version. The same key always has the same next version, so a caller that was interrupted finds it again.
+func (o Operations) CreateKeyVersion(ctx context.Context, key Key) (Version, error) {
+	if err := key.permit(OpCreateKeyVersion, o.now()); err != nil {
+		return Version{}, err
+	}
+	number := 1
+	if key.Primary.Fingerprint != nil {
+		number = key.Primary.Number + 1
+		if len(key.Former)+1 >= MaxVersions {
+			return Version{}, &Error{Code: UnsupportedOperation, Detail: fmt.Sprintf(
+				"The key has %d versions, the maximum, and is not rotated any more. Create another key, and move the data keys to it.", MaxVersions)}
+		}
+	}
+	made, err := o.Module.GenerateKey(ctx, hsm.GenerateKeyRequest{
+		KeyVersionID: VersionID(key.ID, number), Spec: key.Spec, Owner: key.owner(hsm.OriginGenerated, number),
+	})
+	if err != nil {
+		return Version{}, FromModule(err)
+	}
+	return Version{ID: made.KeyVersionID, Number: number, Fingerprint: &made.Fingerprint, Custody: made.Custody}, nil
+}
+
+// DestroyKeyVersion destroys a version in the module, whatever its key's state. It is not an error if it does not exist. It is not
+// an operation of the documented API, whose keys are destroyed as a whole.
+func (o Operations) DestroyKeyVersion(ctx context.Context, version uuid.UUID) error {
+	return FromModule(o.Module.DestroyKey(ctx, version))
+}
+
+// ReEncryptRequest is a request for ReEncrypt.
+type ReEncryptRequest struct {
+	// Key is the key in the blob.
+	Key            Key
+	CiphertextBlob Blob
+	// EncryptionContext is that of the blob. It stays.
+	EncryptionContext EncryptionContext
+	// Destination is the key under whose primary version the data key moves. It may be the same key.
+	Destination Key
+}
+
+// ReEncrypt encrypts a data key under the primary version of a key, and checks that the new blob opens. The data key stays the
+// same.
+func (o Operations) ReEncrypt(ctx context.Context, req ReEncryptRequest) (DataKey, error) {
+	for _, key := range []Key{req.Key, req.Destination} {
+		if err := key.permit(OpReEncrypt, o.now()); err != nil {
+			return DataKey{}, err
+		}
+	}
+	open, err := openRequest(req.Key, req.CiphertextBlob, req.EncryptionContext)
+	if err != nil {
+		return DataKey{}, err
+	}
+	to := req.Destination.Primary.ID
+	made, err := o.Module.ReencryptDataKey(ctx, hsm.ReencryptRequest{
+		OpenRequest: open, NewKeyVersionID: to, NewBinding: ciphertext.Bind(to, req.EncryptionContext),
+	})
+	if err != nil {
+		return DataKey{}, FromModule(err)
+	}
+	blob := blobOf(made.Blob)
+	if err := o.VerifyDataKey(ctx, req.Destination, blob, req.EncryptionContext); err != nil {
+		return DataKey{}, err
+	}
+	return DataKey{KeyID: req.Destination.ID, KeyVersionID: to, CiphertextBlob: blob, Custody: made.Custody}, nil
+}
