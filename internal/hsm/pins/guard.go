@@ -10,6 +10,8 @@
 //  3. A namespace that has no guess left and is not trusted gets the same answer for every PIN, including the right one.
 //     Otherwise the answer would reveal the right one.
 //  4. A PIN that the token rejected is not tried again until its Secret is deleted and created again.
+//     Neither is one for which the answer is not known, because the process that asked the token ended: the token may have counted
+//     it.
 //  5. A token that counts wrong PINs reports a low count after the first one; some tokens that do not count report it, too. From
 //     then on, if the right PIN is known, only that one is tried, so that no tenant can bring the token to its last attempt. A
 //     wrong PIN is only compared, and uses up a guess. If the right PIN is not known, a namespace has two attempts: a PIN and its
@@ -28,6 +30,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -70,10 +73,11 @@ type Asked struct {
 
 // The reasons why a PIN may not be tried.
 var (
-	ErrRefused  = errors.New("the token rejected this PIN before")
-	ErrOther    = errors.New("the token is logged in with another PIN")
-	ErrUsedUp   = errors.New("the namespace has presented too many wrong PINs")
-	ErrCountLow = errors.New("the token counts wrong PINs, and rejected one since the last login")
+	ErrRefused     = errors.New("the token rejected this PIN before")
+	ErrInterrupted = errors.New("the process ended while the token checked this PIN")
+	ErrOther       = errors.New("the token is logged in with another PIN")
+	ErrUsedUp      = errors.New("the namespace has presented too many wrong PINs")
+	ErrCountLow    = errors.New("the token counts wrong PINs, and rejected one since the last login")
 )
 
 // Storage stores the record. Each version of the record has a name; "" is that of a record that does not exist.
@@ -92,7 +96,7 @@ type Authority interface {
 
 // Attempt is a PIN that may be tried.
 type Attempt interface {
-	// End records the outcome. The caller must call it once.
+	// End records the outcome. The caller must call it once. If its process ends before, the PIN is not tried again.
 	End(ctx context.Context, outcome Outcome)
 }
 
@@ -135,6 +139,7 @@ type attempt struct {
 	of      Presented // without the PIN
 	digest  digest
 	charged bool
+	trying  bool // the record says so
 }
 
 // Begin implements Authority.
@@ -165,6 +170,8 @@ func (g *Guard) Begin(ctx context.Context, p Presented, asked Asked) (Attempt, e
 		return a, nil
 	case n.has(n.refused(), a.refusal()):
 		return nil, ErrRefused
+	case n.has(n.trying(), a.refusal()):
+		return nil, ErrInterrupted
 	case compare && n.has(n.compared(), a.digest):
 		return nil, asked.other()
 	case !left:
@@ -177,6 +184,9 @@ func (g *Guard) Begin(ctx context.Context, p Presented, asked Asked) (Attempt, e
 	a.charged = true
 	if low && compare {
 		n.Compared = remember(n.Compared, a.digest)
+	}
+	if !compare { // otherwise the token is not asked
+		n.Trying, a.trying = remember(n.Trying, a.refusal()), true
 	}
 	if err := g.save(ctx); err != nil {
 		return nil, fmt.Errorf("record a guess: %w", err)
@@ -250,7 +260,11 @@ func (a *attempt) settle(ctx context.Context, change func(*token, *namespace) bo
 	}
 	defer g.mu.Release(1)
 	t := g.record.token(a.of.Token)
-	if change(t, t.namespace(a.of.Namespace, g.now())) {
+	n := t.namespace(a.of.Namespace, g.now())
+	if a.trying {
+		n.Trying = slices.DeleteFunc(n.Trying, func(d digest) bool { return equal(d, a.refusal()) })
+	}
+	if change(t, n) || a.trying {
 		_ = g.save(ctx)
 	}
 }

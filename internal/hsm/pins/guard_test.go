@@ -116,6 +116,48 @@ func TestGuard_guessing_endsForItsNamespaceOnly(t *testing.T) {
 	}
 }
 
+// A process that ends during C_Login leaves the guard without an answer.
+func TestGuard_attemptWithoutAnEnd_isNotRepeated(t *testing.T) {
+	b := newBench(t)
+	wrong := presented("tenant", "4321")
+	if _, err := b.Begin(b.Context(), wrong, pins.Asked{}); err != nil {
+		t.Fatal(err)
+	}
+	b.want(b.logIn(wrong), pins.ErrInterrupted, "the same PIN")
+	b.restart()
+	b.want(b.logIn(wrong), pins.ErrInterrupted, "the same PIN after a restart")
+	b.wait(24 * time.Hour)
+	b.want(b.logIn(wrong), pins.ErrInterrupted, "the same PIN after a day")
+	if b.tried != 0 {
+		t.Errorf("the token got %d more PINs", b.tried)
+	}
+	again := wrong
+	again.Source = "uid of a new Secret"
+	b.want(b.logIn(again), errWrong, "the PIN in a new Secret")
+	b.want(b.logIn(again), pins.ErrRefused, "the PIN that was rejected")
+	b.want(b.logIn(presented("tenant", b.right)), nil, "another PIN")
+
+	attempt, err := b.Begin(b.Context(), presented("tenant", b.right), pins.Asked{})
+	b.want(err, nil, "the right PIN")
+	_ = attempt // the process ends
+	b.restart()
+	b.want(b.logIn(presented("tenant", b.right)), nil, "the right PIN, which the token accepted before")
+}
+
+// A token that does not answer has not counted the PIN.
+func TestGuard_undecidedAttempt_mayBeRepeated(t *testing.T) {
+	b := newBench(t)
+	for range 9 {
+		attempt, err := b.Begin(b.Context(), presented("tenant", b.right), pins.Asked{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		attempt.End(b.Context(), pins.Undecided)
+		b.restart()
+	}
+	b.want(b.logIn(presented("tenant", b.right)), nil, "the right PIN")
+}
+
 func TestGuard_comparison_usesUpAGuess(t *testing.T) {
 	b := newBench(t)
 	b.want(b.logIn(presented("tenant", b.right)), nil, "the first login")

@@ -40,6 +40,8 @@ type namespace struct {
 	FullAt time.Time `json:"fullAt,omitzero"`
 	// Refused are the PINs that the token rejected, each with its Secret.
 	Refused []digest `json:"refused,omitempty"`
+	// Trying are the PINs about which the token is asked, as Refused.
+	Trying []digest `json:"trying,omitempty"`
 	// Compared are PINs that differ from that of a login. Presenting one again uses up no guess.
 	Compared []digest `json:"compared,omitempty"`
 }
@@ -116,12 +118,19 @@ func (n *namespace) returnGuess(charged bool) {
 	}
 }
 
-// refused and compared return nil for a namespace without a record.
+// refused, trying and compared return nil for a namespace without a record.
 func (n *namespace) refused() []digest {
 	if n == nil {
 		return nil
 	}
 	return n.Refused
+}
+
+func (n *namespace) trying() []digest {
+	if n == nil {
+		return nil
+	}
+	return n.Trying
 }
 
 func (n *namespace) compared() []digest {
@@ -164,7 +173,7 @@ func (r *record) marshal(now time.Time) ([]byte, error) {
 	for id, t := range r.tokens {
 		k := storedToken{Token: id, Right: t.Right, Namespaces: map[string]*namespace{}}
 		for name, n := range t.namespaces {
-			if n.Trusted || n.FullAt.After(now) || len(n.Refused)+len(n.Compared) > 0 {
+			if n.Trusted || n.FullAt.After(now) || len(n.Refused)+len(n.Trying)+len(n.Compared) > 0 {
 				k.Namespaces[name] = n
 			}
 		}

@@ -47,7 +47,7 @@ func (p *parent) call(method string, args, reply any) error {
 var refusals = map[string]error{}
 
 func init() {
-	for _, err := range []error{pins.ErrRefused, pins.ErrOther, pins.ErrUsedUp, pins.ErrCountLow} {
+	for _, err := range []error{pins.ErrRefused, pins.ErrInterrupted, pins.ErrOther, pins.ErrUsedUp, pins.ErrCountLow} {
 		refusals[err.Error()] = err
 	}
 }

@@ -90,6 +90,8 @@ func (l *logins) remove(t *Token) (last bool) {
 var (
 	errPINRejected = hsm.Errorf(hsm.Locked,
 		"the token rejected this PIN, and the operator does not try it again, because failed attempts can lock a token: update the Secret; if you changed the PIN of the token to the one in the Secret, delete the Secret and create it again")
+	errPINInterrupted = hsm.Errorf(hsm.PINUntried,
+		"the process of the library ended while the token checked this PIN for the first time, so the token may have counted a failed attempt, which can lock it: check the PIN, then delete the Secret and create it again, and the operator tries it once more")
 	errPINLocked = hsm.Errorf(hsm.PINUntried,
 		"the token's PIN is locked: unlock it with the token's own tools")
 	errPINFinalTry = hsm.Errorf(hsm.PINUntried,
@@ -217,6 +219,8 @@ func untriedError(err error) error {
 	switch {
 	case errors.Is(err, pins.ErrRefused):
 		return errPINRejected
+	case errors.Is(err, pins.ErrInterrupted):
+		return errPINInterrupted
 	case errors.Is(err, pins.ErrOther):
 		return errPINDiffers
 	case errors.Is(err, pins.ErrUsedUp):
