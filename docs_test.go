@@ -111,8 +111,8 @@ var hardwareModulesPage = docsPage{
 	then: `
 		grep -q '^keyconvoy .*login required' tokens.txt
 		test 2 = $(grep -c '^This token can be a key store' softhsm.txt)
-		grep -q 'rejected all 27 attempts' softhsm.txt
-		grep -q 'allowed 18 of 27 attempts' nss.txt
+		grep -q 'rejected all 50 attempts' softhsm.txt
+		grep -q 'allowed 34 of 50 attempts' nss.txt
 		grep -q '^This token can be a key store' nss.txt
 		grep -q '"usable": true' report.json
 		! grep -q -f pin report.json softhsm.txt || false`,
