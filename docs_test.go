@@ -111,8 +111,8 @@ var hardwareModulesPage = docsPage{
 	then: `
 		grep -q '^keyconvoy .*login required' tokens.txt
 		test 2 = $(grep -c '^This token can be a key store' softhsm.txt)
-		grep -q 'rejected all 27 attempts' softhsm.txt
-		grep -q 'allowed 18 of 27 attempts' nss.txt
+		grep -q 'rejected all 50 attempts' softhsm.txt
+		grep -q 'allowed 34 of 50 attempts' nss.txt
 		grep -q '^This token can be a key store' nss.txt
 		grep -q '"usable": true' report.json
 		! grep -q -f pin report.json softhsm.txt || false`,
@@ -132,6 +132,9 @@ var docsPages = []docsPage{
 		test 1 = $(kubectl get datakeys -n team-a -o name | wc -l)
 		test ledger-2 = $(kubectl get secret ledger-2 -n team-a -o jsonpath='{.metadata.name}')
 		grep -q 'type: keyconvoy.io/data-key' ledger-retired.yaml`},
+	{file: "generated-keys.md", then: `
+		test 2 = $(kubectl get generatedkey archive -n team-a -o jsonpath='{.status.versions[*].number}' | wc -w)
+		kubectl get secret records -n team-a -o jsonpath='{.data.previousCiphertextBlob}' | base64 -d | grep -q .`},
 	{file: "distribute.md", then: "cmp shop-one-ledger.key ledger.key"},
 	{file: "roles-and-consent.md", then: `
 		kubectl create rolebinding bob-writes-exports -n team-a --clusterrole=keyconvoy-exporteddatakey-editor-role --user=bob

@@ -355,7 +355,7 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 		}
 	}
 	g.Expect(n).To(Equal(len(bound)))
-	g.Expect(n).To(Equal(6))
+	g.Expect(n).To(Equal(7))
 }
 
 // Moving a data key under another master key gives the users of that one what was under the former one.

@@ -44,9 +44,11 @@ type fuse struct {
 	effects []string       // since it was armed
 }
 
-// moduleEffects are those of the module. ExportDataKey changes nothing in it, but what it makes is as good as an effect.
+// moduleEffects are those of the module. ExportDataKey and ReencryptDataKey change nothing in it, but what they make is as good
+// as an effect.
 var moduleEffects = []string{
-	"Authenticate", "CreateWrappingKey", "DestroyWrappingKey", "ImportKey", "DestroyKey", "GenerateDataKey", "ExportDataKey",
+	"Authenticate", "CreateWrappingKey", "DestroyWrappingKey", "ImportKey", "GenerateKey", "DestroyKey", "GenerateDataKey", "ReencryptDataKey",
+	"ExportDataKey",
 }
 
 func (f *fuse) options() []harness.Option {

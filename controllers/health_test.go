@@ -50,6 +50,7 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	o.desire(t, disabled, v1alpha1.DesiredDisabled, 0)
 	o.keyIs(t, disabled, "Disabled")
 	take("a key that is Disabled, as its owner wants", "Ready", disabled)
+	take("a key that the module generated", "Ready", o.generated(t, "generated"))
 	take("a data key", "Ready", o.dataKey(t, "dek", underKey("enabled")))
 	take("an export", "Ready", o.export(t, "export", toBlob(sm2Recipient().public.Base64()), withSM2))
 	o.teamNamespaces(t, 2)
@@ -59,6 +60,10 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 
 	pending := o.pendingKey(t, "pending")
 	take("a key that waits for its material", "Progressing", pending)
+	homeless := generatedKey("homeless", func(s *v1alpha1.GeneratedKeySpec) { s.KeyStoreRef.Name = "none" })
+	o.Make(t, homeless)
+	o.Waits(t, homeless, v1alpha1.ReasonKeyStoreNotFound)
+	take("a key that waits for the key store that generates it", "Progressing", homeless)
 	early := newDataKey("early", underKey("pending"))
 	o.Make(t, early)
 	o.Waits(t, early, "RejectedPendingImport")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Imports a key from openssl into Keyconvoy, exports a data key to two recipients, and compares their copies. It shows
-# each command as a user would type it, and then runs it. `make demo` builds what it needs and runs it.
+# Imports a key from openssl into Keyconvoy, exports a data key to two recipients, and compares their copies. Then it moves the
+# data key under a key that the module generates, and rotates that one. It shows each command as a user would type it, and then
+# runs it. `make demo` builds what it needs and runs it.
 #
 #   DEMO_STORE=software   the embedded key store (the default)
 #   DEMO_STORE=softhsm    a token of SoftHSM
@@ -141,7 +142,7 @@ make_key_store() {
   run 'kubectl wait clusterkeystore/main --for=condition=Ready --timeout=120s'
   run 'kubectl get clusterkeystore main -o wide'
   say "What the module can do, as the self-test found, and where plaintext exists during it:"
-  run 'kubectl get clusterkeystore main -o go-template='\''{{range .status.capabilities}}{{printf "%-10s %-20s %s\n" .operation .algorithm .custody}}{{end}}'\'
+  run 'kubectl get clusterkeystore main -o go-template='\''{{range .status.capabilities}}{{printf "%-18s %-20s %s\n" .operation .algorithm .custody}}{{end}}'\'
 }
 
 import_key() {
@@ -205,6 +206,29 @@ unwrap_and_compare() {
   say "None does."
 }
 
+rotate_generated_key() {
+  chapter "A key that the module generates, rotated"
+  run 'kubectl apply -f config/samples/generatedkey.yaml'
+  run 'kubectl wait generatedkey/archive -n team-a --for=condition=Ready --timeout=120s'
+  say "The data key of before moves under this key: the module decrypts it under the imported key and encrypts it under the new one."
+  run 'kubectl patch datakey ledger -n team-a --type merge \
+    -p "{\"spec\":{\"keyRef\":{\"kind\":\"GeneratedKey\",\"name\":\"archive\"},\"reencryption\":{\"policy\":\"OnRotation\"}}}"'
+  run "V1=\$(kubectl get generatedkey archive -n team-a -o jsonpath='{.status.primaryVersion}')"
+  run "kubectl wait datakey/ledger -n team-a --for=jsonpath='{.status.keyVersionID}'=\$V1 --timeout=120s"
+  say "A new version, and the data key follows it."
+  run 'kubectl annotate generatedkey archive -n team-a keyconvoy.io/rotate=now'
+  run "kubectl wait generatedkey/archive -n team-a --for=jsonpath='{.status.versions[1].state}'=Primary --timeout=120s"
+  run "V2=\$(kubectl get generatedkey archive -n team-a -o jsonpath='{.status.primaryVersion}')"
+  run "kubectl wait datakey/ledger -n team-a --for=jsonpath='{.status.keyVersionID}'=\$V2 --timeout=120s"
+  run 'kubectl get generatedkey,datakey -n team-a'
+  say "It is the same data key. A new export of it, for the RSA recipient:"
+  run 'sed "s/name: ledger-rsa/name: ledger-new/" config/samples/exporteddatakey_rsa.yaml | kubectl apply -f -'
+  run 'kubectl wait exporteddatakey/ledger-new -n team-a --for=condition=Ready --timeout=120s'
+  run "kubectl get secret ledger-new -n team-a -o jsonpath='{.data.exportedDataKey}' | base64 -d > rotated.wrapped"
+  run 'keyconvoy unwrap --key-file rsa.key --in rotated.wrapped --algorithm RSAES_OAEP_SHA_256 --out ledger-after-rotation'
+  run 'cmp ledger-from-rsa ledger-after-rotation'
+}
+
 show_custody() {
   chapter "Where plaintext existed"
   run 'kubectl get importedkey,datakey,exporteddatakey -n team-a -o custom-columns=KIND:.kind,NAME:.metadata.name,CUSTODY:.status.custody'
@@ -223,4 +247,5 @@ import_key
 make_data_key
 export_data_key
 unwrap_and_compare
+rotate_generated_key
 show_custody

@@ -203,7 +203,7 @@ func TestDemo_succeedsOnEachStore(t *testing.T) {
 			t.Parallel()
 			d := newDemo(t, "DEMO_STORE="+store)
 			_ = d.cmd.Run()
-			d.ends(t, 0, append(custody, "None does.", "Cleaning up")...)
+			d.ends(t, 0, append(custody, "None does.", "cmp ledger-from-rsa ledger-after-rotation", "Cleaning up")...)
 		})
 	}
 }

@@ -293,10 +293,13 @@ func (r *moduleReport) printKeyProtection(p *columns) {
 	if r.KeyProtection == nil {
 		return
 	}
-	attacks := 0
+	attacks, allowed := 0, 0 // a method is tried on several keys
 	for _, probe := range r.Probes {
 		if probe.Attack {
 			attacks++
+		}
+		if probe.Attack && probe.Succeeded {
+			allowed++
 		}
 	}
 	if r.KeyProtection.State == hsm.Enforced {
@@ -305,7 +308,7 @@ func (r *moduleReport) printKeyProtection(p *columns) {
 		return
 	}
 	p.text(fmt.Sprintf("Key protection: %s. Someone with the PIN can extract a key: the token allowed %d of %d attempts.",
-		hsm.NotEnforced, len(r.KeyProtection.Methods), attacks))
+		hsm.NotEnforced, allowed, attacks))
 	p.heading("ALLOWED ATTEMPT")
 	for _, method := range r.KeyProtection.Methods {
 		p.row(method)
