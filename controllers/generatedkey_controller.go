@@ -19,7 +19,7 @@ type generatedKeyReconciler struct {
 	*shared
 }
 
-// generatedScope is what the phases hand on. rotate and the end of the reconcile set after.
+// generatedScope is what the phases hand on.
 type generatedScope struct {
 	keyScope
 
@@ -39,7 +39,7 @@ func (r *generatedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request
 		return ctrl.Result{}, err
 	}
 
-	was := object.Status.KeyState
+	was, versions := object.Status.KeyState, len(object.Status.Versions)
 	scope := &generatedScope{keyScope: keyScope{masterKey: masterKeyOf(object), now: r.clock.Now()}, object: object}
 	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*generatedScope]{
 		r.identify, r.adopt, r.generate, r.followClock, r.followDesire,
@@ -51,7 +51,7 @@ func (r *generatedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request
 		scope.noteState(was)
 		return reconciler.Outcome{
 			Err: err, ReadyMessage: readyMessages[kms.KeyState(object.Status.KeyState)],
-			After: scope.after, Events: scope.notes,
+			After: scope.after, Events: scope.notes, OnlyIfUnchanged: len(object.Status.Versions) != versions,
 			Write: was != "" && was != object.Status.KeyState, // a state that has changed is news in any case
 		}
 	})

@@ -51,5 +51,5 @@ func newReadSecretCommand() *cobra.Command {
 // pinReader returns what reads the PINs of key stores: a process of its own, so that this one's memory never has them in buffers that
 // cannot be wiped.
 func pinReader(kubeconfig string) secrets.EntryReader {
-	return secrets.InProcess(os.Stderr, process.SelfCommand, readSecretCommand, "--kubeconfig="+kubeconfig)
+	return secrets.BySubprocess(os.Stderr, process.SelfCommand, readSecretCommand, "--kubeconfig="+kubeconfig)
 }

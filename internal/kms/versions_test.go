@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"bytes"
+	"context"
 	"testing"
 
 	"github.com/google/uuid"
@@ -224,14 +225,43 @@ func TestReEncrypt_needsBothKeys(t *testing.T) {
 	wantError(t, err, kms.InvalidParameter)
 }
 
-// A blob that the module does not open again must never take the place of one that it does.
-func TestReEncrypt_whoseResultDoesNotOpen_fails(t *testing.T) {
+// substitutes is a module that returns another data key than the one that it re-encrypts.
+type substitutes struct {
+	hsm.Module
+
+	with func(hsm.ReencryptRequest) (hsm.DataKey, error)
+	done bool
+}
+
+func (m *substitutes) ReencryptDataKey(ctx context.Context, req hsm.ReencryptRequest) (hsm.DataKey, error) {
+	if m.done { // the check
+		return m.Module.ReencryptDataKey(ctx, req)
+	}
+	m.done = true
+	return m.with(req)
+}
+
+// A blob that does not open, or that contains another data key, must never take the place of one that is right.
+func TestReEncrypt_wrongResult_fails(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	from, to := s.generatedKey(t, hsm.AES256), s.generatedKey(t, hsm.AES256)
-	req := kms.ReEncryptRequest{Key: from, CiphertextBlob: s.dataKey(t, from, nil), Destination: to}
-	s.module.FailAll("VerifyDataKey", hsm.ErrInvalidBlob)
-	if made, err := s.ReEncrypt(t.Context(), req); err == nil || !made.CiphertextBlob.IsZero() {
-		t.Errorf("ReEncrypt = %+v, %v", made, err)
+	module := s.module
+	for name, with := range map[string]func(hsm.ReencryptRequest) (hsm.DataKey, error){
+		"another data key": func(req hsm.ReencryptRequest) (hsm.DataKey, error) {
+			return module.GenerateDataKey(t.Context(), hsm.GenerateRequest{KeyVersionID: req.NewKeyVersionID, Length: 32, Binding: req.NewBinding})
+		},
+		"a blob that does not open": func(req hsm.ReencryptRequest) (hsm.DataKey, error) {
+			moved, err := module.ReencryptDataKey(t.Context(), req)
+			moved.Blob.Payload[0] ^= 1
+			return moved, err
+		},
+	} {
+		s.Module = &substitutes{Module: module, with: with}
+		req := kms.ReEncryptRequest{Key: from, CiphertextBlob: s.dataKey(t, from, nil), Destination: to}
+		made, err := s.ReEncrypt(t.Context(), req)
+		if kms.CodeOf(err) != kms.ServiceUnavailableTemporary || !made.CiphertextBlob.IsZero() {
+			t.Errorf("%s: %+v, %v", name, made, err)
+		}
 	}
 }

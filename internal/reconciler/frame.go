@@ -41,6 +41,9 @@ type Outcome struct {
 	After time.Duration
 	// Write asks for a status although its error would not be worth one (Error.Unsettled).
 	Write bool
+	// OnlyIfUnchanged is set for a status that follows from the former one, as a list that grows does: it must not be written over
+	// that of another operator, which this one has not read.
+	OnlyIfUnchanged bool
 	// Events are emitted once the status is written.
 	Events []Event
 	// Written is called once the status is written.
@@ -89,7 +92,7 @@ func (f Frame) Finish(ctx context.Context, before, object Object, o Outcome) (ct
 	}
 	object.SetObservedGeneration(object.GetGeneration())
 	object.SetConditions(Summarize(object.GetConditions(), object.GetGeneration(), o.Err, o.ReadyMessage))
-	if err := PatchStatus(ctx, f.Client, before, object); err != nil {
+	if err := patchStatus(ctx, f.Client, before, object, o.OnlyIfUnchanged); err != nil {
 		return ctrl.Result{}, err
 	}
 	f.Announce(object, o.Events)

@@ -58,10 +58,15 @@ func bounded(message string) string {
 // PatchStatus writes the changes of the status since before. If nothing changed, it makes no request. The operator is
 // the only writer of the status, so the patch needs no lock.
 func PatchStatus(ctx context.Context, c client.Client, before, after Object) error {
+	return patchStatus(ctx, c, before, after, false)
+}
+
+// patchStatus is PatchStatus. If onlyIfUnchanged is set, it fails for an object that was changed since before.
+func patchStatus(ctx context.Context, c client.Client, before, after Object, onlyIfUnchanged bool) error {
 	if equality.Semantic.DeepEqual(before, after) {
 		return nil
 	}
-	patch, err := statusPatch(before, after)
+	patch, err := statusPatch(before, after, onlyIfUnchanged)
 	if err != nil {
 		return err
 	}
@@ -77,7 +82,7 @@ type operation struct {
 
 // statusPatch contains the changed fields of the status. It begins with a test of the UID, so that another object
 // that meanwhile got the name does not get this status.
-func statusPatch(before, after Object) ([]byte, error) {
+func statusPatch(before, after Object, onlyIfUnchanged bool) ([]byte, error) {
 	was, err := statusFields(before)
 	if err != nil {
 		return nil, err
@@ -87,12 +92,11 @@ func statusPatch(before, after Object) ([]byte, error) {
 		return nil, err
 	}
 	patch := []operation{{"test", "/metadata/uid", after.GetUID()}}
+	if onlyIfUnchanged {
+		patch = append(patch, operation{"test", "/metadata/resourceVersion", before.GetResourceVersion()})
+	}
 	if len(before.GetConditions()) == 0 { // which every status has: the object may have none yet
 		return json.Marshal(append(patch, operation{"add", "/status", is}))
-	}
-	// A list of key versions only grows. Another operator may have added one that this object does not have.
-	if versions, ok := was["versions"]; ok && !bytes.Equal(versions, is["versions"]) {
-		patch = append(patch, operation{"test", "/status/versions", versions})
 	}
 	for _, name := range slices.Sorted(maps.Keys(was)) {
 		if _, ok := is[name]; !ok {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -201,6 +202,46 @@ func TestPatchStatus_saysThatItFailed(t *testing.T) {
 	object.Status.ObservedGeneration = 1
 	err := reconciler.PatchStatus(t.Context(), env.Client, before, object)
 	g.Expect(reconciler.From(err)).To(HaveField("Reason", v1alpha1.ReasonAPIServer))
+}
+
+// Two operators: one is suspended after it has read an object, and the other one adds to the object's status meanwhile.
+func TestFinish_onlyIfUnchanged_failsForAnObjectThatAnotherOperatorChanged(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	env := testenv.Start(t)
+	ns := env.Namespace(t)
+	key := &v1alpha1.GeneratedKey{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "key"},
+		Spec:       v1alpha1.GeneratedKeySpec{KeyStoreRef: v1alpha1.KeyStoreReference{Kind: "KeyStore", Name: "s"}, KeySpec: "AES_256"},
+	}
+	g.Expect(env.Client.Create(t.Context(), key)).To(Succeed())
+	frame := reconciler.Frame{Client: env.Client, Recorder: events.NewFakeRecorder(9)}
+	finish := func(read *v1alpha1.GeneratedKey, versions ...string) error {
+		is := read.DeepCopy()
+		for i, id := range versions {
+			is.Status.Versions = append(is.Status.Versions, v1alpha1.KeyVersion{
+				KeyVersionID: id, Number: int32(i + 1), CreateTime: metav1.Now(), Custody: "Module", Fingerprint: strings.Repeat("0", 32), State: "Active",
+			})
+		}
+		_, err := frame.Finish(t.Context(), read, is, reconciler.Outcome{OnlyIfUnchanged: true})
+		return err
+	}
+	const first, second = "0b9b9e1c-5d3c-5c51-8a53-3c3a4f0b7c11", "0b9b9e1c-5d3c-5c51-8a53-3c3a4f0b7c12"
+	for _, waits := range []bool{false, true} { // with and without a status
+		if waits {
+			is := key.DeepCopy()
+			_, _ = frame.Finish(t.Context(), key, is, reconciler.Outcome{Err: reconciler.Wait("KeyStoreNotReady", "m")})
+			g.Expect(is.Status.Conditions).NotTo(BeEmpty())
+			key = is
+		}
+		suspended := key.DeepCopy()
+		g.Expect(env.Client.Get(t.Context(), client.ObjectKeyFromObject(key), key)).To(Succeed())
+		key.Status.Versions = nil
+		g.Expect(finish(key, first, second)).To(Succeed())
+		g.Expect(finish(suspended, first)).To(MatchError(apierrors.IsInvalid, "a test of the patch that fails"))
+		g.Expect(env.Client.Get(t.Context(), client.ObjectKeyFromObject(key), key)).To(Succeed())
+		g.Expect(key.Status.Versions).To(HaveLen(2))
+	}
 }
 
 // An object that was deleted and made again has nothing of the former one's status.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 
+	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,12 +59,20 @@ func entryOf(s *corev1.Secret, entry string) *SecretEntry {
 	return &SecretEntry{UID: s.UID, ResourceVersion: s.ResourceVersion, Value: s.Data[entry]}
 }
 
-// InProcess returns an EntryReader that reads each entry in a process of its own: a command with the Secret's namespace, its name and
+// maxReading bounds the processes at a time, each of which takes as much memory as an idle operator does.
+const maxReading = 2
+
+// BySubprocess returns an EntryReader that reads each entry in a process of its own: a command with the Secret's namespace, its name and
 // the entry as further arguments, which calls PrintEntry. The client leaves what it has read in buffers that cannot be wiped, and
 // they end with that process.
-func InProcess(stderr io.Writer, command ...string) EntryReader {
+func BySubprocess(stderr io.Writer, command ...string) EntryReader {
+	reading := semaphore.NewWeighted(maxReading)
 	return func(ctx context.Context, secret types.NamespacedName, entry string) (*SecretEntry, error) {
-		args := append(command[1:len(command):len(command)], secret.Namespace, secret.Name, entry)
+		if err := reading.Acquire(ctx, 1); err != nil {
+			return nil, err
+		}
+		defer reading.Release(1)
+		args := append(command[1:len(command):len(command)], "--", secret.Namespace, secret.Name, entry) // an entry may begin with "-"
 		cmd := exec.CommandContext(ctx, command[0], args...)
 		cmd.Stderr = stderr
 		// Not a buffer of package exec, which would grow and leave copies.
@@ -97,7 +106,7 @@ type printed struct {
 	Failure string         `json:",omitempty"`
 }
 
-// PrintEntry writes what read returns, for InProcess.
+// PrintEntry writes what read returns, for BySubprocess.
 func PrintEntry(ctx context.Context, read func(ctx context.Context) (*corev1.Secret, error), entry string, w io.Writer) error {
 	var out printed
 	var value redact.Bytes

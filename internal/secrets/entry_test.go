@@ -25,7 +25,7 @@ func printer(t *testing.T, output []byte, exit string) secrets.EntryReader {
 	if err := os.WriteFile(file, output, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return secrets.InProcess(io.Discard, "sh", "-c", `cat "$0"; exit `+exit, file)
+	return secrets.BySubprocess(io.Discard, "sh", "-c", `cat "$0"; exit `+exit, file)
 }
 
 // printed is what PrintEntry writes about the entry "pin".
@@ -42,7 +42,7 @@ func secretWith(data map[string][]byte) *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{UID: "uid", ResourceVersion: "7"}, Data: data}
 }
 
-func TestInProcess_readsWhatTheAPIServerReturns(t *testing.T) {
+func TestBySubprocess_readsWhatTheAPIServerReturns(t *testing.T) {
 	t.Parallel()
 	name := types.NamespacedName{Namespace: "team-a", Name: "hsm"}
 	for sentence, test := range map[string]struct {
@@ -59,6 +59,10 @@ func TestInProcess_readsWhatTheAPIServerReturns(t *testing.T) {
 			t.Errorf("%s: %+v, %v", sentence, got, err)
 		}
 	}
+	arguments := secrets.BySubprocess(io.Discard, "sh", "-c", `printf '{"UID":"uid","ResourceVersion":"7","Length":%d}\n%s' "${#*}" "$*"`, "command")
+	if got, err := arguments(t.Context(), name, "--help"); err != nil || string(got.Value) != "-- team-a hsm --help" {
+		t.Errorf("an entry that looks like a flag: %v", err)
+	}
 	notFound := apierrors.NewNotFound(corev1.Resource("secrets"), "hsm")
 	if got, err := printer(t, printed(t, nil, notFound), "0")(t.Context(), name, "pin"); got != nil || err != nil {
 		t.Errorf("a Secret that does not exist: %+v, %v", got, err)
@@ -72,7 +76,7 @@ func TestInProcess_readsWhatTheAPIServerReturns(t *testing.T) {
 	}
 }
 
-func TestInProcess_processThatFails_isAnError(t *testing.T) {
+func TestBySubprocess_processThatFails_isAnError(t *testing.T) {
 	t.Parallel()
 	name := types.NamespacedName{Namespace: "team-a", Name: "hsm"}
 	whole := printed(t, secretWith(map[string][]byte{"pin": []byte("1234")}), nil)
@@ -82,7 +86,7 @@ func TestInProcess_processThatFails_isAnError(t *testing.T) {
 		"it ends before the end of the line": printer(t, whole[:9], "0"),
 		"it prints nothing":                  printer(t, nil, "0"),
 		"it prints too much":                 printer(t, append(whole, make([]byte, 1<<17)...), "0"),
-		"it does not exist":                  secrets.InProcess(io.Discard, "/does/not/exist"),
+		"it does not exist":                  secrets.BySubprocess(io.Discard, "/does/not/exist"),
 	} {
 		got, err := read(t.Context(), name, "pin")
 		if err == nil || got != nil {
