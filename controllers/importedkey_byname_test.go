@@ -157,6 +157,31 @@ func TestAdoptByName_namespaceDeletedAndAppliedFromGit_bringsEverythingBack(t *t
 	}
 }
 
+// Only the key is pruned, and synchronised again. Its data keys and exports stay, and nothing about them changes.
+func TestAdoptByName_keyPrunedAndAppliedAgain_exportsStayAsTheyAre(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftHSM)
+	key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"), byName)
+	dataKey := o.dataKey(t, "dek")
+	export := o.export(t, "export", withRSA("RSAES_OAEP_SHA_1"))
+	blob, secret := dataKey.Status.CiphertextBlob, o.secretOf(t, "export")
+	again := inGit(key).(*v1alpha1.ImportedKey)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	o.Make(t, again)
+	o.enabled(t, again)
+	o.Settled(t, dataKey, export)
+	o.Ready(t, dataKey, export)
+	if is := o.secretOf(t, "export"); dataKey.Status.CiphertextBlob != blob || is.ResourceVersion != secret.ResourceVersion {
+		t.Error("a data key or an export was made again")
+	}
+	late := o.export(t, "late", withRSA("RSAES_OAEP_SHA_1"))
+	if got, want := o.openExport(t, late, rsaRecipient()), o.openExport(t, export, rsaRecipient()); !bytes.Equal(got, want) {
+		t.Error("a later export has another data key")
+	}
+}
+
 func TestAdoptByName_clusterRebuiltFromGit_bringsEverythingBack(t *testing.T) {
 	t.Parallel()
 	env := testenv.Another(t)

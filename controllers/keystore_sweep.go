@@ -116,7 +116,7 @@ func (s *keyStoreScope) publishMissing(versions []string) {
 		return
 	}
 	message := fmt.Sprintf("The module does not have %d of the keys that objects hold in this key store: %s. The operator does not create them again, "+
-		"and data keys under them cannot be used. If the HSM was replaced, restore its backup into the new token. "+
+		"and data keys under them cannot be used. If the HSM was replaced, restore its backup into the new token; without a backup, import the material of each imported key again into its ImportedKey. "+
 		"If spec.pkcs11 was changed by mistake, change it back.", len(versions), listed(versions))
 	was := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionKeysMissing)
 	isNew := was == nil || was.Message != message

@@ -12,7 +12,7 @@ var remedies = map[string]string{
 	"SourceNotFound":      "Create the Secret or ConfigMap, with the entry that the message names.",
 	"TargetNotOwned":      "Delete the Secret with that name (for a ClusterExportedDataKey: the ExportedDataKey in the namespace), or create the object again with another `target.name`. The operator never overwrites it.",
 	"InputReplaced":       "A name now belongs to another data key or recipient than the one for which the verb `export` was checked. Find out who replaced it. To export anyway, delete the object and create it again, or change its spec.",
-	"KeysMissing":         "If the HSM was replaced, restore its backup into the new token. If `spec.pkcs11` was changed by mistake, change it back. `status.missingKeys` lists the keys.",
+	"KeysMissing":         "If the HSM was replaced, restore its backup into the new token. If there is no backup, import the material of each key again into its ImportedKey. If `spec.pkcs11` was changed by mistake, change it back. `status.missingKeys` lists the keys.",
 	"KeyStoreInUse":       "Delete the master keys that the message names, or wait until they are deleted. The key store and its module remain until then, so that keys and import key pairs can be destroyed.",
 	"KeyVersionTaken":     "Delete one of the two objects. Deleting the one that did not adopt the key does not change the key.",
 	"SeveralFormerKeys":   "Delete the object. Create it again with the versions of the key that it had in `adopt`, or without `adopt` to make a new key: [Backup and restore](backup-and-restore.md).",
