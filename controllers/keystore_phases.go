@@ -44,8 +44,21 @@ func (r *keyStoreReconciler) findPIN(ctx context.Context, s *keyStoreScope) erro
 // openAgainAfter is when an opening that hung is tried again.
 const openAgainAfter = 5 * time.Minute
 
-// openRightAfter is when a module that returned a wrong result is opened again.
-const openRightAfter = 5 * time.Second
+// openRightAfter returns when a module that returned a wrong result is opened again. Each time, everything since the last check is
+// done again. So a module whose self-test succeeds and whose checks fail is opened less and less often.
+func openRightAfter(periods []v1alpha1.SuspectPeriod, now time.Time) time.Duration {
+	const (
+		first, last = 5 * time.Second, 10 * time.Minute
+		forgotten   = time.Hour
+	)
+	delay := first
+	for _, p := range periods {
+		if p.To != nil && now.Sub(p.To.Time) < forgotten {
+			delay = min(4*delay, last)
+		}
+	}
+	return delay
+}
 
 // openModule opens the module, or opens it again when its configuration or PIN is another. It sets
 // rootKey and opened. Reasons: SourceNotFound, PINRefused, ModuleMisconfigured,
@@ -73,7 +86,7 @@ func (r *keyStoreReconciler) openModule(ctx context.Context, s *keyStoreScope) e
 			Message: string(kms.ServiceUnavailableTemporary) + ": The module did not respond in time when it was opened. The operator tries again."}
 	}
 	if err != nil {
-		return pin.hint(s.openError(err))
+		return pin.hint(r.openError(s, err))
 	}
 	s.opened = true
 	return nil
@@ -101,7 +114,7 @@ func (s *keyStoreScope) attempt() string {
 }
 
 // openError gives a module's refusal to open its reason.
-func (s *keyStoreScope) openError(err error) error {
+func (r *keyStoreReconciler) openError(s *keyStoreScope, err error) error {
 	var e *hsm.Error
 	if !errors.As(err, &e) {
 		return err
@@ -116,7 +129,7 @@ func (s *keyStoreScope) openError(err error) error {
 		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonPINRefused, After: lookAgainInterval, Warn: true, Err: err,
 			Message: withDetail("The PIN was not tried.", e.Detail)}
 	case hsm.WrongResult:
-		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonWrongResult, After: cmp.Or(e.After, openRightAfter), Warn: true, Err: err,
+		return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonWrongResult, After: cmp.Or(e.After, openRightAfter(s.Status.SuspectPeriods, r.clock.Now())), Warn: true, Err: err,
 			Message: withDetail("The results of the module are wrong.", e.Detail) + " The operator opens it again, and repeats the exports since the last check. See status.suspectPeriods."}
 	case hsm.Misconfigured, hsm.NotSupported:
 		// What is wrong may be outside the cluster (a token that is not plugged in), where nothing
@@ -145,7 +158,7 @@ func afterOf(err error) time.Duration {
 func (r *keyStoreReconciler) checkModule(ctx context.Context, s *keyStoreScope) error {
 	module, failedBefore, err := r.stores.Check(ctx, s.ID)
 	if err != nil {
-		return s.openError(err)
+		return r.openError(s, err)
 	}
 	s.opened = s.opened || failedBefore
 	s.describe(module)

@@ -63,3 +63,23 @@ func TestBeginSuspectPeriod_tooMany_mergesTheOldest(t *testing.T) {
 		t.Errorf("the second period is %v", second)
 	}
 }
+
+// A module whose self-test succeeds and whose checks fail would otherwise have all exports repeated every few seconds.
+func TestOpenRightAfter_growsWithTheWrongResultsOfAnHour(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	ended := func(ago time.Duration) v1alpha1.SuspectPeriod {
+		to := metav1.NewTime(now.Add(-ago))
+		return v1alpha1.SuspectPeriod{From: metav1.NewTime(to.Add(-time.Minute)), To: &to}
+	}
+	for want, periods := range map[time.Duration][]v1alpha1.SuspectPeriod{
+		5 * time.Second:  {ended(2 * time.Hour), {From: metav1.NewTime(now)}},
+		20 * time.Second: {ended(2 * time.Hour), ended(time.Minute)},
+		80 * time.Second: {ended(59 * time.Minute), ended(time.Minute)},
+		10 * time.Minute: {ended(9 * time.Minute), ended(8 * time.Minute), ended(7 * time.Minute), ended(6 * time.Minute), ended(5 * time.Minute), ended(time.Minute)},
+	} {
+		if got := openRightAfter(periods, now); got != want {
+			t.Errorf("after %d wrong results: %s, want %s", len(periods), got, want)
+		}
+	}
+}

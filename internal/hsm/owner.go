@@ -13,6 +13,9 @@ const (
 	MaxNameLen      = 253
 )
 
+// maxNumber is more versions than any key has. A label in a token may have any number.
+const maxNumber = 1 << 16
+
 // Owner identifies the object for which a key version was created. The module stores it with the key. It says where the key
 // came from, and does not identify the key: objects that existed one after the other can have had the same name.
 //
@@ -76,8 +79,8 @@ func (o Owner) Validate() error {
 	if !storable(o.Name, MaxNameLen) || o.Name == "" {
 		return Errorf(NotSupported, "the name of a key's object has 1 to %d printable ASCII characters without blanks and colons", MaxNameLen)
 	}
-	if !o.Origin.valid() || o.Number < 1 || o.KeyID == uuid.Nil {
-		return Errorf(NotSupported, "a key version has an origin, a number from 1, and the identifier of its key")
+	if !o.Origin.valid() || o.Number < 1 || o.Number > maxNumber || o.KeyID == uuid.Nil {
+		return Errorf(NotSupported, "a key version has an origin, a number from 1 to %d, and the identifier of its key", maxNumber)
 	}
 	return nil
 }

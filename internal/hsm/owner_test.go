@@ -86,6 +86,7 @@ func TestOwner_Validate(t *testing.T) {
 		"another origin":                     {func(o *hsm.Owner) { o.Origin = "Found" }, "an origin, a number"},
 		"no number":                          {func(o *hsm.Owner) { o.Number = 0 }, "an origin, a number"},
 		"a negative number":                  {func(o *hsm.Owner) { o.Number = -1 }, "an origin, a number"},
+		"a number that no key reaches":       {func(o *hsm.Owner) { o.Number = 1 << 31 }, "an origin, a number"},
 		"a version without a key's identity": {func(o *hsm.Owner) { o.KeyID = uuid.Nil }, "an origin, a number"},
 	} {
 		owner := longestOwner()
