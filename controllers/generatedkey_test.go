@@ -6,11 +6,13 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
@@ -305,4 +307,47 @@ func TestGeneratedKey_withTheMaximumOfVersions_isNotRotated(t *testing.T) {
 		t.Errorf("the module has %d versions", n)
 	}
 	o.dataKey(t, "dek", underGenerated("key")) // it still serves
+}
+
+// A token that is full in the middle of a rotation costs no version, and what is there serves.
+func TestGeneratedKey_tokenFullDuringARotation_isRotatedLater(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftHSM)
+	key := o.generated(t, "key", generatedWith(v1alpha1.DeletionDelete))
+	k := o.dataKey(t, "dek", underGenerated("key"), onRotation)
+	former := *k.Status.DeepCopy()
+	o.Module(t).FailAll("GenerateKey", hsm.Errorf(hsm.Unavailable, "the token is full"))
+	o.Annotate(t, key, v1alpha1.AnnotationRotate, "now")
+	o.Condition(t, key, v1alpha1.ConditionReady, metav1.ConditionFalse, kms.ServiceUnavailableTemporary.Reason())
+	if len(key.Status.Versions) != 1 || key.Status.PrimaryVersion != former.KeyVersionID || key.Status.KeyState != "Enabled" {
+		t.Errorf("the status is %s", harness.JSON(key.Status))
+	}
+	o.dataKey(t, "meanwhile", underGenerated("key"))
+	o.Module(t).FailAll("GenerateKey", nil)
+	o.hasVersions(t, key, 2)
+	o.movedTo(t, k, key.Status.PrimaryVersion, former)
+	if n := len(o.versionsInModule(t, key)); n != 2 {
+		t.Errorf("the module has %d versions", n)
+	}
+	o.Remove(t, key)
+	o.Gone(t, key)
+}
+
+// Another operator has rotated the key, and this one has not heard of it yet. It must not take a version out of the status.
+func TestGeneratedKey_rotatedOnAnOldStatus_losesNoVersion(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	key := o.generated(t, "key")
+	o.rotate(t, key, "first")
+	old := key.DeepCopy()
+	o.rotate(t, key, "second")
+	stale := old.DeepCopy()
+	stale.Status.Versions = append(stale.Status.Versions, old.Status.Versions[1])
+	err := reconciler.PatchStatus(t.Context(), o.Client, old, stale)
+	if err == nil {
+		t.Error("a list of versions was replaced by one that was computed from an older one")
+	}
+	o.hasVersions(t, key, 3)
 }

@@ -161,6 +161,8 @@ func TestDashboard_panels_haveData(t *testing.T) {
 		`keyconvoy_objects{kind="ImportedKey",ready="False",reason="PendingImport"} 5x60`,
 		`keyconvoy_keys{state="Enabled"} 5x60`,
 		`keyconvoy_exports{algorithm="SM2PKE",custody="Module"} 5x60`,
+		`keyconvoy_data_keys_under_former_versions 5x60`,
+		`keyconvoy_unused_former_versions 5x60`,
 		`keyconvoy_next_material_expiry_seconds 5x60`,
 		`keyconvoy_next_token_expiry_seconds 5x60`,
 		`keyconvoy_module_call_duration_seconds_count{operation="Check",result="OK"} 0+30x60`,

@@ -35,8 +35,8 @@ const (
 	podVariable = "POD_UID"
 )
 
-const managerLong = `Run the operator. It reconciles KeyStores, ClusterKeyStores, ImportedKeys, DataKeys, ExportedDataKeys
-and ClusterExportedDataKeys.
+const managerLong = `Run the operator. It reconciles KeyStores, ClusterKeyStores, ImportedKeys, GeneratedKeys, DataKeys,
+ExportedDataKeys and ClusterExportedDataKeys.
 
 The environment variable POD_NAMESPACE must be the operator's own namespace, which contains the keys of
 software stores, the PINs of ClusterKeyStores and the leader's lease. POD_UID, if set, identifies the pod in

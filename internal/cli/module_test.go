@@ -50,12 +50,12 @@ func TestModuleCheck_usableTokens(t *testing.T) {
 		says  []string
 	}{
 		"softhsm": {tokens.SoftHSM(t), []string{
-			"Cryptoki       2.40", "SoftHSM v2", "Import     RSAES_OAEP_SHA_256  Host", "Import     RSAES_OAEP_SHA_1    Module",
+			"Cryptoki       2.40", "SoftHSM v2", "Import             RSAES_OAEP_SHA_256  Host", "Import             RSAES_OAEP_SHA_1    Module",
 			"Key protection: Enforced", "import with RSAES_OAEP_SHA_256, custody Module  C_UnwrapKey: CKR_ARGUMENTS_BAD",
 			"This token can be a key store", "--pkcs11-module=softhsm=/", "module: softhsm",
 		}},
 		"nss": {tokens.FreshNSS(t), []string{
-			"NSS 3", "Import     RSAES_OAEP_SHA_256  Module", "Key protection: NotEnforced", "C_WrapKey with CKM_AES_KEY_WRAP\n",
+			"NSS 3", "Import             RSAES_OAEP_SHA_256  Module", "Key protection: NotEnforced", "C_WrapKey with CKM_AES_KEY_WRAP\n",
 			"wrap and unwrap a data key of 264 bytes", "CKR_TEMPLATE_INCONSISTENT", "This token can be a key store",
 			"--pkcs11-parameters=nss=STRING", `label: "NSS Certificate DB"`,
 		}},
@@ -100,7 +100,7 @@ func TestModuleCheck_asJSON_isComplete(t *testing.T) {
 	mustLack(t, got, token.PIN)
 	if report.Keyconvoy == "" || report.Platform == "" || report.Library.ResolvedPath == "" || report.Library.CryptokiVersion == "" || report.Library.Description == "" ||
 		report.Token.Label != token.Label || report.Token.Serial == "" || len(report.Tokens) == 0 || !report.Usable || report.Verdict == "" ||
-		len(report.Capabilities) != 10 || report.KeyProtection.State != "Enforced" || report.SelfTestSeconds <= 0 {
+		len(report.Capabilities) != 15 || report.KeyProtection.State != "Enforced" || report.SelfTestSeconds <= 0 {
 		t.Errorf("the report is %+v", report)
 	}
 	attacks := 0
