@@ -39,7 +39,8 @@ func dataKeyTarget(object *v1alpha1.DataKey) (secrets.Target, error) {
 	return secrets.NewTarget(dataKeySecrets, object, object.Spec.Target)
 }
 
-// findKey sets target, master and key. Reasons: KeyNotReady, InvalidParameter.
+// findKey sets target, master and key, which holds its versions: anyone may create a key that asks for those of another one.
+// Reasons: KeyNotReady, InvalidParameter, RejectedPendingImport.
 func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error {
 	err := readable(s.object)
 	if err != nil {
@@ -65,7 +66,17 @@ func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error 
 	if s.key, err = s.master.KMS(); err != nil {
 		return err
 	}
-	return nil
+	return held(s.master)
+}
+
+// held refuses to use a key that asks for key versions and has not adopted them. It may yet be their owner. Reasons:
+// RejectedPendingImport.
+func held(key *keyring.Key) error {
+	if key.Holds() {
+		return nil
+	}
+	return &kms.Error{Code: kms.RejectedPendingImport, Detail: fmt.Sprintf(
+		"%s asks to adopt key versions and has not adopted them. See its conditions.", key)}
 }
 
 // findSuspect sets suspect. Reasons: KeyStoreNotReady.

@@ -63,15 +63,13 @@ func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportSco
 	if s.holder == nil {
 		return s.noHolder()
 	}
-	if !s.holder.Holds() {
-		// It may yet be the owner. Until then it has no say, and exports nothing.
-		return &kms.Error{Code: kms.RejectedPendingImport, Detail: fmt.Sprintf(
-			"%s asks to adopt the key version that the blob names and has not adopted it. See its conditions.", s.holder)}
-	}
 	if s.live {
 		if s.holder, err = r.readLive(ctx, s.holder); err != nil {
 			return err
 		}
+	}
+	if err := held(s.holder); err != nil { // until then it has no say, and exports nothing
+		return err
 	}
 	if s.object.Spec.DryRun { // which changes nothing
 		return r.consent(ctx, s.object, s.holder, s.fingerprint)

@@ -198,3 +198,45 @@ func TestGeneratedKey_adoptsVersions_ofWhichItMayNotHaveOne(t *testing.T) {
 		}
 	}
 }
+
+// A user who may create keys and DataKeys, but may not use the victim's key, asks to adopt its version, alone or after a version of
+// their own. While the key only asks, nothing is generated, opened or moved with it.
+func TestGeneratedKey_adoptsAVersionThatAnotherHolds_isOfNoUse(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	victim, own := o.generated(t, "victim"), o.generated(t, "own")
+	blob := o.dataKey(t, "dek", underGenerated("victim")).Status.CiphertextBlob
+	o.Remove(t, own)
+	o.Gone(t, own)
+	for name, versions := range map[string][]string{
+		"alone": {victim.Status.PrimaryVersion}, "beside": {own.Status.PrimaryVersion, victim.Status.PrimaryVersion},
+	} {
+		thief := generatedKey(name, func(s *v1alpha1.GeneratedKeySpec) {
+			s.Adopt = &v1alpha1.AdoptVersionsSpec{Type: v1alpha1.AdoptByVersion}
+			for _, v := range versions {
+				s.Adopt.KeyVersionIDs = append(s.Adopt.KeyVersionIDs, v1alpha1.KeyVersionID(v))
+			}
+		})
+		o.Make(t, thief)
+		harness.Eventually(t, o.endsAs(t, thief, v1alpha1.ReasonKeyVersionTaken))
+		o.ForgetCounts()
+		moves := newDataKey(name+"-moves", underGenerated(name), onRotation, withBlob(blob))
+		generates := newDataKey(name+"-generates", underGenerated(name))
+		exports := newExport(name+"-exports", ofBlobUnder("", name, blob, nil), toBlob(sm2Recipient().public.Base64()), withSM2)
+		exports.Spec.KeyRef.Kind = "GeneratedKey"
+		o.Make(t, moves, generates, exports)
+		for _, k := range []*v1alpha1.DataKey{moves, generates} {
+			o.Waits(t, k, kms.RejectedPendingImport.Reason(), "GeneratedKey "+o.Namespace+"/"+name+" asks to adopt", "See its conditions")
+			if k.Status.CiphertextBlob != "" {
+				t.Errorf("%s has the data key %s", k.Name, harness.JSON(k.Status))
+			}
+		}
+		o.Waits(t, exports, kms.RejectedPendingImport.Reason())
+		for _, call := range []string{"GenerateDataKey", "VerifyDataKey", "ReencryptDataKey", "ExportDataKey"} {
+			if n := o.Calls()[call]; n != 0 {
+				t.Errorf("%s: the module was asked %d times for %s", name, n, call)
+			}
+		}
+	}
+}

@@ -151,8 +151,10 @@ func ofGenerated(o *v1alpha1.GeneratedKey) *Key {
 	return k
 }
 
-// ask sets the versions that an object asks to adopt. Which one is the primary is not known yet.
+// ask sets the versions that an object asks to adopt. Which one is the primary is not known yet, and they may be another object's:
+// the key has no state, and without one kms.Permit refuses every operation.
 func (k *Key) ask(ids []v1alpha1.KeyVersionID) {
+	k.kms.State = ""
 	for i, text := range ids {
 		id, err := uuid.Parse(string(text))
 		if err != nil {
@@ -214,7 +216,7 @@ func (k *Key) Invalid() []v1alpha1.InvalidField { return k.invalid }
 func (k *Key) Bound() bool { return k.bound }
 
 // Holds reports whether the key versions that the object names are its own, by their creation or by adoption. Anyone may ask to
-// adopt any key version; an object that only asks has no say over it.
+// adopt any key version; an object that only asks has no say over it, and no operation uses it.
 func (k *Key) Holds() bool { return k.holds }
 
 // HasFinalizer reports whether the object has a finalizer.

@@ -316,3 +316,24 @@ func TestClaimant(t *testing.T) {
 		})
 	}
 }
+
+// The versions that a generated key asks for may be another key's: until it holds them, nothing may be done with it.
+func TestKey_generated_thatOnlyAsks_permitsNothing(t *testing.T) {
+	t.Parallel()
+	victim := keyring.Of(key("team-a", "victim")).Versions()[0]
+	asks := &v1alpha1.GeneratedKey{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "thief", UID: anID("thief")},
+		Spec: v1alpha1.GeneratedKeySpec{KeySpec: "AES_256", Adopt: &v1alpha1.AdoptVersionsSpec{
+			Type: v1alpha1.AdoptByVersion, KeyVersionIDs: []v1alpha1.KeyVersionID{v1alpha1.KeyVersionID(victim)},
+		}},
+	}
+	k, err := keyring.Of(asks).KMS()
+	if err != nil || keyring.Of(asks).Holds() {
+		t.Fatalf("it holds the version, or: %v", err)
+	}
+	for _, op := range []kms.Operation{kms.OpCreateKeyVersion, kms.OpGenerateDataKey, kms.OpExportDataKey, kms.OpReEncrypt} {
+		if err := kms.Permit(op, k.Origin, k.State); kms.CodeOf(err) != kms.RejectedUnavailable {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+}

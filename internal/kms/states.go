@@ -142,7 +142,7 @@ const (
 	OpReEncrypt              Operation = "ReEncrypt"
 )
 
-// useOfMaterial is, for each state, the error of an operation that uses the material.
+// useOfMaterial is, for each state, the error of an operation that uses the material or adds to it.
 var useOfMaterial = map[KeyState]Code{
 	StatePendingImport:   RejectedPendingImport,
 	StateEnabled:         "",
@@ -154,7 +154,7 @@ var useOfMaterial = map[KeyState]Code{
 var refusals = map[Operation]map[KeyState]Code{
 	OpGetParametersForImport: {},
 	OpImportKeyMaterial:      {StatePendingDeletion: RejectedStateModifiedFailed},
-	OpCreateKeyVersion:       {StateDisabled: RejectedDisabled, StatePendingDeletion: RejectedPendingDeletion},
+	OpCreateKeyVersion:       useOfMaterial,
 	OpGenerateDataKey:        useOfMaterial,
 	OpExportDataKey:          useOfMaterial,
 	OpReEncrypt:              useOfMaterial,
@@ -180,7 +180,7 @@ func Permit(op Operation, origin Origin, state KeyState) error {
 		return &Error{Code: ForbiddenKeyNotFound, Detail: "The key was destroyed."}
 	}
 	code, listed := answers[state]
-	if usesMaterial := op == OpGenerateDataKey || op == OpExportDataKey || op == OpReEncrypt; usesMaterial && !listed {
+	if usesMaterial := op != OpGetParametersForImport && op != OpImportKeyMaterial; usesMaterial && !listed {
 		code = RejectedUnavailable
 	}
 	if code != "" {

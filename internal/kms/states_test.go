@@ -156,7 +156,8 @@ func TestNext_unknownStatesAndEvents_areRefused(t *testing.T) {
 		}
 	}
 	for _, state := range kms.KeyStates() {
-		for _, origin := range append(kms.Origins(), "of a later version") {
+		wantError(t, kms.Permit(kms.OpCreateKeyVersion, kms.OriginModule, ""), kms.RejectedUnavailable)
+	for _, origin := range append(kms.Origins(), "of a later version") {
 			if got, err := kms.Next(origin, state, "of a later version", true); err == nil || got != state {
 				t.Errorf("%s, %s: %s, %v", origin, state, got, err)
 			}
@@ -178,11 +179,7 @@ var answers = map[kms.Origin]map[kms.Operation]map[kms.KeyState]kms.Code{
 		kms.OpGenerateDataKey: usesMaterial, kms.OpExportDataKey: usesMaterial, kms.OpReEncrypt: usesMaterial,
 	},
 	kms.OriginModule: {
-		kms.OpCreateKeyVersion: {
-			kms.StatePendingImport: "", kms.StateEnabled: "", kms.StateDisabled: kms.RejectedDisabled,
-			kms.StatePendingDeletion: kms.RejectedPendingDeletion, kms.StateDeleted: kms.ForbiddenKeyNotFound,
-		},
-		kms.OpGenerateDataKey: usesMaterial, kms.OpExportDataKey: usesMaterial, kms.OpReEncrypt: usesMaterial,
+		kms.OpCreateKeyVersion: usesMaterial, kms.OpGenerateDataKey: usesMaterial, kms.OpExportDataKey: usesMaterial, kms.OpReEncrypt: usesMaterial,
 	},
 }
 
@@ -225,6 +222,7 @@ func TestPermit_everyOperationInEveryState(t *testing.T) {
 		}
 		for _, op := range []kms.Operation{kms.OpGenerateDataKey, kms.OpExportDataKey, kms.OpReEncrypt} {
 			wantError(t, kms.Permit(op, origin, "of a later version"), kms.RejectedUnavailable)
+			wantError(t, kms.Permit(op, origin, ""), kms.RejectedUnavailable)
 		}
 	}
 }
