@@ -52,22 +52,12 @@ func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error
 
 // takeOver records in the status that the object holds a key that was found in a token.
 func (r *importedKeyReconciler) takeOver(ctx context.Context, s *importScope, found hsm.Key, token string) error {
-	// Wrapped material in a spec that was restored is what is in the module already.
-	status, inputs := &s.object.Status, ""
-	if m := s.object.Spec.Material; m != nil {
-		var err error
-		if inputs, err = r.inputsOf(ctx, s); err != nil {
+	status := &s.object.Status
+	if s.object.Spec.Material != nil {
+		if err := r.recordMaterial(ctx, s); err != nil {
 			return err
 		}
-		// A time in the past ends the material at once, as it would have ended under the former object.
-		if at := m.ExpireTime; at != nil {
-			if err := kms.CheckExpireTime(at.Time, time.Time{}); err != nil {
-				return err
-			}
-		}
-		status.MaterialExpireTime = m.ExpireTime
 	}
-	status.InputsDigest, status.SourcesVersion = inputs, s.sources
 	// An annotation that was restored asks for what was done to the former object.
 	status.MaterialDeletedFor = annotationValue(s.object, v1alpha1.AnnotationDeleteKeyMaterial)
 	status.KeyVersionID, status.MaterialFingerprint = found.KeyVersionID.String(), found.Fingerprint.String()
@@ -76,6 +66,31 @@ func (r *importedKeyReconciler) takeOver(ctx context.Context, s *importScope, fo
 	s.notes = append(s.notes, reconciler.Event{Type: corev1.EventTypeNormal, Reason: "KeyAdopted", Action: "Adopt", Message: fmt.Sprintf(
 		"This object adopted key version %s, which was in the module of %s.", found.KeyVersionID, s.storeName())})
 	return s.happen(kms.EventImportKeyMaterial)
+}
+
+// recordMaterial records the wrapped material in the spec as imported: in a spec that was restored it is what is in the module
+// already. Where a source of it does not exist yet, importMaterial does this later.
+func (r *importedKeyReconciler) recordMaterial(ctx context.Context, s *importScope) error {
+	inputs, err := r.inputsOf(ctx, s)
+	if err != nil {
+		return err
+	}
+	// A time in the past ends the material at once, as it would have ended under the former object.
+	at := s.object.Spec.Material.ExpireTime
+	if at != nil {
+		if err := kms.CheckExpireTime(at.Time, time.Time{}); err != nil {
+			return err
+		}
+	}
+	status := &s.object.Status
+	status.InputsDigest, status.SourcesVersion, status.MaterialExpireTime = inputs, s.sources, at
+	return nil
+}
+
+// awaitsSources reports whether the wrapped material in the spec of an adopted key is the former object's: this object has not
+// seen it, and has published no parameters under which it could have been wrapped.
+func awaitsSources(status *v1alpha1.ImportedKeyStatus) bool {
+	return status.HasMaterial && status.InputsDigest == "" && status.ImportParameters == nil && status.FormerParametersExpireTime == nil
 }
 
 // adoptByVersion finds the key version that the spec names in the module. Reasons: see adopt; RejectedPendingImport where

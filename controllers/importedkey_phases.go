@@ -209,6 +209,9 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 	if !s.object.Status.HasMaterial && s.sources != "" && s.sources == status.SourcesVersion {
 		return nil
 	}
+	if awaitsSources(status) {
+		return r.recordMaterial(ctx, s)
+	}
 	material, importToken, err := r.readMaterial(ctx, s)
 	if err != nil {
 		return err

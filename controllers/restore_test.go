@@ -368,6 +368,40 @@ func TestAdopt_sourceOfTheMaterialThatIsWrittenAgain_isNotImportedAgain(t *testi
 	o.keyIs(t, saved, kms.StateEnabled)
 }
 
+// Who applies a repository creates the key and the Secret in any order.
+func TestAdoptByName_sourceOfTheMaterialThatComesLater_isNotImported(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	key := o.keyFromSource(t, "key")
+	saved := bare(key).(*v1alpha1.ImportedKey)
+	source := bare(o.secretOf(t, "key-source")).(*corev1.Secret)
+	o.Remove(t, key)
+	o.Gone(t, key)
+	o.RemoveUnseen(t, o.secretOf(t, "key-source"))
+	saved.Finalizers = nil
+	byName(&saved.Spec)
+	o.ForgetCounts()
+	o.Make(t, saved)
+	o.keyIs(t, saved, kms.StateEnabled)
+	if saved.Status.SourcesVersion != "" {
+		t.Fatal("the key has seen a source that does not exist")
+	}
+	o.makeSecret(t, source)
+	o.Until(t, saved, func() string {
+		if saved.Status.SourcesVersion == "" {
+			return "the source was not recorded: " + harness.JSON(saved.Status.Conditions)
+		}
+		return ""
+	})
+	o.keyIs(t, saved, kms.StateEnabled)
+	o.Again(t, saved, func() { o.wakeBySecret(t, "key-source") })
+	o.keyIs(t, saved, kms.StateEnabled)
+	if calls := o.Calls(); calls["ImportKey"] != 0 || saved.Status.KeyVersionID != key.Status.KeyVersionID {
+		t.Errorf("it called %v, and is %s", calls, harness.JSON(saved.Status))
+	}
+}
+
 func TestAdopt_materialThatHasEndedMeanwhile_isDestroyed(t *testing.T) {
 	t.Parallel()
 	clock := testClock()
