@@ -358,17 +358,20 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 	g.Expect(n).To(Equal(7))
 }
 
-// Moving a data key under another master key gives the users of that one what was under the former one.
-func TestPolicies_changingTheMasterKey_takesTheVerbOnBoth(t *testing.T) {
+// Moving a data key under another master key gives the users of that one what was under the former one, whose exportPolicy no
+// longer applies.
+func TestPolicies_changingTheMasterKey_takesTheVerbsOnBoth(t *testing.T) {
 	t.Parallel()
 	env := withPolicies(t)
 	for sentence, tc := range map[string]struct {
 		imported, generated []string // the keys that the person may use
-		says                string   // nothing: it is taken
+		exported            string   // the ImportedKey from which the person may export
+		verb, says          string   // nothing: it is taken
 	}{
-		"both":            {[]string{"k"}, []string{"g"}, ""},
-		"the former only": {[]string{"k"}, []string{"other"}, "GeneratedKey g"},
-		"the new only":    {[]string{"other"}, []string{"g"}, "ImportedKey k"},
+		"both":                      {[]string{"k"}, []string{"g"}, "k", "", ""},
+		"the former only":           {[]string{"k"}, []string{"other"}, "k", "use", "GeneratedKey g"},
+		"the new only":              {[]string{"other"}, []string{"g"}, "k", "use", "ImportedKey k"},
+		"both, without the exports": {[]string{"k"}, []string{"g"}, "other", "export", "ImportedKey k"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			t.Parallel()
@@ -377,6 +380,7 @@ func TestPolicies_changingTheMasterKey_takesTheVerbOnBoth(t *testing.T) {
 			p := newPerson(t, env, here)
 			p.may("use", "importedkeys", here, tc.imported...)
 			p.may("use", "generatedkeys", here, tc.generated...)
+			p.may("export", "importedkeys", here, tc.exported)
 			object := existing(t, env, here, dataKey("k"))
 			moved := object.DeepCopyObject().(*v1alpha1.DataKey)
 			moved.Spec.KeyRef = v1alpha1.KeyReference{Kind: "GeneratedKey", Name: "g"}
@@ -385,7 +389,7 @@ func TestPolicies_changingTheMasterKey_takesTheVerbOnBoth(t *testing.T) {
 				g.Expect(err).NotTo(HaveOccurred())
 				return
 			}
-			refused(g, err, "the verb use", tc.says, p.name)
+			refused(g, err, "the verb "+tc.verb, tc.says, p.name)
 		})
 	}
 }

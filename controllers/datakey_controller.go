@@ -28,16 +28,17 @@ type dataKeyReconciler struct {
 
 // dataKeyScope is what the phases hand on.
 type dataKeyScope struct {
-	object  *v1alpha1.DataKey
-	target  secrets.Target   // set by findKey
-	master  *keyring.Key     // set by findKey
-	key     kms.Key          // set by findKey
-	secret  *corev1.Secret   // set by findBlob; nil if it does not exist
-	blob    kms.Blob         // set by findBlob, generate or reencrypt
-	custody v1alpha1.Custody // set with blob
-	digest  string           // set by findBlob or reencrypt: identifies a data key that was re-encrypted
-	tag     string           // set by findBlob or tagBlob: the module's, over blob, digest and object
-	suspect bool             // set by findSuspect: the module may have returned a wrong result for the blob
+	object   *v1alpha1.DataKey
+	target   secrets.Target   // set by findKey
+	master   *keyring.Key     // set by findKey
+	key      kms.Key          // set by findKey
+	secret   *corev1.Secret   // set by findBlob; nil if it does not exist
+	blob     kms.Blob         // set by findBlob, generate or reencrypt
+	custody  v1alpha1.Custody // set with blob
+	accepted string           // set by findBlob: the digest of a later blob that the spec names
+	digest   string           // set by findBlob or reencrypt: identifies a data key that was re-encrypted
+	tag      string           // set by findBlob or tagBlob: the module's, over blob, object, digest, accepted and custody
+	suspect  bool             // set by findSuspect: the module may have returned a wrong result for the blob
 
 	fromSecret bool    // set by findBlob: blob is that of the Secret
 	source     kms.Key // set by findBlob with blob: the key that it is under

@@ -28,6 +28,10 @@ const (
 	annotationBlobTag = "keyconvoy.io/blob-tag"
 	// annotationDataKeyDigest is status.dataKeyDigest. The tag is over it, too.
 	annotationDataKeyDigest = "keyconvoy.io/data-key-digest"
+	// annotationAcceptedDigest is status.acceptedDigest, and annotationCustody is status.custody, of a data key that was
+	// re-encrypted. The tag is over them, too.
+	annotationAcceptedDigest = "keyconvoy.io/accepted-digest"
+	annotationCustody        = "keyconvoy.io/custody"
 )
 
 // dataKeySecrets keep blobs.
@@ -106,22 +110,25 @@ func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) 
 	return err
 }
 
-// specAgrees says whether the spec asks for no other data key than this.
+// specAgrees says whether the spec asks for no other data key than this, which is known without a look at the Secret.
 func (s *dataKeyScope) specAgrees(is heldBlob) bool {
 	given, err := parseIfGiven(s.object.Spec.CiphertextBlob)
-	return err == nil && (given.IsZero() || blobDigest(given.String()) == is.identity())
+	return err == nil && (given.IsZero() || is.identifies(blobDigest(given.String())))
 }
 
 // heldBlob is a blob where one is held: in the status, in the spec, or in the Secret.
 type heldBlob struct {
-	text   string
-	digest string // of a data key that was re-encrypted
-	tag    string
+	text     string
+	digest   string           // of a data key that was re-encrypted; only that has the next two in a Secret
+	accepted string           // the digest of a later blob of the same data key that the spec named while it was the current one
+	custody  v1alpha1.Custody // "" for unknown
+	tag      string
 }
 
 // known is the blob in the status.
 func known(object *v1alpha1.DataKey) heldBlob {
-	return heldBlob{object.Status.CiphertextBlob, object.Status.DataKeyDigest, object.Status.BlobTag}
+	status := &object.Status
+	return heldBlob{status.CiphertextBlob, status.DataKeyDigest, status.AcceptedDigest, status.Custody, status.BlobTag}
 }
 
 // identity is the digest that identifies the data key, which no re-encryption changes; "" for none.
@@ -130,6 +137,16 @@ func (b heldBlob) identity() string {
 		return b.digest
 	}
 	return blobDigest(b.text)
+}
+
+// identifies reports whether a digest is that of a blob that is known to be the same data key.
+func (b heldBlob) identifies(digest string) bool {
+	return digest != "" && (digest == b.identity() || digest == b.accepted)
+}
+
+// agreesWith reports whether the blob in the spec is of the same data key.
+func (b heldBlob) agreesWith(asked heldBlob) bool {
+	return b.text == asked.text || b.identifies(asked.identity())
 }
 
 // findBlob sets secret and previous, and blob and source where a blob exists: in the status, in the spec or in the Secret. A blob
@@ -153,26 +170,36 @@ func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error
 		return err
 	}
 	known, asked := known(s.object), heldBlob{text: given.String()}
-	s.custody = v1alpha1.CustodyUnknown
 	var found heldBlob
 	switch {
 	case known.text != "":
-		found, s.custody = known, s.object.Status.Custody
-	case asked.text != "" && (kept.digest == "" || kept.digest != asked.identity()):
+		found = known
+	case asked.text != "" && !kept.agreesWith(asked):
 		found = asked
 	case kept.text != "":
 		found, s.fromSecret = kept, true
 	default:
 		return nil
 	}
-	for _, other := range []heldBlob{kept, asked} {
-		if other.text != "" && other.identity() != found.identity() {
-			return s.twoBlobs()
-		}
+	if asked.text != "" && !found.agreesWith(asked) {
+		return s.otherBlobInSpec()
+	}
+	if kept.text != "" && kept.text != found.text && kept.identity() != found.identity() {
+		return s.twoBlobs()
 	}
 	if err := s.set(found); err != nil {
 		return err
 	}
+	if err := r.confirmBlob(ctx, s, known, kept); err != nil {
+		return err
+	}
+	s.accept(asked, kept)
+	return nil
+}
+
+// confirmBlob verifies the blob where that is necessary, and chooses between that in the status and another one in the Secret.
+// It sets source. Reasons: those of findBlob.
+func (r *dataKeyReconciler) confirmBlob(ctx context.Context, s *dataKeyScope, known, kept heldBlob) error {
 	switch {
 	case known.text == "":
 		return r.takeOver(ctx, s)
@@ -185,11 +212,28 @@ func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error
 	return r.verify(ctx, s)
 }
 
-// set sets the blob.
+// set sets the blob and what is known of it.
 func (s *dataKeyScope) set(found heldBlob) (err error) {
 	s.blob, err = kms.ParseBlob(found.text)
-	s.digest, s.tag = found.digest, found.tag
+	s.digest, s.accepted, s.custody, s.tag = found.digest, found.accepted, found.custody, found.tag
+	if s.custody == "" {
+		s.custody = v1alpha1.CustodyUnknown
+	}
 	return err
+}
+
+// accept records that the spec names the data key by a blob that is not its first one, so that it still agrees after the next
+// re-encryption. The tag is made again where the Secret has another one than for that.
+func (s *dataKeyScope) accept(asked, kept heldBlob) {
+	if s.digest == "" {
+		return
+	}
+	if digest := asked.identity(); digest != "" && digest != s.digest {
+		s.accepted = digest
+	}
+	if kept.accepted != s.accepted || kept.custody != s.custody {
+		s.tag = ""
+	}
 }
 
 // takeOver verifies a blob that the status does not know. It must be under the master key that the spec names: config/policy
@@ -204,7 +248,7 @@ func (r *dataKeyReconciler) takeOver(ctx context.Context, s *dataKeyScope) error
 // given up for another. Reasons: InvalidParameter, those of findSource and verify.
 func (r *dataKeyReconciler) chooseBlob(ctx context.Context, s *dataKeyScope, kept heldBlob) error {
 	other := *s
-	other.fromSecret, other.custody = true, v1alpha1.CustodyUnknown
+	other.fromSecret = true
 	if err := other.set(kept); err != nil {
 		return err
 	}
@@ -271,7 +315,12 @@ func (s *dataKeyScope) keptBlob() (heldBlob, error) {
 	if err != nil {
 		return heldBlob{}, s.unreadable(err)
 	}
-	return heldBlob{blob.String(), s.secret.Annotations[annotationDataKeyDigest], s.secret.Annotations[annotationBlobTag]}, nil
+	notes := s.secret.Annotations
+	kept := heldBlob{text: blob.String(), digest: notes[annotationDataKeyDigest], tag: notes[annotationBlobTag]}
+	if kept.digest != "" {
+		kept.accepted, kept.custody = notes[annotationAcceptedDigest], v1alpha1.Custody(notes[annotationCustody])
+	}
+	return kept, nil
 }
 
 func parseIfGiven(text string) (kms.Blob, error) {
@@ -285,7 +334,7 @@ func parseIfGiven(text string) (kms.Blob, error) {
 // operator's tag.
 func (r *dataKeyReconciler) verify(ctx context.Context, s *dataKeyScope) error {
 	err := r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
-		if s.suspect {
+		if s.suspect && !s.fromSecret {
 			return r.verifySuspect(ctx, ops, s)
 		}
 		return r.verifyIn(ctx, ops, s)
@@ -320,10 +369,16 @@ func (r *dataKeyReconciler) doneNow() *metav1.Time {
 func (r *dataKeyReconciler) verifyIn(ctx context.Context, ops kms.Service, s *dataKeyScope) error {
 	if s.fromSecret {
 		err := ops.CheckBlobTag(ctx, s.assigned(), s.tag)
-		if kms.CodeOf(err) == kms.InvalidParameter {
+		given, _ := parseIfGiven(s.object.Spec.CiphertextBlob) // findBlob has parsed it
+		switch {
+		case kms.CodeOf(err) == kms.InvalidParameter && given.String() == s.blob.String():
+			// The spec names the blob, as after the loss of the module with its tags. What the Secret says of it does not count.
+			if err := s.set(heldBlob{text: s.blob.String()}); err != nil {
+				return err
+			}
+		case kms.CodeOf(err) == kms.InvalidParameter:
 			return s.untagged(err)
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 	}
@@ -360,6 +415,12 @@ func (s *dataKeyScope) untagged(err error) error {
 func (s *dataKeyScope) twoBlobs() error {
 	return &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: fmt.Sprintf(
 		"status, spec and %s contain different data keys. To keep the one in status, delete the Secret. Otherwise create a new DataKey.", s.target)}
+}
+
+func (s *dataKeyScope) otherBlobInSpec() error {
+	return &kms.Error{Code: kms.InvalidParameter, Parameter: "CiphertextBlob", Detail: "status and spec contain different data keys. " +
+		"spec.ciphertextBlob must be the first blob of the data key, or status.ciphertextBlob at the time when it is set. " +
+		"To use the blob in spec, create a new DataKey with it, and another name."}
 }
 
 // generate makes a data key where none was found, and sets blob and custody. Reasons: those of
@@ -448,7 +509,11 @@ func (r *dataKeyReconciler) tagBlob(ctx context.Context, s *dataKeyScope) error 
 
 // assigned is what the tag is over.
 func (s *dataKeyScope) assigned() kms.Assigned {
-	return kms.Assigned{Namespace: s.object.Namespace, Name: s.object.Name, Blob: s.blob, Digest: s.digest}
+	a := kms.Assigned{Namespace: s.object.Namespace, Name: s.object.Name, Blob: s.blob, Digest: s.digest}
+	if s.digest != "" {
+		a.Accepted, a.Custody = s.accepted, string(s.custody)
+	}
+	return a
 }
 
 // request is what the spec asks for.
@@ -469,7 +534,10 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 		data[entryPreviousBlob] = s.previous
 	}
 	if s.digest != "" {
-		notes[annotationDataKeyDigest] = s.digest
+		notes[annotationDataKeyDigest], notes[annotationCustody] = s.digest, string(s.custody)
+	}
+	if s.accepted != "" {
+		notes[annotationAcceptedDigest] = s.accepted
 	}
 	ref, err := r.secrets.Ensure(ctx, secrets.Desired{Target: s.target, Data: data, Notes: notes}, s.secret)
 	if err != nil {
@@ -480,6 +548,7 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 	status.KeyVersionID = s.blob.KeyVersionID().String()
 	status.CiphertextBlob = s.blob.String()
 	status.DataKeyDigest = s.digest
+	status.AcceptedDigest = s.accepted
 	status.BlobTag = s.tag
 	status.Custody = s.custody
 	status.SecretRef = &ref

@@ -232,6 +232,60 @@ func TestDataKey_reencrypted_isTakenOverFromItsSecret(t *testing.T) {
 	}
 }
 
+// After a rotation, someone puts the current blob of the data key into Git. It stays the same data key at the next rotations, and
+// when its status is lost.
+func TestDataKey_currentBlobInTheSpec_agreesAfterTheNextRotation(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	key := o.generated(t, "key")
+	k := o.dataKey(t, "dek", underGenerated("key"), onRotation)
+	o.rotate(t, key, "first")
+	o.movedTo(t, k, key.Status.PrimaryVersion, *k.Status.DeepCopy())
+	second := k.Status.CiphertextBlob
+	o.Change(t, k, func() { k.Spec.CiphertextBlob = second })
+	o.Until(t, k, func() string {
+		if k.Status.AcceptedDigest != sha256Hex(second) {
+			return "the blob is not accepted: " + harness.JSON(k.Status)
+		}
+		return ""
+	})
+	o.Ready(t, k)
+	for i := range 2 {
+		former := *k.Status.DeepCopy()
+		o.rotate(t, key, fmt.Sprint(i))
+		o.movedTo(t, k, key.Status.PrimaryVersion, former)
+	}
+	moved := *k.Status.DeepCopy()
+	o.Stop(t)
+	o.loseStatus(t, k)
+	o.Start(t)
+	o.Ready(t, k)
+	if s := k.Status; s.CiphertextBlob != moved.CiphertextBlob || s.DataKeyDigest != moved.DataKeyDigest || s.AcceptedDigest != moved.AcceptedDigest || s.Custody != moved.Custody {
+		t.Errorf("the status is %s, and was %s", harness.JSON(s), harness.JSON(moved))
+	}
+}
+
+// The operator ended after it had written the Secret and before it wrote the status.
+func TestDataKey_reencrypted_butNotInItsStatus_keepsItsCustody(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	key := o.generated(t, "key")
+	k := o.dataKey(t, "dek", underGenerated("key"), onRotation)
+	former := *k.Status.DeepCopy()
+	o.rotate(t, key, "now")
+	o.movedTo(t, k, key.Status.PrimaryVersion, former)
+	moved := *k.Status.DeepCopy()
+	o.Stop(t)
+	o.forceStatus(t, k, func() { k.Status = *former.DeepCopy() })
+	o.Start(t)
+	o.movedTo(t, k, key.Status.PrimaryVersion, former)
+	if k.Status.CiphertextBlob != moved.CiphertextBlob || k.Status.Custody != "Software" {
+		t.Errorf("the status is %s, and was %s", harness.JSON(k.Status), harness.JSON(moved))
+	}
+}
+
 // The digest says which data key it is, and exports are approved for it. A user who may write Secrets must not choose it.
 func TestDataKey_digestInTheSecretThatTheOperatorDidNotWrite_isRefused(t *testing.T) {
 	t.Parallel()

@@ -127,7 +127,7 @@ func TestDataKey_blobThatIsAddedLaterMustBeItsOwn(t *testing.T) {
 
 	second := o.dataKey(t, "second")
 	o.Change(t, second, func() { second.Spec.CiphertextBlob = other })
-	o.Stalls(t, second, "InvalidParameter", "contain different data keys")
+	o.Stalls(t, second, "InvalidParameter", "status and spec contain different data keys", "create a new DataKey")
 	if got := string(o.secretOf(t, "second").Data["ciphertextBlob"]); got != second.Status.CiphertextBlob {
 		t.Error("the Secret was changed")
 	}

@@ -37,7 +37,8 @@ type ReencryptionSpec struct {
 // +kubebuilder:validation:XValidation:rule="(has(self.target) && has(self.target.name)) == (has(oldSelf.target) && has(oldSelf.target.name)) && (!has(self.target) || !has(self.target.name) || self.target.name == oldSelf.target.name)",message="target.name cannot be changed: create another DataKey"
 type DataKeySpec struct {
 	// KeyRef names the master key. If you change it to another key of the same key store, the module re-encrypts the data
-	// key under that key. This requires the verb use on both keys.
+	// key under that key, and the exportPolicy of that key decides about its exports. This requires the verb use on both
+	// keys, and the verb export on the former one.
 	// +required
 	KeyRef KeyReference `json:"keyRef"`
 	// KeySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). It has no effect if numberOfBytes
@@ -106,8 +107,13 @@ type DataKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	DataKeyDigest string `json:"dataKeyDigest,omitempty"`
+	// AcceptedDigest is the hexadecimal SHA-256 of spec.ciphertextBlob, if that was set to the ciphertextBlob of a
+	// data key that was re-encrypted before.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	AcceptedDigest string `json:"acceptedDigest,omitempty"`
 	// BlobTag is the module's message authentication code over CiphertextBlob and the namespace and name of this
-	// object, and over DataKeyDigest if it is set. The operator takes over a blob from a Secret only if the Secret has a valid tag.
+	// object, and over DataKeyDigest, AcceptedDigest and Custody if DataKeyDigest is set. The operator takes over a blob from a Secret only if the Secret has a valid tag.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	BlobTag string `json:"blobTag,omitempty"`

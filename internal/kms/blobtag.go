@@ -17,6 +17,9 @@ type Assigned struct {
 	// Digest identifies a data key that was re-encrypted: the SHA-256 of its first blob, in hexadecimal. It is empty for
 	// another.
 	Digest string
+	// Accepted and Custody are of a data key that was re-encrypted: the SHA-256 of a later blob that its owner named, and where
+	// it existed in plaintext. Both are optional.
+	Accepted, Custody string
 }
 
 // TagBlob returns the module's tag, in Base64, over a data key's blob and the DataKey to which it belongs. Only the module
@@ -25,6 +28,9 @@ func (o Operations) TagBlob(ctx context.Context, a Assigned) (string, error) {
 	parts := []string{a.Namespace, a.Name, a.Blob.String()}
 	if a.Digest != "" {
 		parts = append(parts, a.Digest)
+	}
+	if a.Accepted != "" || a.Custody != "" {
+		parts = append(parts, a.Accepted, a.Custody)
 	}
 	tag, err := o.Module.Authenticate(ctx, blobTagMessage(parts...))
 	if err != nil {

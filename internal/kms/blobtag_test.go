@@ -22,6 +22,13 @@ func TestBlobTag_isGoodForOneDataKeyAndOneBlobOnly(t *testing.T) {
 	movedTag, err := s.TagBlob(t.Context(), reencrypted)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(s.CheckBlobTag(t.Context(), reencrypted, movedTag)).To(Succeed())
+	accepted, inModule := reencrypted, reencrypted
+	accepted.Accepted, inModule.Custody = strings.Repeat("1", 64), "Module"
+	inModuleTag, err := s.TagBlob(t.Context(), inModule)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(s.CheckBlobTag(t.Context(), inModule, inModuleTag)).To(Succeed())
+	inSoftware := inModule
+	inSoftware.Custody = "Software"
 	tag, err := s.TagBlob(t.Context(), ledger)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(s.CheckBlobTag(t.Context(), ledger, tag)).To(Succeed())
@@ -33,6 +40,9 @@ func TestBlobTag_isGoodForOneDataKeyAndOneBlobOnly(t *testing.T) {
 		"the same text, cut apart":   s.CheckBlobTag(t.Context(), kms.Assigned{Namespace: "team-al", Name: "edger", Blob: blob}, tag),
 		"another data key":           s.CheckBlobTag(t.Context(), reencrypted, tag),
 		"no data key's digest":       s.CheckBlobTag(t.Context(), ledger, movedTag),
+		"another accepted blob":      s.CheckBlobTag(t.Context(), accepted, movedTag),
+		"another custody":            s.CheckBlobTag(t.Context(), inSoftware, inModuleTag),
+		"a custody of its own":       s.CheckBlobTag(t.Context(), inModule, movedTag),
 		"no tag":                     s.CheckBlobTag(t.Context(), ledger, ""),
 		"a tag that is cut short":    s.CheckBlobTag(t.Context(), ledger, tag[:len(tag)-4]),
 		"the tag of another module":  other.CheckBlobTag(t.Context(), ledger, tag),

@@ -157,7 +157,7 @@ func TestNext_unknownStatesAndEvents_areRefused(t *testing.T) {
 	}
 	for _, state := range kms.KeyStates() {
 		wantError(t, kms.Permit(kms.OpCreateKeyVersion, kms.OriginModule, ""), kms.RejectedUnavailable)
-	for _, origin := range append(kms.Origins(), "of a later version") {
+		for _, origin := range append(kms.Origins(), "of a later version") {
 			if got, err := kms.Next(origin, state, "of a later version", true); err == nil || got != state {
 				t.Errorf("%s, %s: %s, %v", origin, state, got, err)
 			}

@@ -236,6 +236,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyStatus
   map:
     fields:
+    - name: acceptedDigest
+      type:
+        scalar: string
     - name: blobTag
       type:
         scalar: string

@@ -12,7 +12,8 @@ import (
 // DataKeySpec holds the parameters of GenerateDataKeyWithoutPlaintext.
 type DataKeySpecApplyConfiguration struct {
 	// KeyRef names the master key. If you change it to another key of the same key store, the module re-encrypts the data
-	// key under that key. This requires the verb use on both keys.
+	// key under that key, and the exportPolicy of that key decides about its exports. This requires the verb use on both
+	// keys, and the verb export on the former one.
 	KeyRef *KeyReferenceApplyConfiguration `json:"keyRef,omitempty"`
 	// KeySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). It has no effect if numberOfBytes
 	// is set. Defaults to AES_256. It cannot be changed.

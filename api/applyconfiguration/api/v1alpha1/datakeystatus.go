@@ -26,8 +26,11 @@ type DataKeyStatusApplyConfiguration struct {
 	// DataKeyDigest identifies a data key that was re-encrypted: it is the hexadecimal SHA-256 of its first
 	// ciphertextBlob. It is not set before the first re-encryption.
 	DataKeyDigest *string `json:"dataKeyDigest,omitempty"`
+	// AcceptedDigest is the hexadecimal SHA-256 of spec.ciphertextBlob, if that was set to the ciphertextBlob of a
+	// data key that was re-encrypted before.
+	AcceptedDigest *string `json:"acceptedDigest,omitempty"`
 	// BlobTag is the module's message authentication code over CiphertextBlob and the namespace and name of this
-	// object, and over DataKeyDigest if it is set. The operator takes over a blob from a Secret only if the Secret has a valid tag.
+	// object, and over DataKeyDigest, AcceptedDigest and Custody if DataKeyDigest is set. The operator takes over a blob from a Secret only if the Secret has a valid tag.
 	BlobTag *string `json:"blobTag,omitempty"`
 	// Custody is where the data key existed in plaintext when it was generated or re-encrypted, whichever was weaker:
 	// Module, Host or Software. It is Unknown if the data key was taken over from a Secret or from spec.ciphertextBlob.
@@ -98,6 +101,14 @@ func (b *DataKeyStatusApplyConfiguration) WithCiphertextBlob(value string) *Data
 // If called multiple times, the DataKeyDigest field is set to the value of the last call.
 func (b *DataKeyStatusApplyConfiguration) WithDataKeyDigest(value string) *DataKeyStatusApplyConfiguration {
 	b.DataKeyDigest = &value
+	return b
+}
+
+// WithAcceptedDigest sets the AcceptedDigest field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the AcceptedDigest field is set to the value of the last call.
+func (b *DataKeyStatusApplyConfiguration) WithAcceptedDigest(value string) *DataKeyStatusApplyConfiguration {
+	b.AcceptedDigest = &value
 	return b
 }
 
