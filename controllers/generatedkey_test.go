@@ -3,10 +3,13 @@ package controllers_test
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/google/uuid"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -305,4 +308,54 @@ func TestGeneratedKey_withTheMaximumOfVersions_isNotRotated(t *testing.T) {
 		t.Errorf("the module has %d versions", n)
 	}
 	o.dataKey(t, "dek", underGenerated("key")) // it still serves
+}
+
+// What a deletion leaves in a module is said once, with all versions that were generated and no others.
+func TestGeneratedKey_deleted_saysWhichVersionsItLeaves(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	token, empty := ownToken(t), ownToken(t)
+	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
+	elsewhere, orphan := o.generated(t, "elsewhere", generatedWith(v1alpha1.DeletionDelete)), o.generated(t, "orphan", generatedWith(v1alpha1.DeletionDelete))
+	for _, key := range []*v1alpha1.GeneratedKey{elsewhere, orphan} {
+		o.rotate(t, key, "now")
+	}
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
+	o.Ready(t, store)
+	o.Remove(t, elsewhere)
+	o.Gone(t, elsewhere)
+	o.leaves(t, elsewhere, "now has another token")
+
+	module := o.Module(t)
+	o.Remove(t, store)
+	o.editor(t, o.Namespace).release(t, store)
+	o.closed(t, module)
+	o.Gone(t, store)
+	o.Remove(t, orphan)
+	o.Gone(t, orphan)
+	o.leaves(t, orphan, "no longer exists")
+}
+
+// leaves checks that one event says which versions a deleted key left.
+func (o *operator) leaves(t testing.TB, key *v1alpha1.GeneratedKey, says string) {
+	t.Helper()
+	words := []string{says}
+	for _, v := range key.Status.Versions {
+		words = append(words, v.KeyVersionID)
+	}
+	note := o.Event(t, key, "LeftInModule")
+	harness.WantWords(t, note, words)
+	next := kms.VersionID(uuid.MustParse(string(key.UID)), len(key.Status.Versions)+1).String()
+	if strings.Contains(note, next) || strings.Contains(note, "import") {
+		t.Errorf("the event is about something that never was in the module: %s", note)
+	}
+	n := 0
+	for _, e := range o.Events(t, key) {
+		if strings.HasPrefix(e, "LeftInModule") {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d events say it: %q", n, o.Events(t, key))
+	}
 }
