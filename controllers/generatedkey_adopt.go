@@ -1,10 +1,8 @@
 package controllers
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -30,13 +28,11 @@ func (r *generatedKeyReconciler) adopt(ctx context.Context, s *generatedScope) e
 	var token string
 	err := r.stores.Use(ctx, s.object.Namespace, s.object.Spec.KeyStoreRef, func(ops keystore.Session) (err error) {
 		token = ops.Token
-		ids := versionIDs(s.key)
 		if spec.ByName() {
-			if ids, err = r.leftByName(ctx, ops, s); err != nil {
-				return err
-			}
+			found, err = r.adoptByName(ctx, ops, s)
+		} else {
+			found, err = r.adoptByVersion(ctx, ops, s)
 		}
-		found, err = r.adoptVersions(ctx, ops, s, ids)
 		return err
 	})
 	if err != nil || len(found) == 0 {
@@ -45,77 +41,82 @@ func (r *generatedKeyReconciler) adopt(ctx context.Context, s *generatedScope) e
 	return s.takeOver(found, token)
 }
 
-// versionIDs are the versions of a key.
-func versionIDs(key kms.Key) []uuid.UUID {
-	ids := []uuid.UUID{key.Primary.ID}
-	for _, version := range key.Former {
-		ids = append(ids, version.ID)
+// adoptByName finds all versions of the key in the module that a former object with the same name left, in the order of their
+// numbers; none if there is no such key. Reasons: see adopt.
+func (r *generatedKeyReconciler) adoptByName(ctx context.Context, ops keystore.Session, s *generatedScope) ([]hsm.Key, error) {
+	left, err := ops.KeysByName(ctx, s.key)
+	if err != nil || len(left) == 0 {
+		return nil, err
 	}
-	return ids
+	var free []formerKey
+	for _, former := range formerKeys(left) {
+		if former.continuedBy(s.key.ID) { // the status of this object was lost, and it has this key already
+			free = []formerKey{former}
+			break
+		}
+		taken, err := r.taken(ctx, ops, s, former)
+		if err != nil {
+			return nil, err
+		}
+		if !taken {
+			free = append(free, former)
+		}
+	}
+	switch {
+	case len(free) == 0:
+		return nil, errKeyVersionTaken
+	case len(free) > 1 || free[0].ambiguous():
+		return nil, severalFormerKeys(describe(free), "adopt.keyVersionIDs")
+	}
+	if number := free[0].missing(); number > 0 {
+		return nil, reconciler.RetryAfter(&kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
+			"The module does not have version %d of the key that a former object with this name left. Restore it in the module.", number)}, lookAgainInterval)
+	}
+	return r.findVersions(ctx, ops, s, free[0].ids())
 }
 
-// leftByName returns the versions in the module that a former object with the same name left, and that no other object holds.
-func (r *generatedKeyReconciler) leftByName(ctx context.Context, ops keystore.Session, s *generatedScope) ([]uuid.UUID, error) {
-	left, err := ops.KeysByName(ctx, s.key)
+// taken reports whether another object holds a version of a key.
+func (r *generatedKeyReconciler) taken(ctx context.Context, ops keystore.Session, s *generatedScope, key formerKey) (bool, error) {
+	for _, version := range key {
+		other, err := r.keys.Rival(ctx, s.masterKey.key(), version.KeyVersionID.String(), ops.Token)
+		if err != nil || other != nil {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+// adoptByVersion finds the versions in the module that the spec names, which must be all of one key. It returns them in the order of
+// their numbers. Reasons: see adopt.
+func (r *generatedKeyReconciler) adoptByVersion(ctx context.Context, ops keystore.Session, s *generatedScope) ([]hsm.Key, error) {
+	ids := []uuid.UUID{s.key.Primary.ID}
+	for _, version := range s.key.Former {
+		ids = append(ids, version.ID)
+	}
+	found, err := r.findVersions(ctx, ops, s, ids)
 	if err != nil {
 		return nil, err
 	}
-	var free []hsm.Key
-	for _, found := range left {
-		other, err := r.keys.Rival(ctx, s.masterKey.key(), found.KeyVersionID.String(), ops.Token)
-		if err != nil {
-			return nil, err
-		}
-		if other == nil {
-			free = append(free, found)
-		}
+	inModule, err := ops.MasterKeys(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if len(free) == 0 && len(left) > 0 {
-		return nil, reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
+	if refused := refuseVersions(formerKeys(found), formerKeys(inModule)); refused != "" {
+		return nil, reconciler.RetryAfter(&kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionIDs", Detail: refused}, lookAgainInterval)
 	}
-	ids := make([]uuid.UUID, len(free))
-	numbers := map[int]bool{}
-	for i, found := range free {
-		ids[i], numbers[found.Owner.Number] = found.KeyVersionID, true
-	}
-	if len(numbers) < len(ids) { // two versions of the same number belong to two keys
-		return nil, severalFormerKeys(ids, "adopt.keyVersionIDs")
-	}
-	return ids, nil
+	return formerKeys(found)[0], nil
 }
 
-// adoptVersions finds versions in the module that this object may adopt. Reasons: see adopt.
-func (r *generatedKeyReconciler) adoptVersions(ctx context.Context, ops keystore.Session, s *generatedScope, ids []uuid.UUID) (found []hsm.Key, err error) {
+// findVersions finds versions in the module that the object may take over.
+func (r *generatedKeyReconciler) findVersions(ctx context.Context, ops keystore.Session, s *generatedScope, ids []uuid.UUID) (found []hsm.Key, err error) {
 	for _, id := range ids {
-		holder, err := r.keys.Rival(ctx, s.masterKey.key(), id.String(), ops.Token)
-		if err != nil {
-			return nil, err
-		}
-		// Mention a holder in another namespace only if the module would give the key to this namespace.
-		if holder != nil && holder.Ref().Namespace == s.object.Namespace {
-			return nil, reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
-		}
 		key := s.key
 		key.Primary = kms.Version{ID: id}
-		version, err := r.findAdopted(ctx, ops, s.object, key)
-		if err != nil {
-			return nil, reconciler.RetryAfter(err, lookAgainInterval) // what is in the module cannot be watched
-		}
-		claimant, err := r.keys.Claimant(ctx, s.masterKey.key(), version.Owner.Name, ops.Token)
+		version, err := r.findFree(ctx, ops, s.object, key)
 		if err != nil {
 			return nil, err
 		}
-		if holder != nil || claimant != nil {
-			return nil, reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
-		}
 		found = append(found, version)
-	}
-	slices.SortFunc(found, func(a, b hsm.Key) int { return cmp.Compare(a.Owner.Number, b.Owner.Number) })
-	for i := range found[:max(len(found)-1, 0)] {
-		if found[i].Owner.Number == found[i+1].Owner.Number {
-			return nil, &kms.Error{Code: kms.InvalidParameter, Parameter: "adopt.keyVersionIDs", Detail: fmt.Sprintf(
-				"%s and %s are versions of different keys. Name the versions of one key.", found[i].KeyVersionID, found[i+1].KeyVersionID)}
-		}
 	}
 	return found, nil
 }

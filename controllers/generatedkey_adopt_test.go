@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
@@ -133,12 +136,75 @@ func TestGeneratedKey_adoptsByName_whatAFormerObjectLeft(t *testing.T) {
 	o.rotate(t, second, "once more") // the third version is the new object's
 	third := o.remade(t, second, adoptsVersionsByName)
 	o.hasVersions(t, third, 3)
+	for _, k := range o.ownersOf(t, third) {
+		if k.KeyID.String() != string(first.UID) {
+			t.Errorf("version %d is stored with the key %s, not %s", k.Number, k.KeyID, first.UID)
+		}
+	}
 	if got := fmt.Sprint(fingerprints(third)[:2]); got != was {
 		t.Errorf("the versions are %s, and were %s", got, was)
 	}
 	if third.Status.Versions[2].Custody != v1alpha1.CustodyUnknown || third.Status.KeyID != string(third.UID) {
 		t.Errorf("the status is %s", harness.JSON(third.Status))
 	}
+}
+
+// ownersOf are the owners of a key's versions, as the module has them.
+func (o *operator) ownersOf(t testing.TB, key *v1alpha1.GeneratedKey) (owners []hsm.Owner) {
+	t.Helper()
+	for _, v := range key.Status.Versions {
+		found, err := o.Module(t).Module.FindKey(t.Context(), uuid.MustParse(v.KeyVersionID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		owners = append(owners, found.Owner)
+	}
+	return owners
+}
+
+// A version that an object of another name generated belongs to the key, too.
+func TestGeneratedKey_adoptsByName_keyThatAnotherNameRotated_allVersions(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	first := o.generated(t, "key")
+	o.Remove(t, first)
+	o.Gone(t, first)
+	other := o.generated(t, "other", adoptsVersions(first))
+	o.rotate(t, other, "now")
+	again := generatedKey("key", adoptsVersionsByName)
+	o.Make(t, again)
+	o.Waits(t, again, v1alpha1.ReasonKeyVersionTaken)
+	o.Remove(t, other)
+	o.Gone(t, other)
+	o.hasVersions(t, again, 2)
+}
+
+func TestGeneratedKey_adoptsByName_keyWithoutAVersion_waitsForIt(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	first := o.generated(t, "key")
+	o.rotate(t, first, "now")
+	if err := o.Module(t).Module.DestroyKey(t.Context(), uuid.MustParse(first.Status.Versions[0].KeyVersionID)); err != nil {
+		t.Fatal(err)
+	}
+	again := o.remade(t, first, adoptsVersionsByName)
+	o.Waits(t, again, kms.ForbiddenKeyVersionNotFound.Reason(), "does not have version 1")
+}
+
+func TestImportedKey_adoptsWhatAGeneratedKeyHolds_isWokenWhenThatIsDeleted(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	holder := o.generated(t, "holder")
+	key := importedKey("key")
+	key.Spec.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: holder.Status.PrimaryVersion}
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonKeyVersionTaken)
+	o.Remove(t, holder)
+	o.Gone(t, holder)
+	o.Waits(t, key, kms.ForbiddenKeyVersionNotFound.Reason())
 }
 
 func TestGeneratedKey_adoptsByName_ofSeveralFormerKeysNone(t *testing.T) {
@@ -149,7 +215,7 @@ func TestGeneratedKey_adoptsByName_ofSeveralFormerKeysNone(t *testing.T) {
 	second := o.remade(t, first) // another key
 	o.Ready(t, second)
 	third := o.remade(t, second, adoptsVersionsByName)
-	o.Waits(t, third, v1alpha1.ReasonSeveralFormerKeys, "2 key versions of several former objects", first.Status.PrimaryVersion, second.Status.PrimaryVersion)
+	o.Waits(t, third, v1alpha1.ReasonSeveralFormerKeys, "several former keys", first.Status.KeyID, "number of versions 1: ", first.Status.PrimaryVersion, second.Status.PrimaryVersion)
 	fourth := o.remade(t, third, adoptsVersions(first))
 	o.hasVersions(t, fourth, 1)
 	if fourth.Status.PrimaryVersion != first.Status.PrimaryVersion {
@@ -161,6 +227,7 @@ func TestGeneratedKey_adoptsVersions_ofWhichItMayNotHaveOne(t *testing.T) {
 	t.Parallel()
 	o := startWithKey(t)
 	holder, free, other := o.generated(t, "holder"), o.generated(t, "free"), o.generated(t, "other")
+	o.rotate(t, other, "now")
 	for _, key := range []*v1alpha1.GeneratedKey{free, other} {
 		o.Remove(t, key)
 		o.Gone(t, key)
@@ -171,6 +238,8 @@ func TestGeneratedKey_adoptsVersions_ofWhichItMayNotHaveOne(t *testing.T) {
 		reason   string
 		says     string
 	}{
+		"but the last one":    {[]string{other.Status.Versions[0].KeyVersionID}, "AES_256", kms.InvalidParameter.Reason(), "also has version 2"},
+		"but the first one":   {[]string{other.Status.Versions[1].KeyVersionID}, "AES_256", kms.InvalidParameter.Reason(), "Version 1 of the key is not among them"},
 		"of two keys":         {[]string{free.Status.PrimaryVersion, other.Status.PrimaryVersion}, "AES_256", kms.InvalidParameter.Reason(), "are versions of different keys"},
 		"that another holds":  {[]string{free.Status.PrimaryVersion, holder.Status.PrimaryVersion}, "AES_256", v1alpha1.ReasonKeyVersionTaken, "Another object"},
 		"that does not exist": {[]string{free.Status.PrimaryVersion, "00000000-0000-5000-8000-000000000000"}, "AES_256", kms.ForbiddenKeyVersionNotFound.Reason(), "that was generated for"},

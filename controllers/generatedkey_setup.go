@@ -20,18 +20,27 @@ import (
 )
 
 func (r *generatedKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
-	byStore := handler.EnqueueRequestsFromMapFunc(r.keysOfStore)
+	byStore, byVersion := handler.EnqueueRequestsFromMapFunc(r.keysOfStore), handler.EnqueueRequestsFromMapFunc(r.keysOfVersion)
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.GeneratedKey{}, builder.WithPredicates(
 			predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
+		Watches(&v1alpha1.ImportedKey{}, byVersion, builder.WithPredicates(gone)).
+		Watches(&v1alpha1.GeneratedKey{}, byVersion, builder.WithPredicates(gone)).
 		Watches(&v1alpha1.KeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesRawSource(r.stores.Changes(r.keysThatWaitFor)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.keysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
 		Complete(r.observed(keyring.KindGeneratedKey, reconciler.Logged(r)))
+}
+
+// keysOfVersion finds the keys that would adopt what another one held. Those that wait to adopt are few, so it finds all of the
+// namespace.
+func (r *generatedKeyReconciler) keysOfVersion(ctx context.Context, key client.Object) []reconcile.Request {
+	return r.findGeneratedKeys(ctx, func(k *v1alpha1.GeneratedKey) bool { return k.Spec.Adopt != nil && waitingGeneratedKey(k) },
+		client.InNamespace(key.GetNamespace()))
 }
 
 // keysOfStore finds the keys that wait for a key store. One that is Ready needs no store until it is rotated; one that is being

@@ -3,16 +3,18 @@ package controllers_test
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
-	"github.com/keyconvoy/keyconvoy/internal/reconciler"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
@@ -334,20 +336,52 @@ func TestGeneratedKey_tokenFullDuringARotation_isRotatedLater(t *testing.T) {
 	o.Gone(t, key)
 }
 
-// Another operator has rotated the key, and this one has not heard of it yet. It must not take a version out of the status.
-func TestGeneratedKey_rotatedOnAnOldStatus_losesNoVersion(t *testing.T) {
+// What a deletion leaves in a module is said once, with all versions that were generated and no others.
+func TestGeneratedKey_deleted_saysWhichVersionsItLeaves(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
-	o.store(t, onSoftware)
-	key := o.generated(t, "key")
-	o.rotate(t, key, "first")
-	old := key.DeepCopy()
-	o.rotate(t, key, "second")
-	stale := old.DeepCopy()
-	stale.Status.Versions = append(stale.Status.Versions, old.Status.Versions[1])
-	err := reconciler.PatchStatus(t.Context(), o.Client, old, stale)
-	if err == nil {
-		t.Error("a list of versions was replaced by one that was computed from an older one")
+	token, empty := ownToken(t), ownToken(t)
+	store := o.store(t, onSoftHSM, func(s *v1alpha1.KeyStoreSpec) { s.PKCS11.Token.Label = token.Label })
+	elsewhere, orphan := o.generated(t, "elsewhere", generatedWith(v1alpha1.DeletionDelete)), o.generated(t, "orphan", generatedWith(v1alpha1.DeletionDelete))
+	for _, key := range []*v1alpha1.GeneratedKey{elsewhere, orphan} {
+		o.rotate(t, key, "now")
 	}
-	o.hasVersions(t, key, 3)
+	o.Change(t, store, func() { store.Spec.PKCS11.Token.Label = empty.Label })
+	o.Ready(t, store)
+	o.Remove(t, elsewhere)
+	o.Gone(t, elsewhere)
+	o.leaves(t, elsewhere, "now has another token")
+
+	module := o.Module(t)
+	o.Remove(t, store)
+	o.editor(t, o.Namespace).release(t, store)
+	o.closed(t, module)
+	o.Gone(t, store)
+	o.Remove(t, orphan)
+	o.Gone(t, orphan)
+	o.leaves(t, orphan, "no longer exists")
+}
+
+// leaves checks that one event says which versions a deleted key left.
+func (o *operator) leaves(t testing.TB, key *v1alpha1.GeneratedKey, says string) {
+	t.Helper()
+	words := []string{says}
+	for _, v := range key.Status.Versions {
+		words = append(words, v.KeyVersionID)
+	}
+	note := o.Event(t, key, "LeftInModule")
+	harness.WantWords(t, note, words)
+	next := kms.VersionID(uuid.MustParse(string(key.UID)), len(key.Status.Versions)+1).String()
+	if strings.Contains(note, next) || strings.Contains(note, "import") {
+		t.Errorf("the event is about something that never was in the module: %s", note)
+	}
+	n := 0
+	for _, e := range o.Events(t, key) {
+		if strings.HasPrefix(e, "LeftInModule") {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d events say it: %q", n, o.Events(t, key))
+	}
 }

@@ -7,10 +7,8 @@ import (
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
-	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
@@ -33,7 +31,7 @@ func (r *importedKeyReconciler) adopt(ctx context.Context, s *importScope) error
 		if spec.ByName() {
 			found, err = r.adoptByName(ctx, ops, s)
 		} else {
-			found, err = r.adoptByVersion(ctx, ops, s)
+			found, err = r.findFree(ctx, ops, s.object, s.key)
 		}
 		return err
 	})
@@ -93,34 +91,6 @@ func awaitsSources(status *v1alpha1.ImportedKeyStatus) bool {
 	return status.HasMaterial && status.InputsDigest == "" && status.ImportParameters == nil && status.FormerParametersExpireTime == nil
 }
 
-// adoptByVersion finds the key version that the spec names in the module. Reasons: see adopt; RejectedPendingImport where
-// its material can be imported instead.
-func (r *importedKeyReconciler) adoptByVersion(ctx context.Context, ops keystore.Session, s *importScope) (hsm.Key, error) {
-	key := keyring.Of(s.object)
-	holder, err := r.keys.Rival(ctx, key, s.key.Primary.ID.String(), ops.Token)
-	if err != nil {
-		return hsm.Key{}, err
-	}
-	// Mention a holder in another namespace only if the module would give the key to this namespace.
-	if holder != nil && holder.Ref().Namespace == s.object.Namespace {
-		return hsm.Key{}, errKeyVersionTaken
-	}
-	found, err := r.findAdopted(ctx, ops, s.object, s.key)
-	switch {
-	case kms.CodeOf(err) == kms.RejectedPendingImport:
-		return hsm.Key{}, err
-	case err != nil:
-		return hsm.Key{}, reconciler.RetryAfter(err, lookAgainInterval) // what is in the module cannot be watched
-	case holder != nil:
-		return hsm.Key{}, errKeyVersionTaken
-	}
-	claimant, err := r.keys.Claimant(ctx, key, found.Owner.Name, ops.Token)
-	if err == nil && claimant != nil {
-		err = reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
-	}
-	return found, err
-}
-
 // adoptByName finds the key in the module that a former object with the same name left. If there is none, it returns the
 // version of a new key, without a fingerprint. Reasons: see adopt.
 func (r *importedKeyReconciler) adoptByName(ctx context.Context, ops keystore.Session, s *importScope) (hsm.Key, error) {
@@ -128,52 +98,27 @@ func (r *importedKeyReconciler) adoptByName(ctx context.Context, ops keystore.Se
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	var free []uuid.UUID
+	var free []string
 	for _, found := range left {
 		if found.KeyVersionID == s.key.Primary.ID { // the status of this object was lost, and it has this key already
-			return r.findAdopted(ctx, ops, s.object, s.key)
+			return r.findFree(ctx, ops, s.object, s.key)
 		}
 		other, err := r.keys.Rival(ctx, keyring.Of(s.object), found.KeyVersionID.String(), ops.Token)
 		if err != nil {
 			return hsm.Key{}, err
 		}
 		if other == nil {
-			free = append(free, found.KeyVersionID)
+			free = append(free, found.KeyVersionID.String())
 		}
 	}
 	switch {
 	case len(left) == 0:
 		return hsm.Key{KeyVersionID: s.key.Primary.ID}, nil
 	case len(free) == 0:
-		return hsm.Key{}, reconciler.RetryAfter(errKeyVersionTaken, lookAgainInterval)
+		return hsm.Key{}, errKeyVersionTaken
 	case len(free) > 1:
-		return hsm.Key{}, severalFormerKeys(free, "adopt.keyVersionID")
+		return hsm.Key{}, severalFormerKeys("versions "+listed(free), "adopt.keyVersionID")
 	}
-	s.key.Primary.ID = free[0]
-	return r.findAdopted(ctx, ops, s.object, s.key)
-}
-
-// findAdopted finds a key in the module, and writes the line of its adoption. Reasons: the codes of AdoptKey.
-func (r *shared) findAdopted(ctx context.Context, ops keystore.Session, object client.Object, key kms.Key) (found hsm.Key, err error) {
-	err = r.recorded(keyLine(audit.AdoptKey, object, key), func(*audit.Record) (err error) {
-		found, err = ops.AdoptKey(ctx, key)
-		return err
-	})
-	return found, err
-}
-
-// errKeyVersionTaken refuses a key that another object holds in the same token.
-var errKeyVersionTaken = reconciler.Stall(v1alpha1.ReasonKeyVersionTaken,
-	"Another object already holds this key version. Delete that object, or this one.")
-
-// severalFormerKeys says which versions an object could adopt by its name. No one but their owner knows which ones are meant. field
-// is where to name them.
-func severalFormerKeys(versions []uuid.UUID, field string) error {
-	texts := make([]string, len(versions))
-	for i, version := range versions {
-		texts[i] = version.String()
-	}
-	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonSeveralFormerKeys, After: lookAgainInterval, Warn: true, Message: fmt.Sprintf(
-		"The module has %d key versions of several former objects with this name, and this object adopts none of them: %s. To adopt a key, delete this object "+
-			"and create it again with %s.", len(versions), listed(texts), field)}
+	s.key.Primary.ID = uuid.MustParse(free[0])
+	return r.findFree(ctx, ops, s.object, s.key)
 }

@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -34,9 +35,10 @@ func inGit(object client.Object) client.Object {
 
 // rebuilds are what a Git repository has and what its objects made.
 type rebuilds struct {
-	git   []client.Object
-	keys  []*v1alpha1.ImportedKey
-	plain map[string][]byte // data keys by the names of their exports
+	git       []client.Object
+	keys      []*v1alpha1.ImportedKey
+	generated *v1alpha1.GeneratedKey // with two versions
+	plain     map[string][]byte      // data keys by the names of their exports
 }
 
 // fromGit makes objects for the first time, and puts into the repository what their owners add: wrapped material and
@@ -55,8 +57,18 @@ func (o *operator) fromGit(t testing.TB, kind string) rebuilds {
 	if store.Spec.PKCS11 != nil {
 		r.git = append(r.git, pinSecret(o.Namespace, commonToken(kind).PIN))
 	}
-	for _, name := range []string{"dek", "ledger"} {
-		dataKey := o.dataKey(t, name, withContext(map[string]v1alpha1.ContextValue{"app": v1alpha1.ContextValue(name)}))
+	r.generated = o.generated(t, "generated", adoptsVersionsByName, func(s *v1alpha1.GeneratedKeySpec) { s.ExportPolicy = r.keys[0].Spec.ExportPolicy })
+	r.git = append(r.git, inGit(r.generated))
+	for _, name := range []string{"dek", "ledger", "old", "new"} {
+		under := underKey("key")
+		switch name {
+		case "new":
+			o.rotate(t, r.generated, "now")
+			fallthrough
+		case "old":
+			under = underGenerated("generated")
+		}
+		dataKey := o.dataKey(t, name, under, withContext(map[string]v1alpha1.ContextValue{"app": v1alpha1.ContextValue(name)}))
 		export := o.export(t, name+"-export", ofDataKey(name), withRSA("RSAES_OAEP_SHA_1"))
 		r.plain[export.Name] = o.openExport(t, export, rsaRecipient())
 		o.Hide("data key "+name, r.plain[export.Name])
@@ -91,6 +103,11 @@ func (r rebuilds) isBack(t *testing.T, o *operator) {
 			t.Error("the audit log does not say that the key was adopted")
 		}
 	}
+	is := r.generated.DeepCopy()
+	o.hasVersions(t, is, 2)
+	if got, want := fmt.Sprint(fingerprints(is)), fmt.Sprint(fingerprints(r.generated)); got != want || is.Status.PrimaryVersion != r.generated.Status.PrimaryVersion {
+		t.Errorf("the versions of the generated key are %s, and were %s", got, want)
+	}
 	for name, plain := range r.plain {
 		export := newExport(name)
 		export.Namespace = o.Namespace
@@ -100,7 +117,7 @@ func (r rebuilds) isBack(t *testing.T, o *operator) {
 		}
 	}
 	calls := o.Calls()
-	for _, made := range []string{"GenerateDataKey", "ImportKey", "CreateWrappingKey", "DestroyKey"} {
+	for _, made := range []string{"GenerateDataKey", "GenerateKey", "ImportKey", "CreateWrappingKey", "DestroyKey"} {
 		if calls[made] != 0 {
 			t.Errorf("the rebuild calls %s %d times", made, calls[made])
 		}
@@ -111,7 +128,7 @@ func (r rebuilds) isBack(t *testing.T, o *operator) {
 func (o *operator) removeNamespace(t testing.TB) {
 	t.Helper()
 	for _, object := range []client.Object{
-		&v1alpha1.ExportedDataKey{}, &v1alpha1.DataKey{}, &v1alpha1.ImportedKey{}, &v1alpha1.KeyStore{}, &corev1.Secret{},
+		&v1alpha1.ExportedDataKey{}, &v1alpha1.DataKey{}, &v1alpha1.ImportedKey{}, &v1alpha1.GeneratedKey{}, &v1alpha1.KeyStore{}, &corev1.Secret{},
 	} {
 		if err := o.DeleteAllOf(t.Context(), object, client.InNamespace(o.Namespace)); err != nil {
 			t.Fatal(err)

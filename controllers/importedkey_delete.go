@@ -5,6 +5,8 @@ import (
 
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
@@ -13,8 +15,12 @@ import (
 // reconcileDelete destroys the key's wrapping pairs, and the key itself where the policy says so.
 func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1alpha1.ImportedKey) (ctrl.Result, error) {
 	m := masterKeyOf(object)
+	left := ""
+	if m.key().Recorded() {
+		left = m.versionNames() + " or its import key pairs"
+	}
 	return r.finishDeletion(ctx, keyDeletion{
-		masterKey: m, what: "the import key pairs (and the key, if deletionPolicy is Delete)", inModule: m.key().Recorded(),
+		masterKey: m, what: "the import key pairs (and the key, if deletionPolicy is Delete)", left: left,
 		cleanUp: func(ctx context.Context, ops keystore.Session) (destroyed bool, err error) {
 			key, err := m.key().KMS()
 			if err != nil {
@@ -27,7 +33,7 @@ func (r *importedKeyReconciler) reconcileDelete(ctx context.Context, object *v1a
 				return false, err
 			}
 			r.Announce(object, r.noteUse(ctx, m))
-			return r.destroyVersion(ctx, ops, m, key, key.Primary.ID, audit.DestroyKey)
+			return r.destroyVersions(ctx, ops, m, key, []uuid.UUID{key.Primary.ID}, audit.DestroyKey)
 		},
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
@@ -76,7 +78,7 @@ func (r *importedKeyReconciler) deleteMaterial(ctx context.Context, s *importSco
 // destroy destroys the material in the module.
 func (r *importedKeyReconciler) destroy(ctx context.Context, s *importScope, operation audit.Operation) error {
 	err := r.stores.CleanUp(ctx, s.masterKey.key().Store(), func(ops keystore.Session) error {
-		_, err := r.destroyVersion(ctx, ops, s.masterKey, s.key, s.key.Primary.ID, operation)
+		_, err := r.destroyVersions(ctx, ops, s.masterKey, s.key, []uuid.UUID{s.key.Primary.ID}, operation)
 		return err
 	})
 	if err != nil {

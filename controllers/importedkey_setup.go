@@ -22,13 +22,14 @@ import (
 )
 
 func (r *importedKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
-	byStore := handler.EnqueueRequestsFromMapFunc(r.keysOfStore)
+	byStore, byVersion := handler.EnqueueRequestsFromMapFunc(r.keysOfStore), handler.EnqueueRequestsFromMapFunc(r.keysOfVersion)
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.ImportedKey{}, builder.WithPredicates(
 			predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
-		Watches(&v1alpha1.ImportedKey{}, handler.EnqueueRequestsFromMapFunc(r.keysOfVersion), builder.WithPredicates(gone)).
+		Watches(&v1alpha1.ImportedKey{}, byVersion, builder.WithPredicates(gone)).
+		Watches(&v1alpha1.GeneratedKey{}, byVersion, builder.WithPredicates(gone)).
 		Watches(&v1alpha1.KeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesRawSource(r.stores.Changes(r.keysThatWaitFor)).

@@ -65,7 +65,7 @@ func TestKeyHolder_adoptionThroughAnotherKeyStoreOfTheToken_isRefused(t *testing
 			stolen.Spec.EncryptionContext = dataKey.Spec.EncryptionContext
 			export := newExport("export", ofDataKey("stolen"), withRSA("RSAES_OAEP_SHA_1"))
 			attacker.makes(t, impostor, stolen, export)
-			o.Stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
+			o.Waits(t, impostor, v1alpha1.ReasonKeyVersionTaken)
 			o.Waits(t, export, v1alpha1.ReasonKeyNotReady)
 			attacker.removes(t, impostor)
 			o.Gone(t, impostor)
@@ -98,7 +98,7 @@ func TestKeyHolder_adoptionWhileTheHoldersStoreIsClosed_isRefused(t *testing.T) 
 			}
 			impostor := adoptingThrough(second, key)
 			o.editor(t, o.Namespace).makes(t, impostor)
-			o.Stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
+			o.Waits(t, impostor, v1alpha1.ReasonKeyVersionTaken)
 		})
 	}
 }
@@ -125,7 +125,7 @@ func TestKeyHolder_secondHolder_neitherConsentsNorDestroys(t *testing.T) {
 	impostor := adoptingThrough(second, key)
 	attacker := o.editor(t, o.Namespace)
 	attacker.makes(t, impostor)
-	o.Stalls(t, impostor, v1alpha1.ReasonKeyVersionTaken)
+	o.Waits(t, impostor, v1alpha1.ReasonKeyVersionTaken)
 	o.forceStatus(t, impostor, func() {
 		impostor.Status.HasMaterial = true
 		impostor.Status.KeyState, impostor.Status.Custody = v1alpha1.KeyState(kms.StateEnabled), v1alpha1.CustodyUnknown

@@ -26,8 +26,8 @@ type keyDeletion struct {
 
 	// what names what is or may be in the module, for messages.
 	what string
-	// inModule is whether something of the object's is or may be there.
-	inModule bool
+	// left names what stays in the module if its key store no longer exists; "" for nothing.
+	left string
 	// cleanUp destroys it, and reports whether it destroyed the key.
 	cleanUp func(ctx context.Context, ops keystore.Session) (destroyed bool, err error)
 }
@@ -47,7 +47,7 @@ func (r *shared) finishDeletion(ctx context.Context, d keyDeletion) (ctrl.Result
 		before := d.DeepCopyObject().(reconciler.Object)
 		return r.Finish(ctx, before, d.Object, reconciler.Outcome{Err: blocked, After: lookAgainInterval})
 	}
-	left := err != nil && d.inModule
+	left := err != nil && d.left != ""
 	if left {
 		if patchErr := r.sayLeft(ctx, d); patchErr != nil {
 			return ctrl.Result{}, patchErr
@@ -56,36 +56,35 @@ func (r *shared) finishDeletion(ctx context.Context, d keyDeletion) (ctrl.Result
 	if patchErr := r.removeFinalizer(ctx, d.Object); patchErr != nil {
 		return ctrl.Result{}, patchErr
 	}
-	version := d.versionName()
 	if left {
 		r.leftInModule.Inc()
 		log.FromContext(ctx).Info("Left a key or its import key pairs in a module that can no longer be reached",
-			"keyStore", d.storeName(), "keyVersionID", version, "token", *d.token)
+			"keyStore", d.storeName(), "keyVersionIDs", d.key().Versions(), "token", *d.token)
 		r.Recorder.Eventf(d.Object, nil, corev1.EventTypeWarning, "LeftInModule", "Delete",
-			"%s no longer exists, so key %s was left in the module.", d.storeName(), version)
+			"%s no longer exists, so the operator left %s in the module.", d.storeName(), d.left)
 	} else if destroyed {
 		r.Recorder.Eventf(d.Object, nil, corev1.EventTypeNormal, "KeyDestroyed", "Delete",
-			"The key %s was destroyed in its module.", version)
+			"The operator destroyed the key in its module: %s.", d.versionNames())
 	}
 	return ctrl.Result{}, nil
 }
 
-// versionName is the primary version of the key, for messages.
-func (m masterKey) versionName() string {
-	key, err := m.key().KMS()
-	if err != nil {
-		return "" // an object that is not valid has nothing in the module
+// versionNames names the versions of the key that are or were in the module, for messages.
+func (m masterKey) versionNames() string {
+	versions := m.key().Versions() // none of an object that is not valid, which has nothing in the module
+	if len(versions) == 1 {
+		return "key version " + versions[0]
 	}
-	return key.Primary.ID.String()
+	return fmt.Sprintf("%d key versions, %s", len(versions), listed(versions))
 }
 
 // sayLeft says in the status what stays in the module, before the object goes: a namespace that is being deleted takes
 // no events.
 func (r *shared) sayLeft(ctx context.Context, d keyDeletion) error {
 	left := reconciler.Stall(v1alpha1.ReasonLeftInModule, fmt.Sprintf(
-		"%s or its PIN no longer exists, so key version %s or its import key pairs are left in the module. To destroy them, "+
+		"%s or its PIN no longer exists, so the operator leaves %s in the module. To destroy what is left, "+
 			"create a key store for the token again and adopt the key with deletionPolicy Delete.",
-		d.storeName(), d.versionName()))
+		d.storeName(), d.left))
 	before := d.DeepCopyObject().(reconciler.Object)
 	d.SetObservedGeneration(d.GetGeneration())
 	d.SetConditions(reconciler.Summarize(d.GetConditions(), d.GetGeneration(), left, ""))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -193,27 +194,44 @@ func (r *shared) noteUse(ctx context.Context, m masterKey) []reconciler.Event {
 		"and will be permanently lost when it is destroyed. kubectl get datakeys shows them."}}
 }
 
-// destroyVersion destroys a version of a key in its module, unless its object does not hold it or another object holds it there. If
-// the key store has another token than the one with the key, it reports what may be left in that one.
-func (r *shared) destroyVersion(ctx context.Context, ops keystore.Session, m masterKey, key kms.Key, version uuid.UUID, operation audit.Operation) (destroyed bool, err error) {
+// destroyVersions destroys versions of a key in its module, except those that its object does not hold or that another object holds
+// there. It reports whether it destroyed one that the object's status knows. If the key store has another token than the one with
+// the key, an event says what may be left in that one.
+func (r *shared) destroyVersions(ctx context.Context, ops keystore.Session, m masterKey, key kms.Key, versions []uuid.UUID, operation audit.Operation) (destroyed bool, err error) {
 	if !m.key().Holds() { // what it asked to adopt belongs to someone else
 		return false, nil
 	}
-	other, err := r.keys.Rival(ctx, m.key(), version.String(), ops.Token)
-	if err != nil || other != nil {
-		return false, err
+	var known []string
+	for _, version := range versions {
+		other, err := r.keys.Rival(ctx, m.key(), version.String(), ops.Token)
+		if err != nil {
+			return false, err
+		}
+		if other != nil {
+			continue
+		}
+		line := keyLine(operation, m.Object, key)
+		line.KeyVersionID = version.String()
+		if err := r.recorded(line, func(*audit.Record) error { return ops.DestroyKeyVersion(ctx, version) }); err != nil {
+			return false, err
+		}
+		if m.key().Recorded() && slices.Contains(m.key().Versions(), version.String()) {
+			known = append(known, version.String())
+		}
 	}
-	line := keyLine(operation, m.Object, key)
-	line.KeyVersionID = version.String()
-	err = r.recorded(line, func(*audit.Record) error { return ops.DestroyKeyVersion(ctx, version) })
-	if former := *m.token; err == nil && former != "" && former != ops.Token {
-		r.leftInModule.Inc()
-		log.FromContext(ctx).Info("Destroyed a key in another token than the one that it was created in, which may still have it",
-			"keyStore", m.storeName(), "keyVersionID", version.String(), "token", former)
-		r.Announce(m.Object, []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "LeftInModule", Action: "Destroy", Message: fmt.Sprintf(
-			"%s now has another token, so key %s may be left in the token that it was created in.", m.storeName(), version)}})
+	if former := *m.token; len(known) > 0 && former != "" && former != ops.Token {
+		r.noteFormerToken(ctx, m, known)
 	}
-	return err == nil, err
+	return len(known) > 0, nil
+}
+
+// noteFormerToken says that versions that were destroyed in the key store's token may be left in the one that had them.
+func (r *shared) noteFormerToken(ctx context.Context, m masterKey, versions []string) {
+	r.leftInModule.Inc()
+	log.FromContext(ctx).Info("Destroyed a key in another token than the one that it was created in, which may still have it",
+		"keyStore", m.storeName(), "keyVersionIDs", versions, "token", *m.token)
+	r.Announce(m.Object, []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "LeftInModule", Action: "Destroy", Message: fmt.Sprintf(
+		"%s now has another token, so the token in which the key was created may still have key versions %s.", m.storeName(), listed(versions))}})
 }
 
 // stillSo returns an error when an object's spec is no longer as the cache has it. A key that is destroyed cannot be made

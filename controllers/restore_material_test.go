@@ -260,7 +260,7 @@ func TestRestore_versionThatAnotherObjectHolds_isTaken(t *testing.T) {
 				p := thief.Status.ImportParameters
 				o.give(t, thief, inline(wrapUnder(t, p, material), p.ImportToken))
 			}
-			o.Stalls(t, thief, v1alpha1.ReasonKeyVersionTaken)
+			o.Waits(t, thief, v1alpha1.ReasonKeyVersionTaken)
 			if o.inModule(t, key) {
 				t.Error("the version was imported for another object")
 			}

@@ -24,7 +24,8 @@ type Owner struct {
 	Namespace string
 	Name      string
 	Origin    Origin
-	// KeyID is the identifier of the key. Its versions, and no others, have the same.
+	// KeyID is the identifier of the key, which is that of the object for which its first version was created. All versions of
+	// the key have it, also those that were generated for an object that adopted the key.
 	KeyID uuid.UUID
 	// Number is that of the version in its key, from 1. Imported keys have version 1 only.
 	Number int

@@ -309,8 +309,8 @@ func notInModule(key Key, cause error) error {
 }
 
 // KeysByName lists the master keys in the module that were made for an object with the namespace and name of a key, and
-// have its type and origin, in the order of their identifiers. Keys of early versions, whose object is not known, are not among
-// them.
+// have its type and origin, in the order of their identifiers, with all versions of each: objects with other names may have adopted
+// the key, and rotated it. Keys of early versions, whose object is not known, are not among them.
 func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) {
 	keys, err := o.Module.ListKeys(ctx)
 	if err != nil {
@@ -318,8 +318,15 @@ func (o Operations) KeysByName(ctx context.Context, key Key) ([]hsm.Key, error) 
 	}
 	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool {
 		owner := k.Owner
-		return owner.Namespace != key.Namespace || owner.Name != key.Name || owner.Origin != key.moduleOrigin() || k.Spec != key.Spec
+		return owner.Namespace != key.Namespace || owner.Name == "" || owner.Origin != key.moduleOrigin() || k.Spec != key.Spec
 	})
+	ofName := map[uuid.UUID]bool{}
+	for _, k := range keys {
+		if k.Owner.Name == key.Name {
+			ofName[k.Owner.KeyID] = true
+		}
+	}
+	keys = slices.DeleteFunc(keys, func(k hsm.Key) bool { return !ofName[k.Owner.KeyID] })
 	slices.SortFunc(keys, func(a, b hsm.Key) int { return bytes.Compare(a.KeyVersionID[:], b.KeyVersionID[:]) })
 	return keys, nil
 }

@@ -27,21 +27,26 @@ func (o Operations) CreateKeyVersion(ctx context.Context, key Key) (Version, err
 	if err := key.permit(OpCreateKeyVersion, o.now()); err != nil {
 		return Version{}, err
 	}
-	number := 1
+	owner := key.owner(hsm.OriginGenerated, 1)
 	if key.Primary.Fingerprint != nil {
-		number = key.Primary.Number + 1
 		if len(key.Former)+1 >= MaxVersions {
 			return Version{}, &Error{Code: UnsupportedOperation, Detail: fmt.Sprintf(
 				"The key has %d versions, the maximum, and is not rotated any more. Create another key, and move the data keys to it.", MaxVersions)}
 		}
+		before, err := o.Module.FindKey(ctx, key.Primary.ID)
+		if err != nil {
+			return Version{}, FromModule(err)
+		}
+		// An object that adopted a key continues it.
+		owner.KeyID, owner.Number = before.Owner.KeyID, key.Primary.Number+1
 	}
 	made, err := o.Module.GenerateKey(ctx, hsm.GenerateKeyRequest{
-		KeyVersionID: VersionID(key.ID, number), Spec: key.Spec, Owner: key.owner(hsm.OriginGenerated, number),
+		KeyVersionID: VersionID(key.ID, owner.Number), Spec: key.Spec, Owner: owner,
 	})
 	if err != nil {
 		return Version{}, FromModule(err)
 	}
-	return Version{ID: made.KeyVersionID, Number: number, Fingerprint: &made.Fingerprint, Custody: made.Custody}, nil
+	return Version{ID: made.KeyVersionID, Number: owner.Number, Fingerprint: &made.Fingerprint, Custody: made.Custody}, nil
 }
 
 // DestroyKeyVersion destroys a version in the module, whatever its key's state. It is not an error if it does not exist. It is not

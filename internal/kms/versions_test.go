@@ -75,6 +75,24 @@ func TestCreateKeyVersion_numbersVersionsFromOne(t *testing.T) {
 	}
 }
 
+// An object that adopted a key is another one. A version that it generates is a version of the same key nevertheless.
+func TestCreateKeyVersion_ofAnAdoptedKey_continuesTheKey(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	former := s.generatedKey(t, hsm.AES256)
+	adopted := former
+	adopted.ID, adopted.Name = uuid.New(), "renamed"
+	adopted = s.rotated(t, adopted)
+	found, err := s.module.FindKey(t.Context(), adopted.Primary.ID)
+	if err != nil || found.Owner.KeyID != former.ID || found.Owner.Number != 2 {
+		t.Errorf("the owner of the version is %+v, %v", found.Owner, err)
+	}
+	keys, err := s.KeysByName(t.Context(), former)
+	if err != nil || len(keys) != 2 {
+		t.Errorf("KeysByName finds %d versions, %v", len(keys), err)
+	}
+}
+
 // A caller that was interrupted, or another operator, finds what the first call made.
 func TestCreateKeyVersion_again_findsTheSame(t *testing.T) {
 	t.Parallel()
