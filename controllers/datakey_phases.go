@@ -100,7 +100,7 @@ func doneAt(k *v1alpha1.DataKey) *metav1.Time {
 // findUnchanged ends the reconcile when status and Secret are as they were left. It asks the caches only.
 func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) error {
 	status := s.object.Status
-	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(known(s.object)) || s.moves(status.KeyVersionID) {
+	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(known(s.object)) || !s.staysUnder(status.KeyRef) || s.moves(status.KeyVersionID) {
 		return nil
 	}
 	m, err := r.secrets.Look(ctx, s.target.Ref)
@@ -247,6 +247,9 @@ func (r *dataKeyReconciler) takeOver(ctx context.Context, s *dataKeyScope) error
 // it had written a re-encrypted blob to the Secret, or someone has put a former blob there. One under the primary version is not
 // given up for another. Reasons: InvalidParameter, those of findSource and verify.
 func (r *dataKeyReconciler) chooseBlob(ctx context.Context, s *dataKeyScope, kept heldBlob) error {
+	if s.blob.KeyVersionID() == s.key.Primary.ID {
+		return r.findSource(ctx, s)
+	}
 	other := *s
 	other.fromSecret = true
 	if err := other.set(kept); err != nil {
@@ -261,40 +264,55 @@ func (r *dataKeyReconciler) chooseBlob(ctx context.Context, s *dataKeyScope, kep
 		}
 		return err
 	}
-	if s.blob.KeyVersionID() == s.key.Primary.ID {
-		return r.findSource(ctx, s)
-	}
 	*s = other
 	return nil
 }
 
 // findSource sets source: the key under which the blob is. That is the master key, or the one that keyRef named when the blob
 // was put into the status. Reasons: InvalidParameter, and those of Holder.
+//
+// A data key moves only because keyRef was changed, for which config/policy requires verbs on both keys: anyone who may create keys
+// can make another key with the name that keyRef has.
 func (r *dataKeyReconciler) findSource(ctx context.Context, s *dataKeyScope) error {
 	version := s.blob.KeyVersionID().String()
 	if slices.Contains(s.master.Versions(), version) {
 		s.source = s.key
 		return nil
 	}
+	former := s.object.Status.KeyRef
+	if former == nil || s.staysUnder(former) {
+		return s.errOtherKey(version)
+	}
 	here := func(k *keyring.Key) bool { return k.Ref().Namespace == s.object.Namespace }
 	holder, err := r.keys.Holder(ctx, version, here)
 	if err != nil {
 		return err
 	}
-	ref := s.master.Ref()
-	if holder == nil || !holder.Holds() {
-		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
-			"The data key was made under key version %s, but %s %s is now a different key. To restore the original key, create an ImportedKey with "+
-				"adopt.keyVersionID: %s and, if the module lost the key, adopt.materialFingerprint, and import its material again. "+
-				"Otherwise create a new DataKey.", version, ref.Kind, ref.Name, version)}
+	if holder == nil || !holder.Holds() || holder.Ref().Kind != former.Kind || holder.Ref().Name != string(former.Name) {
+		return s.errOtherKey(version)
 	}
 	if holder.Store() != s.master.Store() {
+		ref := s.master.Ref()
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
 			"The data key is under %s %s, and %s %s is in another key store. A module re-encrypts data keys under its own keys only: export the data key to the other module instead.",
 			holder.Ref().Kind, holder.Ref().Name, ref.Kind, ref.Name)}
 	}
 	s.source, err = holder.KMS()
 	return err
+}
+
+// staysUnder reports whether the spec still names the key that it named when the data key was put under it.
+func (s *dataKeyScope) staysUnder(ref *v1alpha1.KeyReference) bool {
+	return ref != nil && *ref == s.object.Spec.KeyRef
+}
+
+// errOtherKey says that keyRef does not name the key that the data key is under.
+func (s *dataKeyScope) errOtherKey(version string) error {
+	ref := s.master.Ref()
+	return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
+		"The data key was made under key version %s, but %s %s is now a different key. To restore the original key, create the object that "+
+			"had it again: a GeneratedKey with that version and its other ones in adopt.keyVersionIDs, or an ImportedKey with adopt.keyVersionID: %s and, "+
+			"if the module lost the key, adopt.materialFingerprint, and import its material again. Otherwise create a new DataKey.", version, ref.Kind, ref.Name, version)}
 }
 
 // keptBlob returns the blob in the Secret, or none, and sets previous.
@@ -355,7 +373,7 @@ func (r *dataKeyReconciler) verifySuspect(ctx context.Context, ops kms.Service, 
 		Message: "The data key does not open: the module returned wrong results when it generated or re-encrypted the data key. The operator does not replace a data key " +
 			"that may be in use. Create another DataKey, export that one instead, and delete this one with its Secret."}
 	if s.previous != nil {
-		damaged.Message += fmt.Sprintf(" The entry %s of %s is the blob before the re-encryption: set spec.ciphertextBlob of the other DataKey to it to keep the data key.", entryPreviousBlob, s.target)
+		damaged.Message += fmt.Sprintf(" To keep the data key, set spec.ciphertextBlob of the other DataKey to the blob before the re-encryption: it is in your backups, and in the entry %s of %s, unless someone has changed that.", entryPreviousBlob, s.target)
 	}
 	return damaged
 }
@@ -468,7 +486,7 @@ func (r *dataKeyReconciler) reencrypt(ctx context.Context, s *dataKeyScope) erro
 			moved, err = ops.ReEncrypt(ctx, kms.ReEncryptRequest{
 				Key: s.source, CiphertextBlob: s.blob, EncryptionContext: s.request().EncryptionContext, Destination: s.key,
 			})
-			line.Custody = moved.Custody
+			line.Custody, line.FormerKeyVersionID = moved.Custody, s.blob.KeyVersionID().String()
 			return err
 		})
 	})
@@ -544,7 +562,7 @@ func (r *dataKeyReconciler) keepBlob(ctx context.Context, s *dataKeyScope) error
 		return err
 	}
 	status := &s.object.Status
-	status.KeyID = s.key.ID.String()
+	status.KeyID, status.KeyRef = s.key.ID.String(), s.object.Spec.KeyRef.DeepCopy()
 	status.KeyVersionID = s.blob.KeyVersionID().String()
 	status.CiphertextBlob = s.blob.String()
 	status.DataKeyDigest = s.digest

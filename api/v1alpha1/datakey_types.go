@@ -94,6 +94,10 @@ type DataKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=36
 	KeyID string `json:"keyID,omitempty"`
+	// KeyRef is spec.keyRef at the time when the data key was put under its master key. Only a later change of
+	// spec.keyRef moves the data key under another one.
+	// +optional
+	KeyRef *KeyReference `json:"keyRef,omitempty"`
 	// KeyVersionID is the identifier of the master key's version under which the data key is encrypted.
 	// +optional
 	// +kubebuilder:validation:MaxLength=36

@@ -76,6 +76,7 @@ type Record struct {
 	Object               Object             `json:"object"`
 	KeyID                string             `json:"keyID,omitempty"`
 	KeyVersionID         string             `json:"keyVersionID,omitempty"`
+	FormerKeyVersionID   string             `json:"formerKeyVersionID,omitempty"` // of a data key that is re-encrypted
 	RecipientFingerprint string             `json:"recipientFingerprint,omitempty"`
 	Algorithm            wrapping.Algorithm `json:"algorithm,omitempty"`
 	Custody              hsm.Custody        `json:"custody,omitempty"`
@@ -98,7 +99,7 @@ func (r Record) strict() Record {
 	keep(&r.Object.Kind, kindForm.MatchString(r.Object.Kind))
 	keep(&r.Object.Namespace, nameForm.MatchString(r.Object.Namespace))
 	keep(&r.Object.Name, nameForm.MatchString(r.Object.Name))
-	for _, id := range []*string{&r.RequestID, &r.Object.UID, &r.KeyID, &r.KeyVersionID} {
+	for _, id := range []*string{&r.RequestID, &r.Object.UID, &r.KeyID, &r.KeyVersionID, &r.FormerKeyVersionID} {
 		keep(id, len(*id) == 36 && uuid.Validate(*id) == nil)
 	}
 	keep(&r.RecipientFingerprint, fingerprintForm.MatchString(r.RecipientFingerprint))

@@ -265,6 +265,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: keyID
       type:
         scalar: string
+    - name: keyRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyReference
     - name: keyVersionID
       type:
         scalar: string

@@ -19,6 +19,9 @@ type DataKeyStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// KeyID is the identifier of the master key.
 	KeyID *string `json:"keyID,omitempty"`
+	// KeyRef is spec.keyRef at the time when the data key was put under its master key. Only a later change of
+	// spec.keyRef moves the data key under another one.
+	KeyRef *KeyReferenceApplyConfiguration `json:"keyRef,omitempty"`
 	// KeyVersionID is the identifier of the master key's version under which the data key is encrypted.
 	KeyVersionID *string `json:"keyVersionID,omitempty"`
 	// CiphertextBlob is the data key, encrypted under the master key, in Base64.
@@ -77,6 +80,14 @@ func (b *DataKeyStatusApplyConfiguration) WithConditions(values ...*v1.Condition
 // If called multiple times, the KeyID field is set to the value of the last call.
 func (b *DataKeyStatusApplyConfiguration) WithKeyID(value string) *DataKeyStatusApplyConfiguration {
 	b.KeyID = &value
+	return b
+}
+
+// WithKeyRef sets the KeyRef field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the KeyRef field is set to the value of the last call.
+func (b *DataKeyStatusApplyConfiguration) WithKeyRef(value *KeyReferenceApplyConfiguration) *DataKeyStatusApplyConfiguration {
+	b.KeyRef = value
 	return b
 }
 
