@@ -284,9 +284,9 @@ func (r *dataKeyReconciler) findSource(ctx context.Context, s *dataKeyScope) err
 	ref := s.master.Ref()
 	if holder == nil || !holder.Holds() {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
-			"The data key was made under key version %s, but %s %s is now a different key. To restore the original key, create an ImportedKey with "+
-				"adopt.keyVersionID: %s and, if the module lost the key, adopt.materialFingerprint, and import its material again. "+
-				"Otherwise create a new DataKey.", version, ref.Kind, ref.Name, version)}
+			"The data key was made under key version %s, but %s %s is now a different key. To restore the original key, create the object that "+
+				"had it again: a GeneratedKey with that version and its other ones in adopt.keyVersionIDs, or an ImportedKey with adopt.keyVersionID: %s and, "+
+				"if the module lost the key, adopt.materialFingerprint, and import its material again. Otherwise create a new DataKey.", version, ref.Kind, ref.Name, version)}
 	}
 	if holder.Store() != s.master.Store() {
 		return &kms.Error{Code: kms.InvalidParameter, Parameter: "keyRef", Detail: fmt.Sprintf(
