@@ -178,11 +178,15 @@ func TestDataKey_whoseFormerKeyIsDisabled_waitsWithWhatItHas(t *testing.T) {
 	o.keyIs(t, o.key(t), kms.StateDisabled)
 	o.Change(t, k, func() { underGenerated("other")(&k.Spec) })
 	o.Waits(t, k, kms.RejectedDisabled.Reason())
+	e := newExport("e", ofDataKey("dek"), toBlob(sm2Recipient().public.Base64()), withSM2)
+	o.Make(t, e)
+	o.Waits(t, e, kms.ForbiddenKeyVersionNotFound.Reason(), "is being moved", "See the conditions of the DataKey")
 	if k.Status.CiphertextBlob != former.CiphertextBlob {
 		t.Error("the blob changed")
 	}
 	o.desire(t, o.key(t), v1alpha1.DesiredEnabled, 0)
 	o.movedTo(t, k, to.Status.PrimaryVersion, former)
+	o.Ready(t, e)
 }
 
 // Secrets outlive their DataKeys. A user who may use one key only must not move a data key from another one by making a DataKey

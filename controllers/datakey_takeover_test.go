@@ -247,7 +247,7 @@ func TestDataKey_keyOfTheSameNameThatIsAnotherKey_isRefused(t *testing.T) {
 	o.Waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
 
 	o.enabledKey(t, "key", nil)
-	o.Stalls(t, k, "InvalidParameter", "keyRef: ", "is now a different key", "adopt.keyVersionID: "+k.Status.KeyVersionID, "create a new DataKey")
+	o.Stalls(t, k, "InvalidParameter", "keyRef: ", "is now a different key", "adopt.keyVersionID: "+k.Status.KeyVersionID, "adopt.keyVersionIDs", "create a new DataKey")
 	if k.Status.CiphertextBlob != blob || string(o.secretOf(t, "dek").Data["ciphertextBlob"]) != blob {
 		t.Error("the blob was changed")
 	}

@@ -101,7 +101,8 @@ func (s *exportScope) noHolder() error {
 			"%s does not exist, or is not the key that ciphertextBlob was made under. Name the master key of the data key.", s.master)}
 	}
 	return &kms.Error{Code: kms.ForbiddenKeyVersionNotFound, Detail: fmt.Sprintf(
-		"No master key has the key version %s that the blob names. The operator continues when one is created.", s.blob.KeyVersionID())}
+		"%s, which the DataKey names, does not exist, or does not have the key version %s of the data key, which is being moved to it. "+
+			"See the conditions of the DataKey. The operator exports when the data key is under that key.", s.master, s.blob.KeyVersionID())}
 }
 
 // consentOrWithdraw deletes the export's Secret when the owner does not consent to it (any more).

@@ -101,7 +101,7 @@ var codes = map[Code]codeInfo{
 	ForbiddenKeyVersionNotFound: {
 		status: http.StatusNotFound, message: "The specified Key version is not found.",
 		repair: ByWaiting, retry: time.Minute,
-		remedy: "The module has no such key, or the key was imported from a namespace with another name, or no ImportedKey holds it. Restore the ImportedKey with `adopt.keyVersionID` and, if the module lost the key, `adopt.materialFingerprint`: [Backup and restore](backup-and-restore.md).",
+		remedy: "The module has no such key, or the key was imported from a namespace with another name, or no object holds it. Restore the ImportedKey with `adopt.keyVersionID` and, if the module lost the key, `adopt.materialFingerprint`, or the GeneratedKey with `adopt.keyVersionIDs`. If the message says that a data key is being moved, see its DataKey: [Backup and restore](backup-and-restore.md).",
 	},
 	RejectedDisabled: {
 		status: http.StatusConflict, message: "The request was rejected because the key state is Disabled.",
