@@ -358,6 +358,31 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 	g.Expect(n).To(Equal(7))
 }
 
+// Two changes in a row would move a data key from the first key to the last, and no one was asked for the verbs on both.
+func TestPolicies_dataKeyThatIsBeingMoved_isNotSentFurther(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	env := withPolicies(t)
+	here := env.Namespace(t)
+	p := newPerson(t, env, here)
+	p.may("use", "importedkeys", here)
+	p.may("export", "importedkeys", here)
+	object := existing(t, env, here, dataKey("second"))
+	is := object.DeepCopyObject().(*v1alpha1.DataKey)
+	is.Status.KeyRef = &v1alpha1.KeyReference{Kind: "ImportedKey", Name: "first"}
+	g.Expect(env.Client.Status().Patch(t.Context(), is, client.MergeFrom(object))).To(Succeed())
+	moveTo := func(name string) error {
+		moved := is.DeepCopy()
+		moved.Spec.KeyRef.Name = v1alpha1.ObjectName(name)
+		return p.Patch(t.Context(), moved, client.MergeFrom(is), client.DryRunAll)
+	}
+	refused(g, moveTo("third"), "still under the ImportedKey first", "change keyRef back")
+	g.Expect(moveTo("first")).To(Succeed())
+	is.Status.KeyRef.Name = "second"
+	g.Expect(env.Client.Status().Update(t.Context(), is)).To(Succeed())
+	g.Expect(moveTo("third")).To(Succeed())
+}
+
 // Moving a data key under another master key gives the users of that one what was under the former one, whose exportPolicy no
 // longer applies.
 func TestPolicies_changingTheMasterKey_takesTheVerbsOnBoth(t *testing.T) {

@@ -246,10 +246,21 @@ func TestDataKey_keyOfTheSameNameThatIsAnotherKey_isRefused(t *testing.T) {
 	o.Gone(t, key)
 	o.Waits(t, k, v1alpha1.ReasonKeyNotReady, "ImportedKey key does not exist")
 
+	// The key is there under another name: anyone who may create keys must not be able to have its data keys moved.
+	o.Make(t, importedKey("restored", func(s *v1alpha1.ImportedKeySpec) {
+		s.Adopt = &v1alpha1.AdoptSpec{KeyVersionID: k.Status.KeyVersionID}
+	}))
 	o.enabledKey(t, "key", nil)
 	o.Stalls(t, k, "InvalidParameter", "keyRef: ", "is now a different key", "adopt.keyVersionID: "+k.Status.KeyVersionID, "adopt.keyVersionIDs", "create a new DataKey")
 	if k.Status.CiphertextBlob != blob || string(o.secretOf(t, "dek").Data["ciphertextBlob"]) != blob {
 		t.Error("the blob was changed")
+	}
+
+	// Its owner names it by its new name. The data key stays what it is.
+	o.Change(t, k, func() { k.Spec.KeyRef.Name = "restored" })
+	o.Ready(t, k)
+	if k.Status.CiphertextBlob != blob || k.Status.KeyRef == nil || k.Status.KeyRef.Name != "restored" {
+		t.Errorf("the status is %s", harness.JSON(k.Status))
 	}
 }
 

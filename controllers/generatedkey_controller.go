@@ -45,7 +45,7 @@ func (r *generatedKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request
 		r.identify, r.adopt, r.generate, r.followClock, r.followDesire,
 		r.followClock, // a window that was shortened may be over
 		r.generate,    // a deletion may have been called off before the key was generated
-		r.rotate, r.explainState,
+		r.noteSuspect, r.rotate, r.explainState,
 	}, func(err error) reconciler.Outcome {
 		scope.lookAgainAt(object.Status.DeletionTime, object.Status.NextRotationTime)
 		scope.noteState(was)

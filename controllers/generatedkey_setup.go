@@ -21,6 +21,7 @@ import (
 
 func (r *generatedKeyReconciler) setup(mgr ctrl.Manager, options controller.Options) error {
 	byStore, byVersion := handler.EnqueueRequestsFromMapFunc(r.keysOfStore), handler.EnqueueRequestsFromMapFunc(r.keysOfVersion)
+	suspects := handler.EnqueueRequestsFromMapFunc(r.suspectKeys)
 	namespaces := &metav1.PartialObjectMetadata{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 	return ctrl.NewControllerManagedBy(mgr).
@@ -30,6 +31,8 @@ func (r *generatedKeyReconciler) setup(mgr ctrl.Manager, options controller.Opti
 		Watches(&v1alpha1.GeneratedKey{}, byVersion, builder.WithPredicates(gone)).
 		Watches(&v1alpha1.KeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.ClusterKeyStore{}, byStore, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.KeyStore{}, suspects, builder.WithPredicates(suspectPeriodsChanged)).
+		Watches(&v1alpha1.ClusterKeyStore{}, suspects, builder.WithPredicates(suspectPeriodsChanged)).
 		WatchesRawSource(r.stores.Changes(r.keysThatWaitFor)).
 		WatchesMetadata(namespaces, handler.EnqueueRequestsFromMapFunc(r.keysOfNamespace), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(options).
@@ -47,6 +50,11 @@ func (r *generatedKeyReconciler) keysOfVersion(ctx context.Context, key client.O
 // deleted does.
 func (r *generatedKeyReconciler) keysOfStore(ctx context.Context, store client.Object) []reconcile.Request {
 	return r.findGeneratedKeys(ctx, waitingGeneratedKey, client.MatchingFields{keyring.IndexStore: keystore.IDOfObject(store).String()})
+}
+
+// suspectKeys finds the keys of a key store whose suspect periods have changed.
+func (r *generatedKeyReconciler) suspectKeys(ctx context.Context, store client.Object) []reconcile.Request {
+	return r.findGeneratedKeys(ctx, nil, client.MatchingFields{keyring.IndexStore: keystore.IDOfObject(store).String()})
 }
 
 // keysThatWaitFor finds the keys that wait for a key store whose state has changed.

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -97,6 +98,30 @@ func (s *shared) isSuspect(ctx context.Context, id keystore.ID, at *metav1.Time)
 		return false, wait
 	}
 	return true, nil
+}
+
+// noteSuspect marks the versions that the module generated when it may have returned wrong results, and warns of each once. It asks
+// the cache only. When an adopted version was generated is not known.
+func (r *generatedKeyReconciler) noteSuspect(ctx context.Context, s *generatedScope) error {
+	store, err := keystore.Get(ctx, r.Client, s.masterKey.key().Store(), client.UnsafeDisableDeepCopy, client.DisableReadYourWritesConsistency)
+	if err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	var found []string
+	for i := range s.object.Status.Versions {
+		v := &s.object.Status.Versions[i]
+		if v.Suspect || v.Custody == v1alpha1.CustodyUnknown || suspectPeriod(store.Status.SuspectPeriods, &v.CreateTime) == nil {
+			continue
+		}
+		v.Suspect = true
+		found = append(found, v.KeyVersionID)
+	}
+	if len(found) > 0 {
+		s.notes = append(s.notes, reconciler.Event{Type: corev1.EventTypeWarning, Reason: "KeyVersionSuspect", Action: "Verify", Message: fmt.Sprintf(
+			"%s may have returned wrong results when it generated key version %s, which may be less random than it should be. "+
+				"Rotate the key and re-encrypt its data keys, or move them to a new key.", s.storeName(), listed(found))})
+	}
+	return nil
 }
 
 // suspectPeriodsChanged lets through what makes results of a key store suspect, and what ends that.

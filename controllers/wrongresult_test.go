@@ -134,6 +134,7 @@ func TestKeyStore_whoseLibraryReturnsGarbage_repeatsTheExportsSinceTheLastCheck(
 	o := startOperator(t, append(c.options(), libraries)...)
 	store := o.storeInChild(t, library, token.Label)
 	o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
+	generated, untouched := o.generated(t, "generated"), o.generated(t, "untouched")
 	good := o.dataKey(t, "dek")
 	before := o.exportMany(t, "before", many)
 	dataKey := o.openExport(t, before[0], rsaRecipient())
@@ -142,6 +143,7 @@ func TestKeyStore_whoseLibraryReturnsGarbage_repeatsTheExportsSinceTheLastCheck(
 	c.Lock()
 	c.clock.SetTime(c.clock.Now().Add(10 * time.Second))
 	unharmed := o.dataKey(t, "unharmed")
+	o.rotate(t, generated, "now")
 	control.Inject(faulty.Fault{Kind: faulty.Garbage, Functions: []string{"C_WrapKey"}, Inside: true})
 	damaged := o.dataKey(t, "damaged")
 	during := o.exportMany(t, "during", many)
@@ -165,6 +167,14 @@ func TestKeyStore_whoseLibraryReturnsGarbage_repeatsTheExportsSinceTheLastCheck(
 	o.Stalls(t, damaged, v1alpha1.ReasonDataKeyDamaged, "does not replace")
 	o.Ready(t, unharmed)
 	o.Event(t, unharmed, "DataKeyVerified")
+	harness.WantWords(t, o.Event(t, generated, "KeyVersionSuspect"), []string{generated.Status.Versions[1].KeyVersionID, "Rotate the key"})
+	o.Read(t, generated)
+	if v := generated.Status.Versions; v[0].Suspect || !v[1].Suspect {
+		t.Errorf("the versions are %s", harness.JSON(v))
+	}
+	if o.Read(t, untouched); untouched.Status.Versions[0].Suspect {
+		t.Error("a version is suspect that was generated before the last check")
+	}
 	if n := o.Calls()["ExportDataKey"]; n != many {
 		t.Errorf("%d exports were repeated, want %d", n, many)
 	}
@@ -180,7 +190,7 @@ func TestKeyStore_whoseLibraryReturnsGarbage_repeatsTheExportsSinceTheLastCheck(
 	if was := good.ResourceVersion; was != resourceVersion(t, o, good) {
 		t.Error("the data key changed, although it was generated before the last check")
 	}
-	o.writesNothingMore(t, c, store, append(asObjects(before, during), good, unharmed))
+	o.writesNothingMore(t, c, store, append(asObjects(before, during), good, unharmed, generated))
 }
 
 // writesNothingMore checks that further checks and a restart change nothing.

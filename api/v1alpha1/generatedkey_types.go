@@ -127,6 +127,10 @@ type KeyVersion struct {
 	// State is Primary (new data keys are made under this version) or Active (it opens the data keys that it made).
 	// +required
 	State KeyVersionState `json:"state"`
+	// Suspect is true if the module may have returned wrong results when it generated the version: see suspectPeriods in the
+	// status of the key store. Rotate the key and re-encrypt its data keys, or move them to a new key.
+	// +optional
+	Suspect bool `json:"suspect,omitempty"`
 }
 
 // GeneratedKeyStatus is the observed state of the key.

@@ -34,6 +34,7 @@ var remedies = map[string]string{
 	"KeyAdopted":          "An object with `spec.adopt` took over a key that was in the module. If you did not expect it, find out who created the object.",
 	"KeyInUse":            "A key is about to be destroyed, but DataKeys still depend on it. If that was not intended, cancel the deletion (`desiredState: Enabled`).",
 	"KeyDestroyed":        "The object was deleted with `deletionPolicy: Delete`, and the operator destroyed the key in the module.",
+	"KeyVersionSuspect":   "The module may have returned wrong results when it generated a version of a GeneratedKey, which may be less random than it should be. Rotate the key and re-encrypt its data keys, or move them to a new key: [Generated keys](generated-keys.md). Versions that are suspect have `suspect: true` in `status.versions`.",
 	"LeftInModule":        "The object was deleted after its key store, or the key store was changed to another token, so the key may still be in the module. To remove it, create the key store again, adopt the key, and delete that object with `deletionPolicy: Delete`.",
 	"KeyStoreAvailable":   "A key store is available again. Objects that waited for it continue automatically.",
 	"KeyStoreUnavailable": "A key store is unavailable, so nothing is imported, generated or exported in it. See its conditions. The operator retries.",

@@ -874,6 +874,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: state
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionState
+    - name: suspect
+      type:
+        scalar: boolean
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionID
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyVersionState

@@ -24,6 +24,9 @@ type KeyVersionApplyConfiguration struct {
 	Fingerprint *string `json:"fingerprint,omitempty"`
 	// State is Primary (new data keys are made under this version) or Active (it opens the data keys that it made).
 	State *apiv1alpha1.KeyVersionState `json:"state,omitempty"`
+	// Suspect is true if the module may have returned wrong results when it generated the version: see suspectPeriods in the
+	// status of the key store. Rotate the key and re-encrypt its data keys, or move them to a new key.
+	Suspect *bool `json:"suspect,omitempty"`
 }
 
 // KeyVersionApplyConfiguration constructs a declarative configuration of the KeyVersion type for use with
@@ -77,5 +80,13 @@ func (b *KeyVersionApplyConfiguration) WithFingerprint(value string) *KeyVersion
 // If called multiple times, the State field is set to the value of the last call.
 func (b *KeyVersionApplyConfiguration) WithState(value apiv1alpha1.KeyVersionState) *KeyVersionApplyConfiguration {
 	b.State = &value
+	return b
+}
+
+// WithSuspect sets the Suspect field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Suspect field is set to the value of the last call.
+func (b *KeyVersionApplyConfiguration) WithSuspect(value bool) *KeyVersionApplyConfiguration {
+	b.Suspect = &value
 	return b
 }
