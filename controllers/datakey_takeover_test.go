@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 func TestDataKey_aBlobThatDoesNotOpenIsNotTakenOver(t *testing.T) {
