@@ -44,7 +44,8 @@ func (c *Client) PIN(ctx context.Context, ref Ref, entry string) (pin *SecretEnt
 	if err != nil || pin == nil {
 		return nil, "", err
 	}
-	return pin, pin.version(), nil
+	version = pin.version()
+	return pin, version, nil
 }
 
 func (c *Client) readEntry(ctx context.Context, secret types.NamespacedName, entry string) (*SecretEntry, error) {
