@@ -62,11 +62,14 @@ func TestBench_countsWhatEachScenarioCosts(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if len(r.Limit) != 4 || r.bestLimit().Objects != n { // applied, created, before converge and after it
+	if len(r.Limit) != 6 || r.bestLimit().Objects != n { // applied, created, before and after converge and rotate
 		t.Errorf("the limit was measured as %+v", r.Limit)
 	}
 	checkConverge(t, r.Converge, n)
 	checkRestart(t, r.Restart, n)
+	if len(r.Rotate) != 1 || r.Rotate[0].Requests["APPLY secrets"] != n || r.Rotate[0].Requests["PATCH datakeys/status"] != n || r.Rotate[0].Ratio <= 0 {
+		t.Errorf("rotate was measured as %+v", r.Rotate)
+	}
 	if len(r.Steady) != 1 || r.Steady[0].Seconds < 2 || r.Steady[0].Requests["PATCH exporteddatakeys/status"] != 0 {
 		t.Errorf("steady was measured as %+v", r.Steady)
 	}

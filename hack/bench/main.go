@@ -31,6 +31,7 @@ Usage, in the root of the repository after make build:
 Scenarios:
   limit       a bare client writes one Secret and one status for each export, at several concurrencies
   converge    the operator reconciles new exports of one data key, until all are Ready
+  rotate      a GeneratedKey is rotated, until all of its data keys are re-encrypted
   restart     the operator starts with Ready exports and one new export
   steady      the operator has nothing to do
   trouble     the module returns errors for a while
@@ -129,7 +130,7 @@ func run(ctx context.Context, args []string) error {
 
 func parse(args []string) (options, error) {
 	o := options{
-		scenarios:  all("limit", "converge", "restart", "steady", "trouble", "namespaces"),
+		scenarios:  all("limit", "converge", "rotate", "restart", "steady", "trouble", "namespaces"),
 		stores:     all(onSoftware, onSoftHSM, onNSS),
 		publicKeys: all(inline, fromConfigMap),
 		bare:       all("1", "4", "16", "32"),
@@ -179,6 +180,11 @@ func measure(ctx context.Context, t *tools, o options, report *report) error {
 			if err := measureStore(ctx, t, name, o, l, report); err != nil {
 				return err
 			}
+		}
+	}
+	if o.scenarios.has("rotate") {
+		if err := measureRotate(ctx, t, r, o, l, report); err != nil {
+			return err
 		}
 	}
 	if o.scenarios.has("trouble") {
@@ -250,21 +256,21 @@ func (l *limits) again(ctx context.Context) (err error) {
 	return err
 }
 
-// compare measures the bare client again and sets the ratio of the run that has just ended.
-func (l *limits) compare(ctx context.Context, run *convergeRun) error {
+// compare measures the bare client again, and returns its speed and the ratio to it of the run that has just ended; 0 if the scenario
+// limit is not selected.
+func (l *limits) compare(ctx context.Context, perSecond float64) (limit, ratio float64, err error) {
 	if l == nil {
-		return nil
+		return 0, 0, nil
 	}
 	before := l.last
 	if err := l.again(ctx); err != nil {
-		return err
+		return 0, 0, err
 	}
 	if before.PerSecond == 0 {
 		before = l.last
 	}
-	run.Limit = (before.PerSecond + l.last.PerSecond) / 2
-	run.Ratio = run.PerSecond / run.Limit
-	return nil
+	limit = (before.PerSecond + l.last.PerSecond) / 2
+	return limit, perSecond / limit, nil
 }
 
 // measureStore measures converge with each algorithm, and restart and steady with the first one.
@@ -308,7 +314,7 @@ func measureConverge(ctx context.Context, t *tools, name, algorithm, from string
 		if err != nil {
 			return err
 		}
-		if err := l.compare(ctx, &run); err != nil {
+		if run.Limit, run.Ratio, err = l.compare(ctx, run.PerSecond); err != nil {
 			return err
 		}
 		runs = append(runs, run)
@@ -362,6 +368,33 @@ func (s *scene) goOn(ctx context.Context, operator *operator, o options, report 
 		report.Steady = append(report.Steady, run)
 	}
 	return operator, nil
+}
+
+func measureRotate(ctx context.Context, t *tools, r *recipient, o options, l *limits, report *report) error {
+	for _, name := range o.stores.chosen {
+		if err := l.again(ctx); err != nil {
+			return err
+		}
+		run, err := rotateOnce(ctx, t, name, r, o)
+		if err != nil {
+			return fmt.Errorf("rotate: %w", err)
+		}
+		if run.Limit, run.Ratio, err = l.compare(ctx, run.PerSecond); err != nil {
+			return err
+		}
+		report.Rotate = append(report.Rotate, run)
+	}
+	return nil
+}
+
+func rotateOnce(ctx context.Context, t *tools, name string, r *recipient, o options) (rotateRun, error) {
+	progress("rotate: %s", name)
+	s, err := newScene(ctx, t, storeNamed(name), r, 0)
+	defer s.stop()
+	if err != nil {
+		return rotateRun{}, err
+	}
+	return s.rotate(ctx, o.n)
 }
 
 func measureTrouble(ctx context.Context, t *tools, r *recipient, o options, report *report) error {

@@ -18,6 +18,7 @@ type report struct {
 	Machine    machine         `json:"machine"`
 	Limit      []limitRun      `json:"limit,omitempty"`
 	Converge   []convergeRun   `json:"converge,omitempty"`
+	Rotate     []rotateRun     `json:"rotate,omitempty"`
 	Restart    []restartRun    `json:"restart,omitempty"`
 	Steady     []steadyRun     `json:"steady,omitempty"`
 	Trouble    []troubleRun    `json:"trouble,omitempty"`
@@ -135,6 +136,13 @@ func (r *report) print(out io.Writer) {
 	for _, c := range r.Converge {
 		row("%s\t%s\t%s\t%d\t%.0f\t%s\t%s\t%.2f\t%.2f\t%.2f\t%.1f\t%.0f", c.Store, c.Algorithm, c.PublicKey, c.Objects, c.PerSecond,
 			figure("%.0f", c.Limit), figure("%.2f", c.Ratio), c.Writes, c.Reads, float64(total(c.Calls))/float64(c.Objects), c.CPU, c.PeakMiB)
+	}
+	if len(r.Rotate) > 0 {
+		row("\nrotate\tdata keys\tseconds\tdata keys/s\tlimit\tratio\twrites\treads\tmodule calls\tCPU s\tpeak MiB")
+	}
+	for _, s := range r.Rotate {
+		row("%s\t%d\t%.1f\t%.0f\t%s\t%s\t%.2f\t%.2f\t%.2f\t%.1f\t%.0f", s.Store, s.DataKeys, s.Seconds, s.PerSecond,
+			figure("%.0f", s.Limit), figure("%.2f", s.Ratio), s.Writes, s.Reads, float64(total(s.Calls))/float64(s.DataKeys), s.CPU, s.PeakMiB)
 	}
 	if len(r.Restart) > 0 {
 		row("\nrestart\tobjects\tcaches s\tnew object s\tsettled s\tmodule calls\tCPU s\tpeak MiB\trequests")

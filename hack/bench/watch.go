@@ -12,10 +12,11 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 )
 
-// observer watches the ExportedDataKeys of the cluster and counts those that are Ready. Each run has one, even a run of
+// observer watches the objects of a kind in the cluster and counts those that are ready. Each run has one, even a run of
 // the bare client, because a watch costs the API server time.
 type observer struct {
-	stop context.CancelFunc
+	stop    context.CancelFunc
+	isReady func(*watchEvent) bool
 
 	mu      sync.Mutex
 	objects map[string]bool // by namespace and name: whether it is Ready
@@ -34,15 +35,22 @@ type watchEvent struct {
 		}
 		Status struct {
 			ObservedGeneration int64
+			KeyVersionID       string
 			Conditions         []struct{ Type, Status string }
 		}
 	}
 }
 
+// observe observes the ExportedDataKeys.
 func (c *cluster) observe(ctx context.Context) (*observer, error) {
+	return c.observeEach(ctx, "exporteddatakeys", (*watchEvent).isReady)
+}
+
+// observeEach observes the objects of a resource. isReady decides which ones count.
+func (c *cluster) observeEach(ctx context.Context, resource string, isReady func(*watchEvent) bool) (*observer, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	o := &observer{stop: cancel, objects: map[string]bool{}, changed: make(chan struct{})}
-	body, err := c.watchExports(ctx)
+	o := &observer{stop: cancel, isReady: isReady, objects: map[string]bool{}, changed: make(chan struct{})}
+	body, err := c.watch(ctx, resource)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -51,15 +59,15 @@ func (c *cluster) observe(ctx context.Context) (*observer, error) {
 		// The API server ends a watch whose client reads too slowly. A new watch begins with all existing objects.
 		for err == nil && ctx.Err() == nil {
 			o.follow(body)
-			body, err = c.watchExports(ctx)
+			body, err = c.watch(ctx, resource)
 		}
 		o.see(nil, err)
 	}()
 	return o, nil
 }
 
-func (c *cluster) watchExports(ctx context.Context) (io.ReadCloser, error) {
-	return httpGet(ctx, c.http, c.cfg.Host+"/apis/keyconvoy.io/v1alpha1/exporteddatakeys?watch=1", "")
+func (c *cluster) watch(ctx context.Context, resource string) (io.ReadCloser, error) {
+	return httpGet(ctx, c.http, c.cfg.Host+"/apis/keyconvoy.io/v1alpha1/"+resource+"?watch=1", "")
 }
 
 // follow reads events until the watch ends.
@@ -90,7 +98,7 @@ func (o *observer) see(e *watchEvent, err error) {
 	}
 	delete(o.objects, name)
 	if e.Type != "DELETED" {
-		o.objects[name] = e.isReady()
+		o.objects[name] = o.isReady(e)
 		if o.objects[name] {
 			o.ready++
 		}
@@ -121,17 +129,17 @@ func (o *observer) wait(ctx context.Context, wanted func(ready int, objects map[
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return time.Time{}, fmt.Errorf("%d of %d exports are Ready: %w", ready, all, ctx.Err())
+			return time.Time{}, fmt.Errorf("%d of %d objects are ready: %w", ready, all, ctx.Err())
 		}
 	}
 }
 
-// waitReady waits until n exports are Ready.
+// waitReady waits until n objects are ready.
 func (o *observer) waitReady(ctx context.Context, n int) (time.Time, error) {
 	return o.wait(ctx, func(ready int, _ map[string]bool) bool { return ready >= n })
 }
 
-// waitSeen waits until n exports were observed, Ready or not.
+// waitSeen waits until n objects were observed, ready or not.
 func (o *observer) waitSeen(ctx context.Context, n int) error {
 	_, err := o.wait(ctx, func(_ int, objects map[string]bool) bool { return len(objects) >= n })
 	return err
