@@ -1,14 +1,17 @@
 package controllers_test
 
 import (
+	"bytes"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
 // moduleOnly forbids a key store to let plaintext out of its module.
@@ -91,5 +94,32 @@ func TestTwoClusters_aKeyGoesFromModuleToModule(t *testing.T) {
 	a.Ready(t, toB)
 	if a.secretOf(t, "to-b").ResourceVersion != before {
 		t.Error("the export was made again")
+	}
+}
+
+// Two clusters share a token, in which keys of one namespace and one name are. Each has versions of its own, and deletes no others.
+func TestTwoClusters_generatedKeysOfOneName_areDifferentKeys(t *testing.T) {
+	t.Parallel()
+	a, env := startOperator(t), testenv.Another(t)
+	if err := env.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: a.Namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	b := startOperatorOn(t, env, harness.WithNamespaces(a.Namespace, env.Namespace(t)))
+	a.store(t, onSoftHSM)
+	b.store(t, onSoftHSM)
+	ofA, ofB := a.generated(t, "key", generatedWith(v1alpha1.DeletionDelete)), b.generated(t, "key", generatedWith(v1alpha1.DeletionDelete))
+	a.rotate(t, ofA, "now")
+	b.dataKey(t, "dek", underGenerated("key"))
+	e := b.export(t, "e", toBlob(sm2Recipient().public.Base64()), withSM2)
+	plain := b.openExport(t, e, sm2Recipient())
+
+	a.Remove(t, ofA)
+	a.Gone(t, ofA)
+	again := b.export(t, "again", toBlob(sm2Recipient().public.Base64()), withSM2)
+	if !bytes.Equal(b.openExport(t, again, sm2Recipient()), plain) {
+		t.Error("the data key is another one")
+	}
+	if n := len(b.versionsInModule(t, ofB)); n != 1 {
+		t.Errorf("the module has %d versions of the other cluster's key", n)
 	}
 }
