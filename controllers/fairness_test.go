@@ -62,7 +62,7 @@ func TestFairness_aTenantWhoseModuleHangs_delaysNoOther(t *testing.T) {
 			func(t *testing.T, o *operator) { o.pendingKey(t, "key") },
 		},
 		"data keys": {
-			"GenerateDataKey", 4,
+			"GenerateDataKey", 16,
 			func(name string) client.Object { return newDataKey(name) },
 			func(t *testing.T, o *operator) {
 				o.enabledKey(t, "key", nil)

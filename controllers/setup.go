@@ -195,7 +195,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 // setup adds each reconciler with its workers.
 func (s *shared) setup(mgr ctrl.Manager, o Options) error {
 	guard := pins.New(s.secrets.PINRecord(), o.Clock.Now)
-	stores, keys, dataKeys, exports, clusterExports := o.keyStoreOptions(), o.controllerOptions(2), o.controllerOptions(8), o.controllerOptions(8), o.controllerOptions(1)
+	stores, keys, dataKeys, exports, clusterExports := o.keyStoreOptions(), o.controllerOptions(2), o.controllerOptions(16), o.controllerOptions(8), o.controllerOptions(1)
 	use := func(c controller.Options) *shared { return s.withWorkers(c.MaxConcurrentReconciles) }
 	return errors.Join(
 		(&keyStoreReconciler{use(stores), keystore.KindKeyStore, guard, o.HealthInterval}).setup(mgr, stores),
