@@ -218,7 +218,8 @@ func withStatus(ns string) []client.Object {
 		KeyProtection: &v1alpha1.KeyProtection{
 			State: v1alpha1.KeyProtectionNotEnforced, Methods: []string{"C_WrapKey with CKM_AES_KEY_WRAP"},
 		},
-		Capabilities: []v1alpha1.Capability{{Operation: "Export", Algorithm: "RSAES_OAEP_SHA_1", Custody: "Module"}},
+		Capabilities:   []v1alpha1.Capability{{Operation: "Export", Algorithm: "RSAES_OAEP_SHA_1", Custody: "Module"}},
+		SuspectPeriods: []v1alpha1.SuspectPeriod{{From: now, To: &now}},
 	}
 	return []client.Object{
 		&v1alpha1.ClusterKeyStore{
@@ -253,9 +254,8 @@ func withStatus(ns string) []client.Object {
 			},
 			Status: v1alpha1.GeneratedKeyStatus{
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyState: "Enabled", Origin: "Aliyun_KMS",
-				PrimaryVersion: "second", Versions: []v1alpha1.KeyVersion{
-					{KeyVersionID: "first", Number: 1, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("f", 32), State: v1alpha1.VersionActive},
-					{KeyVersionID: "second", Number: 2, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("e", 32), State: v1alpha1.VersionPrimary},
+				PrimaryVersion: "first", Versions: []v1alpha1.KeyVersion{
+					{KeyVersionID: "first", Number: 2, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("f", 32), State: v1alpha1.VersionPrimary, Suspect: true},
 				},
 				NextRotationTime: &now, RotatedFor: "r", DeletionRequestTime: &now, DeletionTime: &now, Token: "t",
 			},
@@ -264,8 +264,9 @@ func withStatus(ns string) []client.Object {
 			ObjectMeta: meta,
 			Spec:       v1alpha1.DataKeySpec{KeyRef: v1alpha1.KeyReference{Kind: "ImportedKey", Name: "payments"}},
 			Status: v1alpha1.DataKeyStatus{
-				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version",
-				CiphertextBlob: "AA==", DataKeyDigest: "d", BlobTag: "AA==", Custody: v1alpha1.CustodyUnknown, SecretRef: secretRef(),
+				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyRef: &v1alpha1.KeyReference{Kind: "ImportedKey", Name: "payments"}, KeyVersionID: "version",
+				CiphertextBlob: "AA==", DataKeyDigest: "d", AcceptedDigest: "d", BlobTag: "AA==", Custody: v1alpha1.CustodyUnknown, SecretRef: secretRef(),
+				GenerationTime: &now, VerificationTime: &now,
 			},
 		},
 		&v1alpha1.ExportedDataKey{
