@@ -285,18 +285,20 @@ func TestMetrics_moduleCalls_areThoseThatWereMade(t *testing.T) {
 // operations, all of which are few. What names an object or a key is none of them, or every key would make
 // series that never end, and tell readers of metrics what it is called.
 var metricLabels = map[string][]string{
-	"keyconvoy_cache_errors_total":           {"kind"},
-	"keyconvoy_cache_synced":                 {"kind"},
-	"keyconvoy_objects":                      {"kind", "ready", "reason"},
-	"keyconvoy_keys":                         {"state"},
-	"keyconvoy_exports":                      {"algorithm", "custody"},
-	"keyconvoy_keys_without_holder":          {"kind"},
-	"keyconvoy_missing_keys":                 {"kind"},
-	"keyconvoy_left_in_module_total":         nil,
-	"keyconvoy_audit_log_failures_total":     nil,
-	"keyconvoy_next_material_expiry_seconds": nil,
-	"keyconvoy_next_token_expiry_seconds":    nil,
-	"keyconvoy_module_call_duration_seconds": {"operation", "result"},
+	"keyconvoy_cache_errors_total":              {"kind"},
+	"keyconvoy_cache_synced":                    {"kind"},
+	"keyconvoy_objects":                         {"kind", "ready", "reason"},
+	"keyconvoy_keys":                            {"state"},
+	"keyconvoy_exports":                         {"algorithm", "custody"},
+	"keyconvoy_keys_without_holder":             {"kind"},
+	"keyconvoy_missing_keys":                    {"kind"},
+	"keyconvoy_data_keys_under_former_versions": nil,
+	"keyconvoy_unused_former_versions":          nil,
+	"keyconvoy_left_in_module_total":            nil,
+	"keyconvoy_audit_log_failures_total":        nil,
+	"keyconvoy_next_material_expiry_seconds":    nil,
+	"keyconvoy_next_token_expiry_seconds":       nil,
+	"keyconvoy_module_call_duration_seconds":    {"operation", "result"},
 }
 
 func TestMetrics_areInGoodForm_andNameNoKey(t *testing.T) {
@@ -310,6 +312,7 @@ func TestMetrics_areInGoodForm_andNameNoKey(t *testing.T) {
 	o.Change(t, store, func() { store.Spec.AllowPKCS1V15Import = true }) // has the module opened again, and swept
 	o.keyUntil(t, "master", o.material(32), clock.Now().Add(time.Hour))
 	o.pendingKey(t, "waiting")
+	o.generated(t, "generated")
 	o.dataKey(t, "dek", underKey("master"))
 	o.export(t, "export")
 	harness.Eventually(t, func() string {
@@ -332,7 +335,7 @@ func TestMetrics_areInGoodForm_andNameNoKey(t *testing.T) {
 	}
 	found := map[string][]string{}
 	word := regexp.MustCompile(`^[A-Za-z0-9_]*$`) // no name of a test's namespace, no UUID
-	names := []string{"master", "waiting", "dek", "export", "store"}
+	names := []string{"master", "waiting", "generated", "dek", "export", "store"}
 	for _, family := range families {
 		found[family.GetName()] = nil
 		for _, m := range family.GetMetric() {
