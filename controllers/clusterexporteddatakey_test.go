@@ -215,11 +215,13 @@ func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 			if there.Generation != 1 || metav1.IsControlledBy(there, e) || there.UID != foreign.UID {
 				t.Errorf("it was changed: %+v", there)
 			}
-			o.Remove(t, there)
 			if there.Labels[harness.LabelOperator] == "" { // whose going it does not hear of either
 				o.relabel(t, namespaces[0], "other")
 				o.counts(t, e, 1, 1, 0)
+				o.Remove(t, there)
 				o.relabel(t, namespaces[0], o.OwnNamespace)
+			} else {
+				o.Remove(t, there)
 			}
 			o.Ready(t, e)
 			o.counts(t, e, 2, 2, 0)
