@@ -40,15 +40,20 @@ func (r *shared) findFree(ctx context.Context, ops keystore.Session, object clie
 	if err != nil {
 		return hsm.Key{}, reconciler.RetryAfter(err, lookAgainInterval) // what is in the module cannot be watched
 	}
+	// In this order: a key that adopts the version between the two questions is a claimant, or then a rival.
 	claimant, err := r.keys.Claimant(ctx, asks, found.Owner.Name, ops.Token)
+	if err != nil {
+		return hsm.Key{}, err
+	}
+	holder, err = r.keys.Rival(ctx, asks, key.Primary.ID.String(), ops.Token)
 	if err == nil && (holder != nil || claimant != nil) {
 		err = errKeyVersionTaken
 	}
 	return found, err
 }
 
-// severalFormerKeys says which keys an object could adopt by its name. No one but their owner knows which one is meant. field is
-// where to name it.
+// severalFormerKeys lists the keys that an object could adopt by its name. Only their owner knows which one is the right one. field is
+// the field in which the owner names it.
 func severalFormerKeys(keys, field string) error {
 	return &reconciler.Error{Class: reconciler.Waiting, Reason: v1alpha1.ReasonSeveralFormerKeys, After: lookAgainInterval, Warn: true, Message: fmt.Sprintf(
 		"The module has several former keys with the name of this object, which adopts none of them: %s. A backup of their objects' statuses, and the "+
