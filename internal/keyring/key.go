@@ -40,6 +40,7 @@ type Key struct {
 	store   v1alpha1.KeyStoreReference
 	policy  *v1alpha1.ExportPolicy
 	token   string // of the status
+	adopts  bool
 	bound   bool
 	holds   bool
 	// original: the key versions are those that were made for the object: their identifiers follow from its UID.
@@ -63,7 +64,7 @@ func Of(object client.Object) *Key {
 func ofImported(o *v1alpha1.ImportedKey) *Key {
 	k := &Key{
 		object: o, kind: KindImportedKey, invalid: o.Invalid(), store: o.Spec.KeyStoreRef, policy: o.Spec.ExportPolicy, token: o.Status.Token,
-		bound: !o.Spec.Adopt.ByName() || o.Status.KeyVersionID != "",
+		adopts: o.Spec.Adopt != nil, bound: !o.Spec.Adopt.ByName() || o.Status.KeyVersionID != "",
 		inModule: func(now time.Time) bool {
 			expires := o.Status.MaterialExpireTime
 			return o.Status.HasMaterial && (expires == nil || now.Before(expires.Time)) &&
@@ -120,7 +121,7 @@ func importedVersion(o *v1alpha1.ImportedKey, key uuid.UUID, bound bool) (versio
 func ofGenerated(o *v1alpha1.GeneratedKey) *Key {
 	k := &Key{
 		object: o, kind: KindGeneratedKey, invalid: o.Invalid(), store: o.Spec.KeyStoreRef, policy: o.Spec.ExportPolicy,
-		token: o.Status.Token, recorded: len(o.Status.Versions) > 0,
+		token: o.Status.Token, adopts: o.Spec.Adopt != nil, recorded: len(o.Status.Versions) > 0,
 		inModule: func(time.Time) bool {
 			return len(o.Status.Versions) > 0 && o.Status.KeyState != v1alpha1.KeyState(kms.StateDeleted)
 		},
@@ -210,6 +211,9 @@ func (k *Key) Store() keystore.ID { return keystore.IDOf(k.object.GetNamespace()
 
 // Invalid returns the fields that could not be decoded.
 func (k *Key) Invalid() []v1alpha1.InvalidField { return k.invalid }
+
+// Adopts reports whether the object asks to adopt key versions, or has adopted them.
+func (k *Key) Adopts() bool { return k.adopts }
 
 // Bound reports whether it is known which key version is the object's. One that adopts by name must look into its module
 // first, once.
