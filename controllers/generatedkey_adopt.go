@@ -38,6 +38,10 @@ func (r *generatedKeyReconciler) adopt(ctx context.Context, s *generatedScope) e
 	if err != nil || len(found) == 0 {
 		return err
 	}
+	if len(found) > kms.MaxVersions { // labels in a token may say anything
+		return reconciler.RetryAfter(&kms.Error{Code: kms.UnsupportedOperation, Detail: fmt.Sprintf(
+			"The key in the module has %d versions, and a GeneratedKey has at most %d.", len(found), kms.MaxVersions)}, lookAgainInterval)
+	}
 	return s.takeOver(found, token)
 }
 
@@ -132,7 +136,7 @@ func (s *generatedScope) takeOver(found []hsm.Key, token string) (err error) {
 			state = v1alpha1.VersionPrimary
 		}
 		status.Versions = append(status.Versions, v1alpha1.KeyVersion{
-			KeyVersionID: version.KeyVersionID.String(), Number: int32(version.Owner.Number), CreateTime: at, //nolint:gosec // bounded by kms.MaxVersions
+			KeyVersionID: version.KeyVersionID.String(), Number: int32(version.Owner.Number), CreateTime: at, //nolint:gosec // at most kms.MaxVersions, because none is missing
 			Custody: v1alpha1.CustodyUnknown, Fingerprint: version.Fingerprint.String(), State: state,
 		})
 		status.PrimaryVersion = version.KeyVersionID.String()

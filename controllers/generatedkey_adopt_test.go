@@ -35,7 +35,7 @@ func fingerprints(key *v1alpha1.GeneratedKey) (all []string) {
 	return all
 }
 
-// A cluster is lost. Its objects come back without their statuses, and the versions are still in the module.
+// A cluster is lost. The objects are restored without their statuses, and the module still has the versions.
 func TestGeneratedKey_adopted_inAnotherCluster_opensWhatItMade(t *testing.T) {
 	t.Parallel()
 	env := testenv.Another(t)
@@ -191,6 +191,23 @@ func TestGeneratedKey_adoptsByName_keyWithoutAVersion_waitsForIt(t *testing.T) {
 	}
 	again := o.remade(t, first, adoptsVersionsByName)
 	o.Waits(t, again, kms.ForbiddenKeyVersionNotFound.Reason(), "does not have version 1")
+}
+
+// Anyone who has the token's PIN can write labels. The status has room for the maximum of versions only.
+func TestGeneratedKey_adoptsByName_keyWithTooManyVersions_isNotAdopted(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	o.store(t, onSoftware)
+	first := o.generated(t, "key")
+	owner := o.ownersOf(t, first)[0]
+	for owner.Number = 2; owner.Number <= kms.MaxVersions+1; owner.Number++ {
+		req := hsm.GenerateKeyRequest{KeyVersionID: kms.VersionID(owner.KeyID, owner.Number), Spec: hsm.AES256, Owner: owner}
+		if _, err := o.Module(t).Module.GenerateKey(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := o.remade(t, first, adoptsVersionsByName)
+	o.Waits(t, again, kms.UnsupportedOperation.Reason(), "65 versions", "at most 64")
 }
 
 func TestImportedKey_adoptsWhatAGeneratedKeyHolds_isWokenWhenThatIsDeleted(t *testing.T) {
