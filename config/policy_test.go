@@ -358,7 +358,7 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 	g.Expect(n).To(Equal(7))
 }
 
-// Two changes in a row would move a data key from the first key to the last, and no one was asked for the verbs on both.
+// Two changes in a row would move a data key from the first key to the last, and each user would need the verbs on two of the three.
 func TestPolicies_dataKeyThatIsBeingMoved_isNotSentFurther(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

@@ -215,7 +215,7 @@ func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 			if there.Generation != 1 || metav1.IsControlledBy(there, e) || there.UID != foreign.UID {
 				t.Errorf("it was changed: %+v", there)
 			}
-			if there.Labels[harness.LabelOperator] == "" { // whose going it does not hear of either
+			if there.Labels[harness.LabelOperator] == "" { // the operator is not notified of its deletion either
 				o.relabel(t, namespaces[0], "other")
 				o.counts(t, e, 1, 1, 0)
 				o.Remove(t, there)

@@ -104,7 +104,7 @@ func (s *dataKeyScope) unreadable(err error) error {
 // untagged explains what to do about a blob in the Secret that may be another data key's.
 func (s *dataKeyScope) untagged(err error) error {
 	e := reconciler.From(err)
-	e.Message += fmt.Sprintf(" It is in %s and is neither taken over nor replaced. To take it over, put it into spec.ciphertextBlob, "+
+	e.Message += fmt.Sprintf(" It is in %s. The operator does not use it and does not replace it. To use it, put it into spec.ciphertextBlob, "+
 		"which requires the verb export on the %s %s. To make another data key, move the Secret away.", s.target, s.master.Ref().Kind, s.master.Ref().Name)
 	return e
 }

@@ -87,8 +87,8 @@ func (r *exportedDataKeyReconciler) readLive(ctx context.Context, cached *keyrin
 	return live, err
 }
 
-// mayHold says which master key can be the data key's: the one that its DataKey, or keyRef beside an inline blob,
-// names. config/policy checked the verb export on that one, so no other is exported from.
+// mayHold reports whether a master key may be that of the data key. It must be the one that the DataKey names, or keyRef if the blob
+// is inline: config/policy has checked the verb export on that one only.
 func (s *exportScope) mayHold(k *keyring.Key) bool {
 	return k.Ref() == s.master
 }

@@ -99,7 +99,7 @@ func (r *generatedKeyReconciler) followDesire(ctx context.Context, s *generatedS
 }
 
 // rotate makes a new version the primary one, when the owner asks for it or the interval is over. It sets the time of the next
-// rotation. A key that is not Enabled is not rotated: what was asked for is done when it is Enabled again. Reasons: those of
+// rotation. A key that is not Enabled is not rotated. It is rotated when it is Enabled again. Reasons: those of
 // operations, and the codes of CreateKeyVersion.
 func (r *generatedKeyReconciler) rotate(ctx context.Context, s *generatedScope) error {
 	status := &s.object.Status

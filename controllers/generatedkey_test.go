@@ -131,7 +131,7 @@ func TestGeneratedKey_rotated_oldVersionsOpenAndTheNewOneMakes(t *testing.T) {
 			if o.Read(t, old); old.ResourceVersion != before {
 				t.Error("the rotation changed a data key that does not ask for it")
 			}
-			// The same value asks for nothing, and neither does none.
+			// Neither the same value nor the removal of the annotation requests a rotation.
 			o.Touch(t, key)
 			o.Change(t, key, func() { delete(key.Annotations, v1alpha1.AnnotationRotate) })
 			o.Touch(t, key)
@@ -184,7 +184,7 @@ func TestGeneratedKey_rotatesByTheClock(t *testing.T) {
 	}
 }
 
-// What is not Enabled is not rotated. What was asked for meanwhile is done afterwards.
+// A key that is not Enabled is not rotated. A rotation that is requested meanwhile follows when the key is Enabled again.
 func TestGeneratedKey_disabled_isRotatedWhenItIsEnabled(t *testing.T) {
 	t.Parallel()
 	clock := testClock()

@@ -133,7 +133,7 @@ func TestAdoptByName_objectThatDoesNotAsk_isANewKey(t *testing.T) {
 	}
 }
 
-// No one but the owner knows which of them the data keys need.
+// Only the owner knows which of them the data keys need.
 func TestAdoptByName_severalFormerKeys_adoptsNoneAndListsThem(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)

@@ -38,7 +38,7 @@ type masterKey struct {
 	state                     *v1alpha1.KeyState
 	requestTime, deletionTime **metav1.Time
 	token                     *string
-	material                  *bool // whether the module has the material; nil for a key whose material neither comes nor goes
+	material                  *bool // whether the module has the material; nil for a generated key, which always has it
 }
 
 func masterKeyOf(object reconciler.Object) masterKey {
@@ -235,7 +235,7 @@ func (r *shared) noteFormerToken(ctx context.Context, m masterKey, versions []st
 }
 
 // stillSo returns an error when an object's spec is no longer as the cache has it. A key that is destroyed cannot be made
-// again, so its owner's last word is asked for, and not the one that the operator has heard of.
+// again, so the API server decides, and not the cache, which may lag behind.
 func (r *shared) stillSo(ctx context.Context, m masterKey) error {
 	same, err := r.keys.UnchangedLive(ctx, m.key())
 	if err != nil || same {

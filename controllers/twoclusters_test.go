@@ -97,7 +97,7 @@ func TestTwoClusters_aKeyGoesFromModuleToModule(t *testing.T) {
 	}
 }
 
-// Two clusters share a token, in which keys of one namespace and one name are. Each has versions of its own, and deletes no others.
+// Two clusters share a token. Each has a key with the same namespace and name. Each has its own versions, and deletes only those.
 func TestTwoClusters_generatedKeysOfOneName_areDifferentKeys(t *testing.T) {
 	t.Parallel()
 	a, env := startOperator(t), testenv.Another(t)

@@ -9,9 +9,8 @@
 //     guess is recorded before the token is asked. The right PIN returns it.
 //  3. A namespace that has no guess left and is not trusted gets the same answer for every PIN, including the right one.
 //     Otherwise the answer would reveal the right one.
-//  4. A PIN that the token rejected is not tried again until its Secret is deleted and created again.
-//     Neither is one for which the answer is not known, because the process that asked the token ended: the token may have counted
-//     it.
+//  4. A PIN that the token rejected is not tried again until its Secret is deleted and created again. The same is true for a PIN whose
+//     check the process did not survive, because the token may have counted a failed attempt.
 //  5. A token that counts wrong PINs reports a low count after the first one; some tokens that do not count report it, too. From
 //     then on, if the right PIN is known, only that one is tried, so that no tenant can bring the token to its last attempt. A
 //     wrong PIN is only compared, and uses up a guess. If the right PIN is not known, a namespace has two attempts: a PIN and its

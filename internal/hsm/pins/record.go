@@ -40,7 +40,7 @@ type namespace struct {
 	FullAt time.Time `json:"fullAt,omitzero"`
 	// Refused are the PINs that the token rejected, each with its Secret.
 	Refused []digest `json:"refused,omitempty"`
-	// Trying are the PINs about which the token is asked, as Refused.
+	// Trying are the PINs that C_Login is checking, each with its Secret.
 	Trying []digest `json:"trying,omitempty"`
 	// Compared are PINs that differ from that of a login. Presenting one again uses up no guess.
 	Compared []digest `json:"compared,omitempty"`

@@ -75,7 +75,7 @@ func (t *selfTest) generateMaster(s *session, spec hsm.KeySpec) (p11.ObjectHandl
 }
 
 // checkGenerated generates two keys and checks that each has the requested type, protection and usages, and that they differ. What
-// they derive cannot be compared with independent code, because no one knows their values. For keys of known value, findDerivation
+// they derive cannot be compared with independent code, because their values are not known. For keys of known value, findDerivation
 // and testMasterKeys do that.
 func (t *selfTest) checkGenerated(s *session, spec hsm.KeySpec) error {
 	var fingerprints [2]hsm.Fingerprint

@@ -126,8 +126,9 @@ func (c Case) isGarbage() bool {
 	return c.Fault.Kind == faulty.Garbage || c.Fault.Kind == faulty.OtherKey
 }
 
-// undetected are the wrong results that neither a call nor a check detects if a function returns garbage, by their beginnings. An
-// import is never among them: its fingerprint is checked. What a call did not destroy remains, although a check detects that.
+// undetected has, for each function that returns garbage, how the wrong results begin that remain although calls and checks verify
+// results. Imports are not among them, because their fingerprints are checked. An object that a call did not destroy remains, although
+// a check detects that.
 var undetected = map[string][]string{
 	"C_DestroyObject": {"the token has"},
 }
