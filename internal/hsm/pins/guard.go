@@ -29,7 +29,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -123,6 +122,7 @@ type Guard struct {
 	current bool                // the record is the same as in the storage
 	version string
 	record  record
+	unsaved []func() // settle attempts whose outcome could not be saved
 }
 
 // New returns a guard. If storage is nil, the record is in memory only.
@@ -261,10 +261,20 @@ func (a *attempt) settle(ctx context.Context, change func(*token, *namespace) bo
 	t := g.record.token(a.of.Token)
 	n := t.namespace(a.of.Namespace, g.now())
 	if a.trying {
-		n.Trying = slices.DeleteFunc(n.Trying, func(d digest) bool { return equal(d, a.refusal()) })
+		n.forgetTrying(a.refusal())
 	}
-	if change(t, n) || a.trying {
-		_ = g.save(ctx)
+	if (change(t, n) || a.trying) && g.save(ctx) != nil && a.trying {
+		g.unsaved = append(g.unsaved, func() { a.settleAgain(change) })
+	}
+}
+
+// settleAgain makes a change that could not be saved in the record that was loaded since, unless it was saved despite the error.
+func (a *attempt) settleAgain(change func(*token, *namespace) bool) {
+	t := a.guard.record.token(a.of.Token)
+	n := t.namespace(a.of.Namespace, a.guard.now())
+	if n.has(n.Trying, a.refusal()) {
+		n.forgetTrying(a.refusal())
+		change(t, n)
 	}
 }
 
@@ -282,6 +292,9 @@ func (g *Guard) load(ctx context.Context) error {
 		return err
 	}
 	g.record, g.version, g.current = r, version, true
+	for _, settle := range g.unsaved {
+		settle()
+	}
 	return nil
 }
 
@@ -298,7 +311,7 @@ func (g *Guard) save(ctx context.Context) error {
 		g.current = false // another process may have written it, or this call despite the error
 		return err
 	}
-	g.version, g.current = version, true
+	g.version, g.current, g.unsaved = version, true, nil
 	return nil
 }
 

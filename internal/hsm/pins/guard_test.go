@@ -144,6 +144,23 @@ func TestGuard_attemptWithoutAnEnd_isNotRepeated(t *testing.T) {
 	b.want(b.logIn(presented("tenant", b.right)), nil, "the right PIN, which the token accepted before")
 }
 
+// The API server is down when the token answers. The process knows the answer, and the record gets it later.
+func TestGuard_outcomeThatCannotBeSaved_isNotLost(t *testing.T) {
+	for outcome, want := range map[pins.Outcome]error{pins.Accepted: nil, pins.Refused: pins.ErrRefused, pins.Undecided: nil} {
+		b := newBench(t)
+		p := presented("tenant", b.right)
+		attempt, err := b.Begin(b.Context(), p, pins.Asked{})
+		b.want(err, nil, "the first attempt")
+		b.storage.Fail(errors.New("down"))
+		attempt.End(b.Context(), outcome)
+		b.storage.Fail(nil)
+		b.want(b.logIn(p), want, fmt.Sprintf("the same PIN after it was %s", outcome))
+		b.want(b.logIn(presented("tenant", "4321")), errWrong, "another PIN, which is recorded")
+		b.restart()
+		b.want(b.logIn(p), want, fmt.Sprintf("the same PIN after it was %s, and a restart", outcome))
+	}
+}
+
 // A token that does not answer has not counted the PIN.
 func TestGuard_undecidedAttempt_mayBeRepeated(t *testing.T) {
 	b := newBench(t)

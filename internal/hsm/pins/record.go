@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -131,6 +132,10 @@ func (n *namespace) trying() []digest {
 		return nil
 	}
 	return n.Trying
+}
+
+func (n *namespace) forgetTrying(refusal digest) {
+	n.Trying = slices.DeleteFunc(n.Trying, func(d digest) bool { return equal(d, refusal) })
 }
 
 func (n *namespace) compared() []digest {
