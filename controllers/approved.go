@@ -31,7 +31,7 @@ func approvedFor(was *v1alpha1.ApprovedInputs, generation int64) *v1alpha1.Appro
 }
 
 // approveDataKey keeps the data key that the spec's name means, and refuses another one. digest is what the spec itself
-// asks for, or "", and is identifies the data key that has the name. Reasons: InputReplaced.
+// requires, or "", and is is the digest of the data key that has the name now. Reasons: InputReplaced.
 func approveDataKey(approved *v1alpha1.ApprovedInputs, digest, is, name string) error {
 	if digest == "" {
 		digest = approved.DataKeyDigest

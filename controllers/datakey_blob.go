@@ -8,7 +8,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// specAgrees says whether the spec asks for no other data key than this, which is known without a look at the Secret.
+// specAgrees reports whether the spec and this blob are of the same data key, as far as that is known without the Secret.
 func (s *dataKeyScope) specAgrees(is heldBlob) bool {
 	given, err := parseIfGiven(s.object.Spec.CiphertextBlob)
 	return err == nil && (given.IsZero() || is.identifies(blobDigest(given.String())))

@@ -42,7 +42,7 @@ func dataKeyTarget(object *v1alpha1.DataKey) (secrets.Target, error) {
 	return secrets.NewTarget(dataKeySecrets, object, object.Spec.Target)
 }
 
-// findKey sets target, master and key, which holds its versions: anyone may create a key that asks for those of another one.
+// findKey sets target, master and key. It refuses a master key that only requests to adopt its versions: anyone may create one.
 // Reasons: KeyNotReady, InvalidParameter, RejectedPendingImport.
 func (r *dataKeyReconciler) findKey(ctx context.Context, s *dataKeyScope) error {
 	err := readable(s.object)
@@ -132,7 +132,7 @@ func (r *dataKeyReconciler) tagBlob(ctx context.Context, s *dataKeyScope) error 
 	})
 }
 
-// assigned is what the tag is over.
+// assigned returns the input of the tag.
 func (s *dataKeyScope) assigned() kms.Assigned {
 	a := kms.Assigned{Namespace: s.object.Namespace, Name: s.object.Name, Blob: s.blob, Digest: s.digest}
 	if s.digest != "" {

@@ -27,8 +27,7 @@ func doneAt(k *v1alpha1.DataKey) *metav1.Time {
 	return k.Status.GenerationTime
 }
 
-// verify says whether the blob is a data key as the spec asks for, and whether one from the Secret has the
-// operator's tag.
+// verify checks that the blob is a data key as the spec describes it, and that one from the Secret has the operator's tag.
 func (r *dataKeyReconciler) verify(ctx context.Context, s *dataKeyScope) error {
 	err := r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
 		if s.suspect && !s.fromSecret {

@@ -142,7 +142,7 @@ func (s *generatedScope) takeOver(found []hsm.Key, token string) (err error) {
 		status.PrimaryVersion = version.KeyVersionID.String()
 	}
 	status.Token, status.KeyState = token, v1alpha1.KeyState(kms.StateEnabled)
-	// An annotation that was restored asks for what was done to the former object.
+	// The key of the former object was rotated for an annotation that was restored with this one.
 	status.RotatedFor = annotationValue(s.object, v1alpha1.AnnotationRotate)
 	s.notes = append(s.notes, reconciler.Event{Type: corev1.EventTypeNormal, Reason: "KeyAdopted", Action: "Adopt", Message: fmt.Sprintf(
 		"This object adopted %d key versions, of which %s is the primary one, and which were in the module of %s.", len(found), status.PrimaryVersion, s.storeName())})

@@ -56,7 +56,7 @@ func (r *importedKeyReconciler) takeOver(ctx context.Context, s *importScope, fo
 			return err
 		}
 	}
-	// An annotation that was restored asks for what was done to the former object.
+	// The material of the former object was deleted for an annotation that was restored with this one.
 	status.MaterialDeletedFor = annotationValue(s.object, v1alpha1.AnnotationDeleteKeyMaterial)
 	status.KeyVersionID, status.MaterialFingerprint = found.KeyVersionID.String(), found.Fingerprint.String()
 	status.HasMaterial, status.Custody = true, v1alpha1.CustodyUnknown

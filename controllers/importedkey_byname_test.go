@@ -220,7 +220,7 @@ func TestAdoptByName_anotherAdoptsByVersionAtOnce_oneGetsIt(t *testing.T) {
 	}
 }
 
-// An object that has not looked yet names no version, and comes first nevertheless.
+// An older object that has not found its version yet has precedence over a younger one that names it.
 func TestAdoptByName_olderObjectHasNotLookedYet_isWaitedFor(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)
@@ -337,7 +337,7 @@ func TestAdoptByName_statusLost_bindsToTheSameKey(t *testing.T) {
 	o.Make(t, adopted)
 	o.enabled(t, adopted)
 	fresh := o.enabledKey(t, "fresh", nil, byName)
-	o.importInto(t, hsm.AES256, o.former("fresh")) // which its own key comes before
+	o.importInto(t, hsm.AES256, o.former("fresh")) // its own key has precedence
 	for _, key := range []*v1alpha1.ImportedKey{adopted, fresh} {
 		o.Read(t, key)
 		before := key.Status

@@ -127,14 +127,14 @@ func changeOfState(was, is v1alpha1.KeyState) string {
 	return fmt.Sprintf("The key was %s and is %s.", was, is)
 }
 
-// readyMessages say what it means that a key in each state is what its owner wants.
+// readyMessages are the messages of the condition Ready, by key state.
 var readyMessages = map[kms.KeyState]string{
 	kms.StateEnabled:         "The key is in the module and Enabled.",
 	kms.StateDisabled:        "The key is in the module and Disabled, as its owner wants: no operation uses it.",
 	kms.StatePendingDeletion: "The key is destroyed at status.deletionTime, unless desiredState becomes another before.",
 }
 
-// errDeleted is what an object says whose key no longer exists.
+// errDeleted is the error of an object whose key was destroyed.
 var errDeleted = &kms.Error{Code: kms.ForbiddenKeyNotFound, Detail: "The key was destroyed at the end of its deletion window. Delete this object."}
 
 // windowOver reports whether the window of a pending deletion has passed. A deletion that was called off while the operator was

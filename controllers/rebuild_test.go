@@ -17,7 +17,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 )
 
-// inGit is what Git has of an object: its name, labels and spec.
+// inGit returns an object as a Git repository contains it: with name, labels and spec.
 func inGit(object client.Object) client.Object {
 	out := bare(object)
 	out.SetAnnotations(nil)
@@ -25,7 +25,7 @@ func inGit(object client.Object) client.Object {
 	return out
 }
 
-// rebuilds are what a Git repository has and what its objects made.
+// rebuilds has the objects of a Git repository, and the keys that the operator made for them.
 type rebuilds struct {
 	git       []client.Object
 	keys      []*v1alpha1.ImportedKey

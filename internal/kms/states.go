@@ -79,8 +79,7 @@ var external = map[KeyState]map[Event]KeyState{
 	},
 }
 
-// generated is the state machine of a key that the module generates. It is created Enabled, and its material neither comes nor
-// goes.
+// generated is the state machine of a key that the module generates. It is created Enabled, and always has its material.
 var generated = map[KeyState]map[Event]KeyState{
 	StateEnabled: {
 		EventEnableKey:           StateEnabled,
