@@ -149,7 +149,7 @@ type run struct {
 // begin starts the load on both stores.
 func (s *Scene) begin(t *testing.T, c Case) *run {
 	t.Helper()
-	tokens.Reinitialise(t, s.token)
+	tokens.Replace(t, s.token)
 	s.control.Reset(s.token.PIN)
 	s.cases++
 	library := failing

@@ -15,9 +15,10 @@ import (
 
 // journal has what a store returned: which objects its token must have, and what was wrong.
 type journal struct {
-	mu    sync.Mutex
-	keys  map[uuid.UUID]master // imported and not destroyed
-	pairs map[uuid.UUID]hsm.WrappingKey
+	mu        sync.Mutex
+	keys      map[uuid.UUID]master  // imported and not destroyed
+	generated map[uuid.UUID]hsm.Key // in the module, and not destroyed
+	pairs     map[uuid.UUID]hsm.WrappingKey
 	// dataKeys are the data keys that were generated, because none may be generated twice.
 	dataKeys map[string]bool
 	wrong    map[string]int // how often a result was wrong, by what was wrong
@@ -27,7 +28,10 @@ type journal struct {
 }
 
 func newJournal() *journal {
-	return &journal{keys: map[uuid.UUID]master{}, pairs: map[uuid.UUID]hsm.WrappingKey{}, dataKeys: map[string]bool{}, wrong: map[string]int{}}
+	return &journal{
+		keys: map[uuid.UUID]master{}, generated: map[uuid.UUID]hsm.Key{}, pairs: map[uuid.UUID]hsm.WrappingKey{},
+		dataKeys: map[string]bool{}, wrong: map[string]int{},
+	}
 }
 
 // wrongf records a result that was returned without an error and is wrong.
@@ -79,6 +83,19 @@ func (j *journal) destroyed(id uuid.UUID) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	delete(j.keys, id)
+	delete(j.generated, id)
+}
+
+func (j *journal) generatedKey(key hsm.Key) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.generated[key.KeyVersionID] = key
+}
+
+func (j *journal) generatedKeys() []hsm.Key {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.generated))
 }
 
 func (j *journal) created(pair hsm.WrappingKey) {
@@ -108,6 +125,13 @@ func (j *journal) masters() []master {
 	return slices.Collect(maps.Values(j.keys))
 }
 
+// masterIDs returns the identifiers of all keys, imported and generated.
+func (j *journal) masterIDs() []uuid.UUID {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.AppendSeq(slices.Collect(maps.Keys(j.keys)), maps.Keys(j.generated))
+}
+
 // objects returns what tokens.Objects must return for the token.
 func (j *journal) objects() (all []string) {
 	j.mu.Lock()
@@ -115,6 +139,9 @@ func (j *journal) objects() (all []string) {
 	all = append(all, "secret keyconvoy:import-token")
 	for _, key := range j.keys {
 		all = append(all, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", key.id, hsm.AES256, key.owner()))
+	}
+	for id, key := range j.generated {
+		all = append(all, fmt.Sprintf("secret keyconvoy:key:%s:%s:%s", id, key.Spec, key.Owner))
 	}
 	for _, pair := range j.pairs {
 		label := fmt.Sprintf("keyconvoy:wrapping:%s:%s:%d:%s", pair.Owner, pair.Spec, pair.NotAfter.Unix(), namespace)

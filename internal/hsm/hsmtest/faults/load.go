@@ -98,6 +98,7 @@ func (l *load) operations() map[string][]func() error {
 		"export":   {l.export(wrapping.RSAESOAEPSHA1), l.export(wrapping.RSAESOAEPSHA256)},
 		"import":   {l.importKey(wrapping.RSAESOAEPSHA1, true), l.importKey(wrapping.RSAESOAEPSHA256, true), l.importKey(wrapping.RSAESOAEPSHA1, false)},
 		"manage":   manage,
+		"rotate":   {l.generateKey(true), l.generateKey(false)},
 	}
 }
 
@@ -391,6 +392,69 @@ func (l *load) find() error {
 		l.journal.wrongf("ListKeys: the list does not have a key that exists")
 		return nil
 	})
+}
+
+// generateKey generates keys in the module, each again, re-encrypts a data key under each and back, and destroys them again if they
+// are not kept.
+func (l *load) generateKey(keep bool) func() error {
+	req := newGeneratedKey()
+	return func() error {
+		return l.do(func(ctx context.Context, m hsm.Module) error {
+			made, err := m.GenerateKey(ctx, req)
+			if err != nil {
+				return err
+			}
+			l.journal.generatedKey(made)
+			again, err := m.GenerateKey(ctx, req)
+			if err != nil {
+				return err
+			}
+			if again.Fingerprint != made.Fingerprint {
+				l.journal.wrongf("GenerateKey: the same version has another fingerprint")
+			}
+			if err := l.reencrypt(ctx, m, made.KeyVersionID); err != nil {
+				return err
+			}
+			if !keep {
+				if err := m.DestroyKey(ctx, made.KeyVersionID); err != nil {
+					return err
+				}
+				l.journal.destroyed(made.KeyVersionID)
+			}
+			req = newGeneratedKey()
+			return nil
+		})
+	}
+}
+
+func newGeneratedKey() hsm.GenerateKeyRequest {
+	id := uuid.New()
+	return hsm.GenerateKeyRequest{KeyVersionID: id, Spec: hsm.AES256, Owner: hsm.Owner{
+		Namespace: namespace, Name: "generated", Origin: hsm.OriginGenerated, Number: 1, KeyID: id,
+	}}
+}
+
+// reencrypt moves a data key that independent code sealed under another key and back. Like the operation that uses the module, it
+// takes no result that differs from what it began with.
+func (l *load) reencrypt(ctx context.Context, m hsm.Module, to uuid.UUID) error {
+	binding := ciphertext.Bind(to, map[string]string{"app": "faults"})
+	blob, err := ciphertext.Seal(rand.Reader, ciphertext.DerivedKeyWrap, l.master.id, l.master.block, l.master.binding, random(32))
+	if err != nil {
+		return err
+	}
+	moved, err := m.ReencryptDataKey(ctx, hsm.ReencryptRequest{
+		OpenRequest: hsm.OpenRequest{Blob: blob, Binding: l.master.binding}, NewKeyVersionID: to, NewBinding: binding,
+	})
+	if err != nil {
+		return err
+	}
+	back, err := m.ReencryptDataKey(ctx, hsm.ReencryptRequest{
+		OpenRequest: hsm.OpenRequest{Blob: moved.Blob, Binding: binding}, NewKeyVersionID: l.master.id, NewBinding: l.master.binding,
+	})
+	if hsm.KindOf(err) == hsm.InvalidBlob || err == nil && !bytes.Equal(back.Blob.Payload, blob.Payload) {
+		return hsm.Errorf(hsm.WrongResult, "the module re-encrypted another data key than the one in the blob")
+	}
+	return err
 }
 
 // managePair creates wrapping key pairs, each again, and destroys them again if they are not kept.

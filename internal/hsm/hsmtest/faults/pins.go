@@ -59,7 +59,7 @@ func check(ctx context.Context, m hsm.Module) error { return m.Check(ctx) }
 // closedStore returns a store on a new token that was never opened.
 func (s *Scene) closedStore(t *testing.T) *load {
 	t.Helper()
-	tokens.Reinitialise(t, s.token)
+	tokens.Replace(t, s.token)
 	s.control.Reset(s.token.PIN)
 	s.cases++
 	l := s.newLoad(nameOf(failing, s.cases), s.token)

@@ -40,6 +40,7 @@ func (l *load) verify() {
 			l.journal.wrongf("an imported key does not work: %v", err)
 		}
 	}
+	l.verifyGenerated()
 	for _, pair := range l.journal.allPairs() {
 		err := l.do(func(ctx context.Context, m hsm.Module) error {
 			got, err := m.CreateWrappingKey(ctx, hsm.WrappingKeyRequest{
@@ -56,18 +57,37 @@ func (l *load) verify() {
 	}
 }
 
+// verifyGenerated is verify for the keys that the module generated.
+func (l *load) verifyGenerated() {
+	for _, key := range l.journal.generatedKeys() {
+		err := l.do(func(ctx context.Context, m hsm.Module) error {
+			got, err := m.FindKey(ctx, key.KeyVersionID)
+			if err != nil {
+				return err
+			}
+			if got.Fingerprint != key.Fingerprint || got.Owner != key.Owner {
+				l.journal.wrongf("FindKey: it returns another key than the generated one")
+			}
+			return l.reencrypt(ctx, m, key.KeyVersionID)
+		})
+		if err != nil {
+			l.journal.wrongf("a generated key does not work: %v", err)
+		}
+	}
+}
+
 // cleanUp destroys what the workers created, and checks that the store has nothing else.
 func (l *load) cleanUp(t *testing.T) {
 	t.Helper()
 	err := l.do(func(ctx context.Context, m hsm.Module) error {
-		for _, key := range l.journal.masters() {
-			if key.id == l.master.id {
+		for _, id := range l.journal.masterIDs() {
+			if id == l.master.id {
 				continue
 			}
-			if err := m.DestroyKey(ctx, key.id); err != nil {
+			if err := m.DestroyKey(ctx, id); err != nil {
 				return err
 			}
-			l.journal.destroyed(key.id)
+			l.journal.destroyed(id)
 		}
 		keys, err := m.ListKeys(ctx)
 		if err != nil {

@@ -4,7 +4,6 @@ package tokens
 
 import (
 	"fmt"
-	"os/exec"
 	"slices"
 	"testing"
 
@@ -60,13 +59,4 @@ func slotOf(t testing.TB, lib *pkcs11.Ctx, label string) uint {
 	}
 	t.Fatalf("there is no token %s", label)
 	return 0
-}
-
-// Reinitialise replaces a SoftHSM token by an empty one with the same label and PIN.
-func Reinitialise(t testing.TB, token Token) {
-	t.Helper()
-	cmd := exec.Command("softhsm2-util", "--init-token", "--token", token.Label, "--label", token.Label, "--pin", token.PIN, "--so-pin", token.PIN)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("reinitialize the SoftHSM token: %v\n%s", err, out)
-	}
 }

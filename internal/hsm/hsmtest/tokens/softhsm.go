@@ -92,3 +92,35 @@ func newSoftHSMDirectory() (string, error) {
 	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", tokenDir)
 	return dir, os.WriteFile(filepath.Join(dir, "softhsm2.conf"), []byte(conf), 0o600)
 }
+
+// Reinitialise replaces a SoftHSM token by an empty one with the same label and PIN, as a security officer does while processes
+// use it. SoftHSM stops in the middle if another process removes a file of an object at the same time, or ended before it wrote
+// both files of an object; the next attempt removes the rest.
+func Reinitialise(t testing.TB, token Token) {
+	t.Helper()
+	const attempts = 5
+	var failures []string
+	for range attempts {
+		out, err := exec.Command("softhsm2-util", "--init-token", "--token", token.Label, "--label", token.Label,
+			"--pin", token.PIN, "--so-pin", token.PIN).CombinedOutput()
+		if err == nil {
+			return
+		}
+		failures = append(failures, fmt.Sprintf("%v\n%s", err, out))
+	}
+	t.Fatalf("reinitialize the SoftHSM token: %v", failures)
+}
+
+// Replace removes a SoftHSM token that no process uses, and makes an empty one with the same label and PIN. Unlike Reinitialise,
+// it does not read what is in the token, so it does not matter how the last process that wrote there ended.
+func Replace(t testing.TB, token Token) {
+	t.Helper()
+	for _, arguments := range [][]string{
+		{"--delete-token", "--token", token.Label},
+		{"--init-token", "--free", "--label", token.Label, "--pin", token.PIN, "--so-pin", token.PIN},
+	} {
+		if out, err := exec.Command("softhsm2-util", arguments...).CombinedOutput(); err != nil {
+			t.Fatalf("replace the SoftHSM token: %v\n%s", err, out)
+		}
+	}
+}
