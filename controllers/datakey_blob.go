@@ -55,6 +55,9 @@ func (b heldBlob) agreesWith(asked heldBlob) bool {
 // needs the operator's tag: anyone who may write Secrets could put another data key's blob there, and have it
 // exported under this name.
 func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error {
+	if s.left {
+		return r.findBlobLeft(ctx, s)
+	}
 	var err error
 	if s.secret, err = r.secrets.Own(ctx, s.target); err != nil {
 		return err
@@ -93,6 +96,16 @@ func (r *dataKeyReconciler) findBlob(ctx context.Context, s *dataKeyScope) error
 	}
 	s.accept(asked, kept)
 	return nil
+}
+
+// findBlobLeft is findBlob where the Secret has the blob that is in the status, so that its content need not be read. Reasons: those
+// of findSource.
+func (r *dataKeyReconciler) findBlobLeft(ctx context.Context, s *dataKeyScope) error {
+	s.secret = s.target.Left(*s.object.Status.SecretRef)
+	if err := s.set(known(s.object)); err != nil {
+		return err
+	}
+	return r.findSource(ctx, s)
 }
 
 // confirmBlob verifies the blob where that is necessary, and chooses between that in the status and another one in the Secret.

@@ -32,7 +32,7 @@ type dataKeyScope struct {
 	target   secrets.Target   // set by findKey
 	master   *keyring.Key     // set by findKey
 	key      kms.Key          // set by findKey
-	secret   *corev1.Secret   // set by findBlob; nil if it does not exist
+	secret   *corev1.Secret   // set by findBlob; nil if it does not exist; without content where left is set
 	blob     kms.Blob         // set by findBlob, generate or reencrypt
 	custody  v1alpha1.Custody // set with blob
 	accepted string           // set by findBlob: the digest of a later blob that the spec names
@@ -40,6 +40,7 @@ type dataKeyScope struct {
 	tag      string           // set by findBlob or tagBlob: the module's, over blob, object, digest, accepted and custody
 	suspect  bool             // set by findSuspect: the module may have returned a wrong result for the blob
 
+	left       bool    // set by findUnchanged: the Secret has the blob that is in the status
 	fromSecret bool    // set by findBlob: blob is that of the Secret
 	source     kms.Key // set by findBlob with blob: the key that it is under
 	previous   []byte  // set by findBlob or reencrypt: the blob before the last re-encryption

@@ -82,17 +82,22 @@ func held(key *keyring.Key) error {
 		"%s asks to adopt key versions and has not adopted them. See its conditions.", key)}
 }
 
-// findUnchanged ends the reconcile when status and Secret are as they were left. It asks the caches only.
+// findUnchanged ends the reconcile when status and Secret are as they were left. It sets left where they are and the data key only
+// has to be re-encrypted. It asks the caches only.
 func (r *dataKeyReconciler) findUnchanged(ctx context.Context, s *dataKeyScope) error {
 	status := s.object.Status
-	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(known(s.object)) || !s.staysUnder(status.KeyRef) || s.moves(status.KeyVersionID) {
+	if s.suspect || status.SecretRef == nil || status.CiphertextBlob == "" || !s.specAgrees(known(s.object)) || !s.staysUnder(status.KeyRef) {
 		return nil
 	}
 	m, err := r.secrets.Look(ctx, s.target.Ref)
-	if err == nil && s.target.IsAsLeft(m, status.SecretRef) {
-		return reconciler.ErrDone
+	if err != nil || !s.target.IsAsLeft(m, status.SecretRef) {
+		return err
 	}
-	return err
+	if s.moves(status.KeyVersionID) {
+		s.left = true
+		return nil
+	}
+	return reconciler.ErrDone
 }
 
 // generate makes a data key where none was found, and sets blob and custody. Reasons: those of

@@ -5,11 +5,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
@@ -41,6 +46,48 @@ func (o *operator) movedTo(t testing.TB, k *v1alpha1.DataKey, version string, fo
 	}
 	if k.Status.DataKeyDigest != digest || s.Annotations["keyconvoy.io/data-key-digest"] != digest || s.Annotations["keyconvoy.io/blob-tag"] != k.Status.BlobTag {
 		t.Errorf("the data key is %q in the status and %q in the Secret, want %q", k.Status.DataKeyDigest, s.Annotations, digest)
+	}
+}
+
+// A Secret that is as the operator left it is not read. One that someone changes meanwhile is, and the change stays.
+func TestDataKey_onRotation_secretIsReadOnlyIfItChanged(t *testing.T) {
+	t.Parallel()
+	var changes atomic.Bool
+	var change func()
+	var once sync.Once
+	o := startOperator(t, harness.WithConfig(func(cfg *rest.Config) {
+		cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(r *http.Request) (*http.Response, error) {
+				if changes.Load() && r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/secrets/dek") {
+					once.Do(change)
+				}
+				return next.RoundTrip(r)
+			})
+		})
+	}))
+	o.store(t, onSoftware)
+	key := o.generated(t, "key")
+	k := o.dataKey(t, "dek", underGenerated("key"), onRotation)
+	for _, changed := range []bool{false, true} {
+		former := *k.Status.DeepCopy()
+		change = func() {
+			secret := o.secretOf(t, "dek")
+			secret.Labels["team"] = "ledger"
+			if err := o.Client.Update(t.Context(), secret); err != nil {
+				t.Error(err)
+			}
+		}
+		changes.Store(changed)
+		o.ForgetCounts()
+		o.rotate(t, key, fmt.Sprint(changed))
+		o.movedTo(t, k, key.Status.PrimaryVersion, former)
+		read := o.Requests.All().Reads["get secrets"] > 0
+		if read != changed {
+			t.Errorf("the Secret was read: %t, changed: %t", read, changed)
+		}
+	}
+	if o.secretOf(t, "dek").Labels["team"] != "ledger" {
+		t.Error("the label of someone else is gone")
 	}
 }
 

@@ -1,18 +1,15 @@
 package controllers_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -82,52 +79,6 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 	})
 	waiting.Settled(t, objects...)
 }
-
-// Without an election, both operators act: each finds what the other one generated, and none generates a version twice.
-func TestOperators_twoThatBothAct_generateEachVersionOnce(t *testing.T) {
-	t.Parallel()
-	const library, each, rotations = "twice", 6, 3
-	token := ownToken(t)
-	first := startOperator(t, inChild(library, token))
-	second := startOperator(t, beside(first), inChild(library, token))
-	first.storeInChild(t, library, token.Label)
-	var keys []*v1alpha1.GeneratedKey
-	for i := range each {
-		keys = append(keys, generatedKey(fmt.Sprintf("key-%d", i)))
-	}
-	for _, key := range keys {
-		first.Make(t, key)
-	}
-	for round := range rotations {
-		for _, key := range keys {
-			first.hasVersions(t, key, round+1)
-			first.Annotate(t, key, v1alpha1.AnnotationRotate, fmt.Sprint(round))
-		}
-	}
-	for _, key := range keys {
-		first.hasVersions(t, key, rotations+1)
-		dataKey := first.dataKey(t, key.Name, underGenerated(key.Name))
-		first.export(t, key.Name, ofDataKey(dataKey.Name), toBlob(sm2Recipient().public.Base64()), withRSA("RSAES_OAEP_SHA_1"))
-	}
-	for _, key := range keys {
-		var listed []uuid.UUID
-		for _, version := range key.Status.Versions {
-			listed = append(listed, uuid.MustParse(version.KeyVersionID))
-		}
-		slices.SortFunc(listed, compareIDs)
-		inModule := slices.SortedFunc(slices.Values(first.versionsInModule(t, key)), compareIDs)
-		if !slices.Equal(listed, inModule) {
-			t.Errorf("%s lists the versions %v, and the module has %v", key.Name, listed, inModule)
-		}
-	}
-	for name, o := range map[string]*operator{"first": first, "second": second} {
-		if o.Calls()["GenerateKey"] == 0 {
-			t.Errorf("the %s operator generated nothing, so nothing was at once", name)
-		}
-	}
-}
-
-func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }
 
 // A key that has work to do and was Ready is reconciled while its key store is not ready; the store is ready
 // before the key's status says that it waits. No event tells the key again.

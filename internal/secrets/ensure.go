@@ -45,14 +45,15 @@ func (c *Client) Own(ctx context.Context, t Target) (*corev1.Secret, error) {
 	return s, nil
 }
 
-// Ensure makes a Secret as desired, and returns what the status says of it. known is the Secret that Own returned, nil
+// Ensure makes a Secret as desired, and returns what the status says of it. known is the Secret that Own or Left returned, nil
 // for none. Ensure creates the Secret if there is none, and otherwise writes it only if it is not as desired. An
 // immutable one with other content is deleted and created again, unless Secrets of its Class remain.
 //
-// Only the Secret known is changed: an error says if another one has the name meanwhile. Errors are a *TakenError, a
+// Only the Secret known is changed, and only while it is as it was read: otherwise an error says so. Errors are a *TakenError, a
 // *RefusedError, and those of the API server.
 func (c *Client) Ensure(ctx context.Context, d Desired, known *corev1.Secret) (v1alpha1.SecretReference, error) {
 	var uid types.UID
+	version := neverVersion
 	if known != nil {
 		if !d.Owns(known) {
 			return v1alpha1.SecretReference{}, &TakenError{d.Ref}
@@ -60,20 +61,19 @@ func (c *Client) Ensure(ctx context.Context, d Desired, known *corev1.Secret) (v
 		if d.isIn(known) {
 			return d.reference(known.UID, known.ResourceVersion), nil
 		}
-		uid = known.UID
+		uid, version = known.UID, known.ResourceVersion
 		if isImmutable(known) && !d.isContentOf(known) && d.class.Owner != "" {
 			if err := c.delete(ctx, known); err != nil {
 				return v1alpha1.SecretReference{}, err
 			}
-			uid = ""
+			uid, version = "", neverVersion
 		}
 	}
 	s := d.empty().WithLabels(d.labels).WithAnnotations(d.annotations).WithAnnotations(d.notes()).WithData(d.Data)
 	if uid != "" {
 		s.WithUID(uid)
-	} else {
-		s.WithResourceVersion(neverVersion)
 	}
+	s.WithResourceVersion(version)
 	if err := c.apply(ctx, s); err != nil {
 		return v1alpha1.SecretReference{}, c.explain(ctx, d.Ref, uid, err)
 	}

@@ -128,6 +128,14 @@ func (t Target) IsAsLeft(s *metav1.PartialObjectMetadata, status *v1alpha1.Secre
 	return s != nil && status != nil && string(s.UID) == status.UID && s.ResourceVersion == status.ResourceVersion && t.isCarriedBy(s)
 }
 
+// Left returns a Secret that is as the operator left it, without its content. The status, which only the operator writes, says that
+// the Secret belongs to the object. Ensure replaces the content if nobody changed the Secret meanwhile.
+func (t Target) Left(status v1alpha1.SecretReference) *corev1.Secret {
+	return &corev1.Secret{Type: t.class.Type, ObjectMeta: metav1.ObjectMeta{
+		UID: types.UID(status.UID), ResourceVersion: status.ResourceVersion, Annotations: map[string]string{t.class.Mark: t.object.GetName()},
+	}}
+}
+
 // isCarriedBy reports whether a Secret has the target's labels and annotations.
 func (t Target) isCarriedBy(s metav1.Object) bool {
 	return isManaged(s) && contains(s.GetLabels(), t.labels) && contains(s.GetAnnotations(), t.annotations)
