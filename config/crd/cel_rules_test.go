@@ -1,10 +1,6 @@
 package crd_test
 
-import (
-	"strings"
-
-	. "github.com/onsi/gomega"
-)
+import "strings"
 
 const (
 	dataKey   = `{keyRef: {kind: ImportedKey, name: k}`
