@@ -40,6 +40,7 @@ const rootLong = `Keyconvoy moves keys from one HSM to another, or to a pod, alw
   wrap          encrypts your key material for an ImportedKey.
   unwrap        decrypts a data key that an ExportedDataKey exported for you.
   fetch         gets a data key for the pod in which it runs (Linux).
+  csi           runs the CSI node plugin, which gives pods volumes with a data key (Linux).
   module check  checks whether a token of a PKCS#11 module can be a key store.
 
 To use it as the kubectl plugin "kubectl keyconvoy", put the binary, or a link to it, on the PATH as

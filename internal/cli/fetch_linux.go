@@ -21,7 +21,7 @@ const fetchLong = `Get a data key for the pod in which this command runs.
 
 The command generates a key pair in memory, creates an ExportedDataKey for it with the pod's
 ServiceAccount, decrypts the exported data key, and deletes the object. The private key exists
-nowhere else, so whoever reads etcd, or the Secrets of the namespace, cannot read the data key.
+nowhere else, so a copy of etcd, or of all Secrets of the namespace, does not contain the data key.
 
 With --output, the data key is written atomically to a file of mode 0400 in a memory volume (emptyDir
 with medium: Memory): run the command as an init container. With --watch it continues to run, and

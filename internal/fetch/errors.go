@@ -101,7 +101,7 @@ func isTransient(err error) bool {
 	return code >= 500 || code == 429 || apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
-// explainCreate says what an answer of the API server means to whoever runs the pod.
+// explainCreate says what an answer of the API server means to those who run the pod.
 func explainCreate(err error, r Request) error {
 	if ended, late := isLate(err); late {
 		return lateCreate(ended)
