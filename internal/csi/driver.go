@@ -54,7 +54,8 @@ var errNotRegistered = errors.New("the kubelet rejected the registration")
 func Run(ctx context.Context, o Options) error {
 	driver, registrar := grpc.NewServer(), grpc.NewServer()
 	csispec.RegisterIdentityServer(driver, identity{version: o.Version})
-	csispec.RegisterNodeServer(driver, newNode(o))
+	node := newNode(o)
+	csispec.RegisterNodeServer(driver, node)
 	rejected := make(chan error, 1)
 	registration.RegisterRegistrationServer(registrar, registrant{endpoint: o.Endpoint, rejected: rejected, log: o.Log})
 
@@ -79,6 +80,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 		registrar.GracefulStop()
 		driver.GracefulStop()
+		node.removed.wait()
 		return err
 	})
 	o.Log.Info("Serving the kubelet", "socket", o.Socket, "registration", o.RegistrationSocket, "node", o.Node)

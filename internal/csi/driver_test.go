@@ -210,6 +210,17 @@ func read(t testing.TB, r *csispec.NodePublishVolumeRequest, name string) []byte
 	return content
 }
 
+// noneLeft waits until no ExportedDataKey is left.
+func (n node) noneLeft(t testing.TB) {
+	t.Helper()
+	harness.Eventually(t, func() string {
+		if all := n.Exports(); len(all) != 0 {
+			return fmt.Sprintf("%d ExportedDataKeys are left", len(all))
+		}
+		return ""
+	})
+}
+
 // noToken checks that the log contains no token.
 func (n node) noToken(t testing.TB, r *csispec.NodePublishVolumeRequest) {
 	t.Helper()
@@ -306,9 +317,7 @@ func TestPublish_givesThePodAFileInMemory_andUnpublishWipesIt(t *testing.T) {
 		n.unpublish(t, r) // again, as the kubelet may
 		n.noToken(t, r)
 	}
-	if all := n.Exports(); len(all) != 0 {
-		t.Errorf("%d ExportedDataKeys are left", len(all))
-	}
+	n.noneLeft(t)
 }
 
 func checkModes(t testing.TB, dir, file string, fileMode, dirMode fs.FileMode, group string) {
@@ -395,6 +404,7 @@ func TestDriver_restartedWhileTheAPIServerIsUnavailable_keepsVolumes(t *testing.
 		t.Error("the volume did not outlive the plugin")
 	}
 
+	n.noneLeft(t)
 	n.driver = start(t, n.dir, &rest.Config{Host: "http://127.0.0.1:1"}, func(o *csi.Options) { o.Timeout = time.Second })
 	n.publish(t, kept) // as the kubelet does when it was restarted, too
 	if !bytes.Equal(read(t, kept, "key"), want) {
@@ -531,7 +541,5 @@ func TestPublish_ofManyPodsAtOnce_withARestart(t *testing.T) {
 		}
 		n.unpublish(t, r)
 	}
-	if all := n.Exports(); len(all) != 0 {
-		t.Errorf("%d ExportedDataKeys are left", len(all))
-	}
+	n.noneLeft(t)
 }

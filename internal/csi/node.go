@@ -25,6 +25,7 @@ type node struct {
 	pairs   fetch.KeyPairs
 	log     logr.Logger
 	busy    locks
+	removed removals
 }
 
 func newNode(o Options) *node {
@@ -90,6 +91,7 @@ func (n *node) fetch(ctx context.Context, v *volume) (redact.Bytes, error) {
 	if err != nil {
 		return nil, err
 	}
+	client.RemoveLater(n.removed.add)
 	ctx, cancel := context.WithTimeout(ctx, n.timeout)
 	defer cancel()
 	return client.DataKey(ctx, v.request)

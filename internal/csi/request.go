@@ -2,7 +2,6 @@ package csi
 
 import (
 	"encoding/json"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,16 +65,19 @@ func parse(req *csispec.NodePublishVolumeRequest) (*volume, error) {
 	}
 	v := &volume{target: filepath.Clean(req.GetTargetPath()), readOnly: req.GetReadonly(), group: -1}
 	if group := req.GetVolumeCapability().GetMount().GetVolumeMountGroup(); group != "" {
-		number, err := strconv.ParseUint(group, 10, 31)
-		if err != nil {
+		number, err := strconv.Atoi(group)
+		if err != nil || number < 0 {
 			return nil, invalid("the group of the volume is not a number")
 		}
-		v.group = int(number)
+		v.group = number
 	}
 	if err := v.readAttributes(given); err != nil {
 		return nil, err
 	}
-	return v, v.readToken(given[contextTokens], req.GetSecrets()[contextTokens])
+	if err := v.readToken(given[contextTokens], req.GetSecrets()[contextTokens]); err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 // readAttributes reads what the pod asks for, and who it is.
@@ -125,5 +127,5 @@ func (v *volume) readToken(all ...string) error {
 			return nil
 		}
 	}
-	return status.Error(codes.FailedPrecondition, fmt.Sprintf("the kubelet passes no token of the pod's ServiceAccount: set tokenRequests in the CSIDriver %s to the audience \"\"", Name))
+	return status.Errorf(codes.FailedPrecondition, "the kubelet passes no token of the pod's ServiceAccount: set tokenRequests in the CSIDriver %s to the audience \"\"", Name)
 }

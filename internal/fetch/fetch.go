@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -56,7 +57,7 @@ func DefaultAlgorithm(spec wrapping.KeySpec) wrapping.Algorithm {
 // KeyPairs returns a new key pair, which is used once.
 type KeyPairs func(ctx context.Context, spec wrapping.KeySpec) (*wrapping.PrivateKey, error)
 
-// Generate is the KeyPairs that generates each when it is asked for.
+// Generate is the KeyPairs that generates each on request.
 func Generate(_ context.Context, spec wrapping.KeySpec) (*wrapping.PrivateKey, error) {
 	return wrapping.GeneratePrivateKey(rand.Reader, spec)
 }
@@ -65,29 +66,40 @@ func Generate(_ context.Context, spec wrapping.KeySpec) (*wrapping.PrivateKey, e
 type Client struct {
 	api   client.WithWatch
 	pairs KeyPairs
+	later func(remove func()) // nil for at once
 }
 
 // NewClient returns a Client with the credentials in cfg. It makes no request.
 func NewClient(cfg *rest.Config, pairs KeyPairs) (*Client, error) {
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
+	options, err := clientOptions()
+	if err != nil {
 		return nil, err
 	}
-	// A fixed mapping avoids discovery, which takes more requests than the fetch itself.
-	mapper := meta.NewDefaultRESTMapper(nil)
+	api, err := client.NewWithWatch(cfg, options)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{api: api, pairs: pairs}, nil
+}
+
+// clientOptions have the kinds and resources that a Client uses. All Clients of a process share them. A fixed mapping avoids
+// discovery, which takes more requests than the fetch itself.
+var clientOptions = sync.OnceValues(func() (client.Options, error) {
+	scheme, mapper := runtime.NewScheme(), meta.NewDefaultRESTMapper(nil)
 	for kind, name := range map[string]string{"ExportedDataKey": "exporteddatakey", "DataKey": "datakey"} {
 		group := v1alpha1.GroupVersion
 		mapper.AddSpecific(group.WithKind(kind), group.WithResource(name+"s"), group.WithResource(name), meta.RESTScopeNamespace)
 	}
-	api, err := client.NewWithWatch(cfg, client.Options{Scheme: scheme, Mapper: mapper})
-	if err != nil {
-		return nil, err
-	}
-	return &Client{api, pairs}, nil
-}
+	return client.Options{Scheme: scheme, Mapper: mapper}, v1alpha1.AddToScheme(scheme)
+})
+
+// RemoveLater has the objects of a Client deleted by another goroutine, so that a pod need not wait for that. later must not
+// block.
+func (c *Client) RemoveLater(later func(remove func())) { c.later = later }
 
 // DataKey has the data key exported and returns it. Errors of the API server that may pass are retried until ctx ends. The
-// object that it creates is deleted before it returns; if that fails, Kubernetes deletes it with the pod.
+// object that it creates is deleted before it returns, unless RemoveLater was called; if that fails, Kubernetes deletes it with
+// the pod.
 //
 // Errors are *Error, or that of a canceled ctx. The caller must wipe the data key.
 func (c *Client) DataKey(ctx context.Context, r Request) (redact.Bytes, error) {
@@ -97,7 +109,14 @@ func (c *Client) DataKey(ctx context.Context, r Request) (redact.Bytes, error) {
 	}
 	defer key.Wipe()
 	object := newExport(r, key.Public())
-	defer c.remove(ctx, object)
+	defer func() {
+		remove := func() { c.remove(ctx, object) }
+		if c.later == nil {
+			remove()
+		} else {
+			c.later(remove)
+		}
+	}()
 	if err := c.create(ctx, r, object); err != nil {
 		return nil, err
 	}

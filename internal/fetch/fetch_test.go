@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -234,7 +235,7 @@ func TestDataKey_despiteErrorsThatPass(t *testing.T) {
 			return nil, errNetwork
 		},
 		"the API server is overloaded": func(http.RoundTripper, *http.Request, int) (*http.Response, error) {
-			return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: http.NoBody}, nil
+			return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(""))}, nil
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
