@@ -145,7 +145,7 @@ type ExportedDataKeySpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum=C1C3C2;C1C2C3;ASN1
 	SM2CiphertextFormat string `json:"sm2CiphertextFormat,omitempty"`
-	// DryRun checks whether the export would succeed, without writing a Secret. The result is in status.dryRunResult.
+	// DryRun checks whether the export would succeed, without writing an export. The result is in status.dryRunResult.
 	// Ready is False also if the export would succeed; its reason is then DryRunOperationError, and otherwise
 	// ValidationError or AccessDeniedError. With dryRun, target has no effect. Defaults to false.
 	// +optional

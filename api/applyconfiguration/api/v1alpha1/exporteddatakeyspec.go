@@ -32,7 +32,7 @@ type ExportedDataKeySpecApplyConfiguration struct {
 	// SM2CiphertextFormat is the format of an SM2 ciphertext: C1C3C2 (raw), C1C2C3 (raw, older) or ASN1 (GM/T 0009, which
 	// openssl reads). Only with SM2PKE. Defaults to C1C3C2.
 	SM2CiphertextFormat *string `json:"sm2CiphertextFormat,omitempty"`
-	// DryRun checks whether the export would succeed, without writing a Secret. The result is in status.dryRunResult.
+	// DryRun checks whether the export would succeed, without writing an export. The result is in status.dryRunResult.
 	// Ready is False also if the export would succeed; its reason is then DryRunOperationError, and otherwise
 	// ValidationError or AccessDeniedError. With dryRun, target has no effect. Defaults to false.
 	DryRun *bool `json:"dryRun,omitempty"`
