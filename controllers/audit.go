@@ -71,6 +71,13 @@ func (s *exportScope) exportLine(operation audit.Operation) audit.Record {
 	return r
 }
 
+// recordWithdrawal writes the line of an export that was taken out of the status, once the status is written.
+func (r *exportedDataKeyReconciler) recordWithdrawal(s *exportScope) {
+	if s.withdrawn != nil {
+		_ = r.recorded(*s.withdrawn, func(*audit.Record) error { return nil })
+	}
+}
+
 // recordRefusal writes the line of an export to which an owner does not consent, unless the status said the same
 // before. refused is the owner's answer, err the end of the reconcile, which is another for a dry run.
 func (r *exportedDataKeyReconciler) recordRefusal(s *exportScope, before []metav1.Condition, refused, err error) {

@@ -16,7 +16,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// approvalLifetime is how old an approval may be when the Secret is written.
+// approvalLifetime is how old an approval may be when the export is written.
 const approvalLifetime = 5 * time.Second
 
 // approval is what the owners of the master key and of its key store consented to: one data key for one
@@ -33,7 +33,7 @@ type approval struct {
 	at          time.Time
 }
 
-// exportApproved exports what is approved now, and writes it. Reasons: those of approve, export and writeSecret.
+// exportApproved exports what is approved now, and writes it. Reasons: those of approve, export and deliver.
 func (r *exportedDataKeyReconciler) exportApproved(ctx context.Context, s *exportScope) error {
 	approved, err := r.approve(ctx, s)
 	if err != nil {
@@ -47,7 +47,7 @@ func (r *exportedDataKeyReconciler) exportApproved(ctx context.Context, s *expor
 	if approved, err = r.confirm(ctx, s, approved); err != nil {
 		return err
 	}
-	return r.writeSecret(ctx, s, approved, exported)
+	return r.deliver(ctx, s, approved, exported)
 }
 
 // approve reads the recipient's key live, unless this reconcile has read it already, and asks for consent to that

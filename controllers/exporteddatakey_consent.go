@@ -14,14 +14,19 @@ import (
 )
 
 // keepConsent asks anew whether the owner consents to an export that stands. It comes first, so that
-// nothing else that is wrong (a recipient or a DataKey that no longer exists) keeps a Secret alive whose consent was
+// nothing else that is wrong (a recipient or a DataKey that no longer exists) keeps an export alive whose consent was
 // withdrawn. Reasons: ForbiddenNoPermission.
 func (r *exportedDataKeyReconciler) keepConsent(ctx context.Context, s *exportScope) error {
 	status := &s.object.Status
-	if status.SecretRef == nil {
+	switch {
+	case s.object.Spec.DeliversInStatus():
+		if status.ExportedDataKey == "" {
+			return nil // nothing was exported
+		}
+	case status.SecretRef == nil:
 		return r.keepConsentFound(ctx, s)
 	}
-	return r.consentToStanding(ctx, s.object, status.KeyID, status.KeyVersionID, status.RecipientFingerprint)
+	return r.consentToStanding(ctx, s, status.KeyID, status.KeyVersionID, status.RecipientFingerprint)
 }
 
 // keepConsentFound is keepConsent for an export that the status does not know: only its Secret, if there is one, says what
@@ -37,11 +42,11 @@ func (r *exportedDataKeyReconciler) keepConsentFound(ctx context.Context, s *exp
 		return err
 	}
 	entry := func(name string) string { return string(secret.Data[name]) }
-	return r.consentToStanding(ctx, s.object, entry(entryKeyID), entry(entryKeyVersionID), entry(entryRecipientFingerprint))
+	return r.consentToStanding(ctx, s, entry(entryKeyID), entry(entryKeyVersionID), entry(entryRecipientFingerprint))
 }
 
 // consentToStanding asks the owner of a key version for consent to what was exported of it to a recipient.
-func (r *exportedDataKeyReconciler) consentToStanding(ctx context.Context, object *v1alpha1.ExportedDataKey, keyID, version, recipient string) error {
+func (r *exportedDataKeyReconciler) consentToStanding(ctx context.Context, s *exportScope, keyID, version, recipient string) error {
 	is := func(k *keyring.Key) bool { return k.ID() == keyID }
 	key, err := r.keys.Holder(ctx, version, is)
 	if err == nil && key == nil { // an object that took the key over since
@@ -50,7 +55,7 @@ func (r *exportedDataKeyReconciler) consentToStanding(ctx context.Context, objec
 	if err != nil || key == nil || !key.Holds() {
 		return err // the owner no longer exists, and no one else has a say
 	}
-	return r.consentOrWithdraw(ctx, object, key, recipient)
+	return r.consentOrWithdraw(ctx, s, key, recipient)
 }
 
 // askConsent sets holder and asks whether its owner consents to the export as it is wanted now.
@@ -74,7 +79,7 @@ func (r *exportedDataKeyReconciler) askConsent(ctx context.Context, s *exportSco
 	if s.object.Spec.DryRun { // which changes nothing
 		return r.consent(ctx, s.object, s.holder, s.fingerprint)
 	}
-	return r.consentOrWithdraw(ctx, s.object, s.holder, s.fingerprint)
+	return r.consentOrWithdraw(ctx, s, s.holder, s.fingerprint)
 }
 
 // readLive reads the holder from the API server, where it may differ from the cache. Reasons: KeyNotReady.
@@ -105,13 +110,13 @@ func (s *exportScope) noHolder() error {
 			"See the conditions of the DataKey. The operator exports when the data key is under that key.", s.master, s.blob.KeyVersionID())}
 }
 
-// consentOrWithdraw deletes the export's Secret when the owner does not consent to it (any more).
-func (r *exportedDataKeyReconciler) consentOrWithdraw(ctx context.Context, object *v1alpha1.ExportedDataKey, key *keyring.Key, recipient string) error {
-	err := r.consent(ctx, object, key, recipient)
+// consentOrWithdraw withdraws the export when the owner does not consent to it (any more).
+func (r *exportedDataKeyReconciler) consentOrWithdraw(ctx context.Context, s *exportScope, key *keyring.Key, recipient string) error {
+	err := r.consent(ctx, s.object, key, recipient)
 	if kms.CodeOf(err) != kms.ForbiddenNoPermission {
 		return err
 	}
-	if withdrawErr := r.withdraw(ctx, object); withdrawErr != nil {
+	if withdrawErr := r.withdraw(ctx, s); withdrawErr != nil {
 		return withdrawErr
 	}
 	return err
@@ -128,24 +133,32 @@ func (r *exportedDataKeyReconciler) consent(ctx context.Context, object *v1alpha
 	})
 }
 
-// withdraw deletes the Secret if it is the export's, and records in the status that it no longer exists.
-func (r *exportedDataKeyReconciler) withdraw(ctx context.Context, object *v1alpha1.ExportedDataKey) error {
-	t, _ := exportTarget(object) // its name is right, also with labels that are invalid
-	secret, err := r.secrets.Read(ctx, t.Ref)
-	if err != nil {
+// withdraw deletes the Secret if it is the export's, or takes the export out of the status, and records in the status that
+// it no longer exists.
+func (r *exportedDataKeyReconciler) withdraw(ctx context.Context, s *exportScope) error {
+	status := &s.object.Status
+	if s.object.Spec.DeliversInStatus() {
+		if status.ExportedDataKey != "" {
+			line := (&exportScope{object: s.object}).exportLine(audit.WithdrawExport)
+			s.withdrawn = &line
+		}
+	} else if err := r.withdrawSecret(ctx, s.object); err != nil {
 		return err
 	}
-	if secret != nil && (t.Owns(secret) || wroteSecret(object, secret)) {
-		line := (&exportScope{object: object}).exportLine(audit.WithdrawExport)
-		err := r.recorded(line, func(*audit.Record) error { return r.secrets.Destroy(ctx, t, secret) })
-		if err != nil {
-			return err
-		}
-	}
-	status := &object.Status
-	status.SecretRef, status.ExportTime = nil, nil
+	status.ExportedDataKey, status.SecretRef, status.ExportTime = "", nil, nil
 	status.InputsDigest, status.RecipientVersion, status.RequestID, status.Custody = "", "", "", ""
 	return nil
+}
+
+// withdrawSecret deletes the Secret if it is the export's.
+func (r *exportedDataKeyReconciler) withdrawSecret(ctx context.Context, object *v1alpha1.ExportedDataKey) error {
+	t, _ := exportTarget(object) // its name is right, also with labels that are invalid
+	secret, err := r.secrets.Read(ctx, t.Ref)
+	if err != nil || secret == nil || (!t.Owns(secret) && !wroteSecret(object, secret)) {
+		return err
+	}
+	line := (&exportScope{object: object}).exportLine(audit.WithdrawExport)
+	return r.recorded(line, func(*audit.Record) error { return r.secrets.Destroy(ctx, t, secret) })
 }
 
 // wroteSecret reports whether a Secret is the one that the status says was written, whatever its owner is now. When the

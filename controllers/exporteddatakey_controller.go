@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
@@ -21,7 +22,7 @@ import (
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=exporteddatakeys,verbs=get;list;watch
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=exporteddatakeys/status,verbs=patch
 
-// exportedDataKeyReconciler exports data keys into Secrets.
+// exportedDataKeyReconciler exports data keys into Secrets, or into the status of its objects.
 //
 // RSA-OAEP and SM2 are randomised: an export is made again when an input changed, never to compare.
 type exportedDataKeyReconciler struct {
@@ -33,7 +34,7 @@ type exportScope struct {
 	object      *v1alpha1.ExportedDataKey
 	began       time.Time             // when the reconcile began
 	live        bool                  // set by confirm: ask the API server for the master key's object, not the cache
-	target      secrets.Target        // set by findDataKey
+	target      secrets.Target        // set by findDataKey, unless the export is delivered in the status
 	blob        kms.Blob              // set by findDataKey
 	dataKey     string                // set by findDataKey: the digest that identifies the data key
 	master      keyring.Ref           // set by findDataKey: the master key, as the DataKey or keyRef names it
@@ -46,6 +47,7 @@ type exportScope struct {
 	secret      *corev1.Secret        // set by compare: the Secret to replace
 	suspect     bool                  // set by compare: the module may have returned a wrong result for the export that stands
 	exported    metav1.Time           // set by exportApproved: when the module returned the export
+	withdrawn   *audit.Record         // set by withdraw: the line of an export that the next write removes from the status
 }
 
 // Reconcile exports the data key for the recipient when an input or the Secret is other than it was.
@@ -55,8 +57,8 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !object.DeletionTimestamp.IsZero() {
-		// The Secret goes with its owner. A finalizer may keep the owner, but not the Secret.
-		return ctrl.Result{}, r.withdraw(ctx, object)
+		// The Secret goes with its owner. A finalizer may keep the owner, but not the export.
+		return ctrl.Result{}, r.withdrawFromDeleted(ctx, object)
 	}
 
 	was := object.DeepCopy().Status
@@ -76,11 +78,22 @@ func (r *exportedDataKeyReconciler) Reconcile(ctx context.Context, req ctrl.Requ
 		}
 		object.Status.DryRunResult = dryRunResult(object.Spec.DryRun, err)
 		return reconciler.Outcome{
-			Err: explained(err), ReadyMessage: "The exported data key is in its Secret.",
-			Events:  slices.Concat(noteRotation(object, was.RecipientFingerprint), noteRepetition(scope, err)),
-			Written: func() { r.recordRefusal(scope, was.Conditions, answer, err) },
+			Err: explained(err), ReadyMessage: readyMessage(object),
+			Events: slices.Concat(noteRotation(object, was.RecipientFingerprint), noteRepetition(scope, err)),
+			Written: func() {
+				r.recordWithdrawal(scope)
+				r.recordRefusal(scope, was.Conditions, answer, err)
+			},
 		}
 	})
+}
+
+// readyMessage says where the export is.
+func readyMessage(object *v1alpha1.ExportedDataKey) string {
+	if object.Spec.DeliversInStatus() {
+		return "The exported data key is in status.exportedDataKey."
+	}
+	return "The exported data key is in its Secret."
 }
 
 // dryRunResult returns the result of a dry run that ended with an error, or "" if it has no result yet or is not a dry run.
@@ -127,5 +140,5 @@ func noteRepetition(s *exportScope, err error) []reconciler.Event {
 		return nil
 	}
 	return []reconciler.Event{{Type: corev1.EventTypeWarning, Reason: "ExportRepeated", Action: "Export", Message: "The data key was exported again, because a " +
-		"check found that the module returned wrong results at the time of the former export. A recipient that could not open it must read the Secret again."}}
+		"check found that the module returned wrong results at the time of the former export. A recipient that could not open it must read it again."}}
 }

@@ -51,8 +51,10 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 	if err != nil {
 		return err
 	}
-	if s.target, err = exportTarget(s.object); err != nil {
-		return err
+	if !spec.DeliversInStatus() {
+		if s.target, err = exportTarget(s.object); err != nil {
+			return err
+		}
 	}
 	text, approved := spec.CiphertextBlob, approvedFor(s.object.Status.Approved, s.object.Generation)
 	s.object.Status.Approved = approved
@@ -98,6 +100,9 @@ func (r *exportedDataKeyReconciler) findDataKey(ctx context.Context, s *exportSc
 // checkTarget refuses the Secret in which the DataKey keeps its blob. Both are named after their objects by default, so
 // an export that is named as its DataKey would write that one.
 func (s *exportScope) checkTarget(dataKey *v1alpha1.DataKey) error {
+	if s.object.Spec.DeliversInStatus() {
+		return nil
+	}
 	kept, err := dataKeyTarget(dataKey)
 	if err != nil || kept.Ref != s.target.Ref {
 		return nil //nolint:nilerr // the DataKey's own conditions say what is wrong with its target
@@ -142,6 +147,9 @@ func (s *exportScope) inputsDigest() string {
 // TargetNotOwned, KeyStoreNotReady.
 func (r *exportedDataKeyReconciler) compare(ctx context.Context, s *exportScope) error {
 	s.inputs = s.inputsDigest()
+	if s.object.Spec.DeliversInStatus() {
+		return r.compareStatus(ctx, s)
+	}
 	status := &s.object.Status
 	m, err := r.secrets.Look(ctx, s.target.Ref)
 	if err != nil {
@@ -155,7 +163,7 @@ func (r *exportedDataKeyReconciler) compare(ctx context.Context, s *exportScope)
 			return err
 		}
 		if !s.suspect {
-			s.finish(*status.SecretRef)
+			s.finish()
 			return reconciler.ErrDone
 		}
 	}
@@ -237,30 +245,25 @@ func (r *exportedDataKeyReconciler) ensureSecret(ctx context.Context, s *exportS
 	if err != nil {
 		return err
 	}
-	s.finish(ref)
+	s.object.Status.SecretRef = &ref
+	s.finish()
 	return nil
 }
 
 // finish sets what the status says of the inputs.
-func (s *exportScope) finish(ref v1alpha1.SecretReference) {
+func (s *exportScope) finish() {
 	status := &s.object.Status
 	status.InputsDigest = s.inputs
 	status.RecipientFingerprint = s.fingerprint
 	status.RecipientVersion = s.source
-	status.SecretRef = &ref
 }
 
-// writeSecret writes the Secret and then the status. Reasons: TargetNotOwned, APIServer.
-func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportScope, approved approval, exported kms.ExportedDataKey) error {
-	err := r.ensureSecret(ctx, s, map[string][]byte{
-		entryExportedDataKey:      exported.ExportedDataKey,
-		entryKeyID:                []byte(exported.KeyID.String()),
-		entryKeyVersionID:         []byte(exported.KeyVersionID.String()),
-		entryWrappingKeySpec:      []byte(s.object.Spec.WrappingKeySpec),
-		entryWrappingAlgorithm:    []byte(s.object.Spec.WrappingAlgorithm),
-		entryRecipientFingerprint: []byte(approved.fingerprint),
-	}, exported.RequestID.String(), &s.exported)
-	if err != nil {
+// deliver writes the export to its Secret, or sets it in the status, and sets what the status says of it. Reasons: those
+// of ensureSecret.
+func (r *exportedDataKeyReconciler) deliver(ctx context.Context, s *exportScope, approved approval, exported kms.ExportedDataKey) error {
+	if s.object.Spec.DeliversInStatus() {
+		s.setExported(exported)
+	} else if err := r.writeSecret(ctx, s, approved, exported); err != nil {
 		return err
 	}
 	status := &s.object.Status
@@ -270,4 +273,16 @@ func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportSc
 	status.Custody = v1alpha1.Custody(exported.Custody)
 	status.ExportTime = &s.exported
 	return nil
+}
+
+// writeSecret writes the Secret. Reasons: those of ensureSecret.
+func (r *exportedDataKeyReconciler) writeSecret(ctx context.Context, s *exportScope, approved approval, exported kms.ExportedDataKey) error {
+	return r.ensureSecret(ctx, s, map[string][]byte{
+		entryExportedDataKey:      exported.ExportedDataKey,
+		entryKeyID:                []byte(exported.KeyID.String()),
+		entryKeyVersionID:         []byte(exported.KeyVersionID.String()),
+		entryWrappingKeySpec:      []byte(s.object.Spec.WrappingKeySpec),
+		entryWrappingAlgorithm:    []byte(s.object.Spec.WrappingAlgorithm),
+		entryRecipientFingerprint: []byte(approved.fingerprint),
+	}, exported.RequestID.String(), &s.exported)
 }

@@ -153,7 +153,7 @@ func (r *exportedDataKeyReconciler) secretEvents() secretEvents {
 	all := handler.EnqueueRequestsFromMapFunc(r.exportsOfContent(secrets.Secret))
 	others := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 		isOther := func(e *v1alpha1.ExportedDataKey) bool {
-			return secrets.TargetName(e, secretTarget(e)) != o.GetName()
+			return e.Spec.DeliversInStatus() || secrets.TargetName(e, secretTarget(e)) != o.GetName()
 		}
 		return r.findExports(ctx, isOther, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexContent: contentIndex(secrets.Secret, o.GetName())})
 	})

@@ -161,7 +161,10 @@ func exportVersion(o client.Object) []string {
 
 func exportContent(o client.Object) []string {
 	e := o.(*v1alpha1.ExportedDataKey)
-	out := []string{contentIndex(secrets.Secret, secrets.TargetName(e, secretTarget(e)))}
+	var out []string
+	if !e.Spec.DeliversInStatus() {
+		out = append(out, contentIndex(secrets.Secret, secrets.TargetName(e, secretTarget(e))))
+	}
 	if ref := e.Spec.PublicKey.SecretKeyRef; ref != nil {
 		out = append(out, contentIndex(secrets.Secret, string(ref.Name)))
 	}

@@ -208,7 +208,7 @@ func (s *scrape) readExports(ctx context.Context, c client.Reader) error {
 	for i := range exports.Items {
 		e := &exports.Items[i]
 		s.count("ExportedDataKey", e.Status.Conditions)
-		if e.Status.SecretRef != nil {
+		if e.Status.SecretRef != nil || e.Status.ExportedDataKey != "" {
 			s.exports[[2]string{e.Spec.WrappingAlgorithm, string(e.Status.Custody)}]++
 		}
 	}

@@ -106,6 +106,8 @@ type ExportTarget struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.encryptionContext) || has(self.ciphertextBlob)",message="encryptionContext requires ciphertextBlob: a DataKey has its own context"
 // +kubebuilder:validation:XValidation:rule="(self.wrappingKeySpec == 'EC_SM2') == (self.wrappingAlgorithm == 'SM2PKE')",message="EC_SM2 requires SM2PKE; RSA key specs require RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"
 // +kubebuilder:validation:XValidation:rule="!has(self.sm2CiphertextFormat) || self.wrappingAlgorithm == 'SM2PKE'",message="sm2CiphertextFormat requires wrappingAlgorithm SM2PKE"
+// +kubebuilder:validation:XValidation:rule="!has(self.target) || !has(self.delivery) || self.delivery != 'Status'",message="target is the Secret to write: delivery Status writes none"
+// +kubebuilder:validation:XValidation:rule="(has(self.delivery) && self.delivery == 'Status') == (has(oldSelf.delivery) && oldSelf.delivery == 'Status')",message="delivery cannot be changed: create another ExportedDataKey"
 // +kubebuilder:validation:XValidation:rule="(has(self.target) && has(self.target.name)) == (has(oldSelf.target) && has(oldSelf.target.name)) && (!has(self.target) || !has(self.target.name) || self.target.name == oldSelf.target.name)",message="target.name cannot be changed: create another ExportedDataKey"
 type ExportedDataKeySpec struct {
 	// DataKeyRef names the DataKey to export. Exactly one of dataKeyRef and ciphertextBlob must be set.
@@ -143,15 +145,35 @@ type ExportedDataKeySpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum=C1C3C2;C1C2C3;ASN1
 	SM2CiphertextFormat string `json:"sm2CiphertextFormat,omitempty"`
-	// DryRun checks whether the export would succeed, without writing a Secret. The result is in status.dryRunResult.
+	// DryRun checks whether the export would succeed, without writing an export. The result is in status.dryRunResult.
 	// Ready is False also if the export would succeed; its reason is then DryRunOperationError, and otherwise
 	// ValidationError or AccessDeniedError. With dryRun, target has no effect. Defaults to false.
 	// +optional
 	DryRun bool `json:"dryRun,omitempty"`
-	// Target is the Secret that the operator writes. Defaults to a Secret with the name of this object.
+	// Delivery is where the operator writes the exported data key: Secret or Status (status.exportedDataKey). With Status,
+	// a recipient that has the private key needs no permission to read Secrets. It cannot be changed. Defaults to Secret.
+	// +optional
+	// +kubebuilder:validation:Enum=Secret;Status
+	Delivery Delivery `json:"delivery,omitempty"`
+	// Target is the Secret that the operator writes. It must not be set if delivery is Status. Defaults to a Secret with
+	// the name of this object.
 	// +optional
 	Target *ExportTarget `json:"target,omitempty"`
 }
+
+// Delivery is where an exported data key is written.
+type Delivery string
+
+// The places where an exported data key is written.
+const (
+	// DeliverySecret means a Secret, the target.
+	DeliverySecret Delivery = "Secret"
+	// DeliveryStatus means status.exportedDataKey.
+	DeliveryStatus Delivery = "Status"
+)
+
+// DeliversInStatus reports whether the exported data key is written to the status, and not to a Secret.
+func (s *ExportedDataKeySpec) DeliversInStatus() bool { return s.Delivery == DeliveryStatus }
 
 // DryRunResult is the result of a dry run.
 // +kubebuilder:validation:Enum=WouldSucceed;WouldFail
@@ -220,7 +242,12 @@ type ExportedDataKeyStatus struct {
 	// not set if dryRun is false, and while the operator waits or retries.
 	// +optional
 	DryRunResult DryRunResult `json:"dryRunResult,omitempty"`
-	// SecretRef is the Secret that holds the export.
+	// ExportedDataKey is the data key encrypted under the recipient's public key, in Base64. It is set if delivery is
+	// Status.
+	// +optional
+	// +kubebuilder:validation:MaxLength=2048
+	ExportedDataKey string `json:"exportedDataKey,omitempty"`
+	// SecretRef is the Secret that holds the export. It is set if delivery is Secret.
 	// +optional
 	SecretRef *SecretReference `json:"secretRef,omitempty"`
 	// ExportTime is the time of the export.

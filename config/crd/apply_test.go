@@ -278,7 +278,7 @@ func withStatus(ns string) []client.Object {
 			Status: v1alpha1.ExportedDataKeyStatus{
 				ObservedGeneration: 1, Conditions: conditions(), KeyID: "id", KeyVersionID: "version", RequestID: "r",
 				Custody: "Host", Parent: "p", RecipientFingerprint: "SHA256:00", RecipientVersion: "v", InputsDigest: "d",
-				SecretRef: secretRef(), ExportTime: &now, Approved: approved(), DryRunResult: v1alpha1.DryRunWouldFail,
+				SecretRef: secretRef(), ExportedDataKey: "AA==", ExportTime: &now, Approved: approved(), DryRunResult: v1alpha1.DryRunWouldFail,
 			},
 		},
 		&v1alpha1.ClusterExportedDataKey{

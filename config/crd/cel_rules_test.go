@@ -1,10 +1,6 @@
 package crd_test
 
-import (
-	"strings"
-
-	. "github.com/onsi/gomega"
-)
+import "strings"
 
 const (
 	dataKey   = `{keyRef: {kind: ImportedKey, name: k}`
@@ -377,6 +373,27 @@ var ruleExamples = joined(map[rule]map[string]examples{
 		},
 		rejected: []string{exported + `, sm2CiphertextFormat: C1C3C2}`},
 	}),
+	{"exporteddatakeys", "spec", "target is the Secret to write: delivery Status writes none"}: only(examples{
+		accepted: []string{exported + `, delivery: Status}`, exported + `, delivery: Secret, target: {name: a}}`, exported + `, target: {name: a}}`},
+		rejected: []string{exported + `, delivery: Status, target: {name: a}}`, exported + `, delivery: Status, target: {}}`},
+	}),
+	{"exporteddatakeys", "spec", "delivery cannot be changed: create another ExportedDataKey"}: {
+		"Secret": {
+			before:   exported + `, delivery: Secret}`,
+			accepted: []string{exported + `, delivery: Secret, target: {labels: {team: a}}}`, exported + `}`},
+			rejected: []string{exported + `, delivery: Status}`},
+		},
+		"not given": {
+			before:   exported + `}`,
+			accepted: []string{exported + `, delivery: Secret}`},
+			rejected: []string{exported + `, delivery: Status}`},
+		},
+		"Status": {
+			before:   exported + `, delivery: Status}`,
+			accepted: []string{exported + `, delivery: Status, dryRun: true}`},
+			rejected: []string{exported + `, delivery: Secret}`, exported + `}`},
+		},
+	},
 	{"exporteddatakeys", "spec", "target.name cannot be changed: create another ExportedDataKey"}: targetName(exported),
 
 	{"clusterexporteddatakeys", "spec", "target.name cannot be changed: create another ClusterExportedDataKey"}: ofTemplate(targetName(`{` + distributed)),

@@ -86,6 +86,7 @@ func TestSchema_refuses(t *testing.T) {
 		"an export under RSA-1024":                          {"exporteddatakeys", wrappedWith("RSA_1024", "RSAES_OAEP_SHA_256") + `}`, "spec.wrappingKeySpec", "Unsupported value"},
 		"an export without a recipient":                     {"exporteddatakeys", `{dataKeyRef: {name: d}, wrappingKeySpec: RSA_2048, wrappingAlgorithm: RSAES_OAEP_SHA_256}`, "spec.publicKey", "Required"},
 		"an SM2 format that does not exist":                 {"exporteddatakeys", wrappedWith("EC_SM2", "SM2PKE") + `, sm2CiphertextFormat: C2C1C3}`, "spec.sm2CiphertextFormat", "Unsupported value"},
+		"a delivery that does not exist":                    {"exporteddatakeys", exported + `, delivery: ConfigMap}`, "spec.delivery", "Unsupported value"},
 		"an empty public key":                               {"exporteddatakeys", recipient(`type: Blob, blob: ""`), "spec.publicKey.blob", "at least 1"},
 		"a public key longer than any":                      {"exporteddatakeys", recipient(`type: Blob, blob: ` + long(16385)), "spec.publicKey.blob", "16384"},
 		"one for all, of no namespace":                      {"clusterexporteddatakeys", strings.Replace(clusterExport(distributed), "namespace: home, ", "", 1), "spec.template.dataKeyRef.namespace", "Required"},

@@ -130,7 +130,7 @@ var wholeSpecs = map[string][]string{
 	"exporteddatakeys": {
 		strings.Replace(exported, "{name: d}", `{name: d, namespace: a, digest: "`+strings.Repeat("0", 64)+`"}`, 1) + `, dryRun: true, target: ` + wholeTarget + `, immutable: true}}`,
 		strings.Replace(strings.Replace(blobExported, "RSA_2048", "EC_SM2", 1), "RSAES_OAEP_SHA_256", "SM2PKE", 1) + `, encryptionContext: {a: b}, sm2CiphertextFormat: ASN1}`,
-		recipient(member("secretKeyRef")), recipient(member("configMapKeyRef")), recipient(member("importedKeyRef")),
+		recipient(member("secretKeyRef")), recipient(member("configMapKeyRef")), recipient(member("importedKeyRef")), exported + `, delivery: Status}`,
 	},
 	"clusterexporteddatakeys": {
 		`{namespaceSelector: ` + wholeSelector + `, template: {` + distributed + `, target: ` + wholeTarget + `, immutable: true}}}`,

@@ -1,5 +1,5 @@
-// Package cli is Keyconvoy's command line: the operator (manager), wrap and unwrap for those who import and receive
-// keys, and module check for those who have an HSM. Cryptography is in internal/wrapping.
+// Package cli is Keyconvoy's command line: the operator (manager), wrap, unwrap and fetch for those who import and
+// receive keys, and module check for those who have an HSM. Cryptography is in internal/wrapping.
 package cli
 
 import (
@@ -21,6 +21,12 @@ import (
 // version is set by the linker (make build).
 var version = "dev"
 
+// exitError ends this process with the exit code of a program that it has run, and that has printed what there is to say.
+type exitError int
+
+// Error implements error.
+func (e exitError) Error() string { return fmt.Sprintf("the program exited with %d", int(e)) }
+
 // The exit codes. They are documented in the root command's help.
 const (
 	exitOK     = 0
@@ -33,6 +39,8 @@ const rootLong = `Keyconvoy moves keys from one HSM to another, or to a pod, alw
   manager       runs the operator, which reconciles the objects of keyconvoy.io in a cluster.
   wrap          encrypts your key material for an ImportedKey.
   unwrap        decrypts a data key that an ExportedDataKey exported for you.
+  fetch         gets a data key for the pod in which it runs (Linux).
+  csi           runs the CSI node plugin, which gives pods volumes with a data key (Linux).
   module check  checks whether a token of a PKCS#11 module can be a key store.
 
 To use it as the kubectl plugin "kubectl keyconvoy", put the binary, or a link to it, on the PATH as
@@ -61,6 +69,10 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
+	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		return int(exit)
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = errors.New("interrupted")
@@ -103,6 +115,7 @@ func newRoot(program string) *cobra.Command {
 		PersistentPreRunE: func(*cobra.Command, []string) error { return coredump.Disable() },
 	}
 	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand(), newModuleCommand(), newLibraryCommand(), newReadSecretCommand())
+	root.AddCommand(podCommands()...)
 	if calledAs(program, pluginName) {
 		asPlugin(root)
 	}

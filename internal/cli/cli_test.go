@@ -58,10 +58,11 @@ func TestHelp_namesExitCodesAndHasExamples(t *testing.T) {
 		args []string
 		says []string
 	}{
-		"the root":            {[]string{"--help"}, []string{"Exit codes: 0", "wrap", "unwrap", "manager", "module check", "kubectl-keyconvoy"}},
+		"the root":            {[]string{"--help"}, []string{"Exit codes: 0", "wrap", "unwrap", "manager", "module check", "fetch", "kubectl-keyconvoy"}},
 		"the root by default": {nil, []string{"Exit codes: 0"}},
 		"wrap":                {[]string{"wrap", "--help"}, []string{"Examples:", "--parameters", "--apply", "32 bytes"}},
 		"unwrap":              {[]string{"unwrap", "--help"}, []string{"Examples:", "--secret-dir", "0600"}},
+		"fetch":               {[]string{"fetch", "--help"}, []string{"Examples:", "--datakey", "KEYCONVOY_KEY_FD", "0400", "the verb export"}},
 		"module":              {[]string{"module"}, []string{"check"}},
 		"module check":        {[]string{"module", "check", "--help"}, []string{"Examples:", "--token", "changes nothing", "tries it once"}},
 		"the version":         {[]string{"--version"}, []string{"keyconvoy "}},

@@ -18,8 +18,8 @@ import (
 )
 
 // PrivateKey is the private half of a wrapping key. It never prints: formatting, logging and marshaling give its
-// public fingerprint. It is immutable and safe for concurrent use. Go's big integers cannot be wiped reliably, so it
-// remains in memory until it is garbage-collected.
+// public fingerprint. It is immutable and safe for concurrent use, except for Wipe. Go's big integers cannot be wiped
+// reliably, so parts of it remain in memory until it is garbage-collected.
 type PrivateKey struct {
 	// Pointers, so that fmt prints addresses even if a PrivateKey is in an unexported field of another type, for
 	// which fmt does not call Format.
@@ -225,6 +225,21 @@ func (k *PrivateKey) PKCS8() (redact.Bytes, error) {
 		return nil, errors.New("an SM2 point out of range")
 	}
 	return marshalSM2Private(scalar, point), nil
+}
+
+// Wipe overwrites the private numbers that can be reached. Copies of some remain in crypto/rsa and gmsm until the key is
+// garbage-collected. The key must not be used afterwards.
+func (k *PrivateKey) Wipe() {
+	if k.sm2 != nil {
+		clear(k.sm2.D.Bits())
+		return
+	}
+	pre := &k.rsa.Precomputed
+	for _, n := range append([]*big.Int{k.rsa.D, pre.Dp, pre.Dq, pre.Qinv}, k.rsa.Primes...) {
+		if n != nil {
+			clear(n.Bits())
+		}
+	}
 }
 
 // Public returns the public half.

@@ -320,3 +320,18 @@ func TestPrivateKey_neverPrints(t *testing.T) {
 		t.Error("nothing says which key it is")
 	}
 }
+
+func TestPrivateKey_Wipe_overwritesThePrivateNumbers(t *testing.T) {
+	t.Parallel()
+	for name, spec := range map[string]wrapping.KeySpec{"RSA": wrapping.RSA2048, "SM2": wrapping.ECSM2} {
+		key, err := wrapping.GeneratePrivateKey(rand.Reader, spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := pkcs8(t, key)
+		key.Wipe()
+		if after, err := key.PKCS8(); err == nil && bytes.Equal(after, before) {
+			t.Errorf("%s: the private key is still there", name)
+		}
+	}
+}

@@ -282,6 +282,8 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DeletionPolicy
   scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.Delivery
+  scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DesiredKeyState
   scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.DistributedPublicKeySource
@@ -426,6 +428,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: dataKeyRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DataKeyReference
+    - name: delivery
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.Delivery
     - name: dryRun
       type:
         scalar: boolean
@@ -473,6 +478,9 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.DryRunResult
     - name: exportTime
+      type:
+        scalar: string
+    - name: exportedDataKey
       type:
         scalar: string
     - name: inputsDigest

@@ -32,11 +32,15 @@ type ExportedDataKeySpecApplyConfiguration struct {
 	// SM2CiphertextFormat is the format of an SM2 ciphertext: C1C3C2 (raw), C1C2C3 (raw, older) or ASN1 (GM/T 0009, which
 	// openssl reads). Only with SM2PKE. Defaults to C1C3C2.
 	SM2CiphertextFormat *string `json:"sm2CiphertextFormat,omitempty"`
-	// DryRun checks whether the export would succeed, without writing a Secret. The result is in status.dryRunResult.
+	// DryRun checks whether the export would succeed, without writing an export. The result is in status.dryRunResult.
 	// Ready is False also if the export would succeed; its reason is then DryRunOperationError, and otherwise
 	// ValidationError or AccessDeniedError. With dryRun, target has no effect. Defaults to false.
 	DryRun *bool `json:"dryRun,omitempty"`
-	// Target is the Secret that the operator writes. Defaults to a Secret with the name of this object.
+	// Delivery is where the operator writes the exported data key: Secret or Status (status.exportedDataKey). With Status,
+	// a recipient that has the private key needs no permission to read Secrets. It cannot be changed. Defaults to Secret.
+	Delivery *apiv1alpha1.Delivery `json:"delivery,omitempty"`
+	// Target is the Secret that the operator writes. It must not be set if delivery is Status. Defaults to a Secret with
+	// the name of this object.
 	Target *ExportTargetApplyConfiguration `json:"target,omitempty"`
 }
 
@@ -121,6 +125,14 @@ func (b *ExportedDataKeySpecApplyConfiguration) WithSM2CiphertextFormat(value st
 // If called multiple times, the DryRun field is set to the value of the last call.
 func (b *ExportedDataKeySpecApplyConfiguration) WithDryRun(value bool) *ExportedDataKeySpecApplyConfiguration {
 	b.DryRun = &value
+	return b
+}
+
+// WithDelivery sets the Delivery field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Delivery field is set to the value of the last call.
+func (b *ExportedDataKeySpecApplyConfiguration) WithDelivery(value apiv1alpha1.Delivery) *ExportedDataKeySpecApplyConfiguration {
+	b.Delivery = &value
 	return b
 }
 

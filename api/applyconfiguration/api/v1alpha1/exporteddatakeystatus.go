@@ -41,7 +41,10 @@ type ExportedDataKeyStatusApplyConfiguration struct {
 	// DryRunResult is the result of the dry run: WouldSucceed, or WouldFail for the reason in the Ready condition. It is
 	// not set if dryRun is false, and while the operator waits or retries.
 	DryRunResult *apiv1alpha1.DryRunResult `json:"dryRunResult,omitempty"`
-	// SecretRef is the Secret that holds the export.
+	// ExportedDataKey is the data key encrypted under the recipient's public key, in Base64. It is set if delivery is
+	// Status.
+	ExportedDataKey *string `json:"exportedDataKey,omitempty"`
+	// SecretRef is the Secret that holds the export. It is set if delivery is Secret.
 	SecretRef *SecretReferenceApplyConfiguration `json:"secretRef,omitempty"`
 	// ExportTime is the time of the export.
 	ExportTime *metav1.Time `json:"exportTime,omitempty"`
@@ -151,6 +154,14 @@ func (b *ExportedDataKeyStatusApplyConfiguration) WithInputsDigest(value string)
 // If called multiple times, the DryRunResult field is set to the value of the last call.
 func (b *ExportedDataKeyStatusApplyConfiguration) WithDryRunResult(value apiv1alpha1.DryRunResult) *ExportedDataKeyStatusApplyConfiguration {
 	b.DryRunResult = &value
+	return b
+}
+
+// WithExportedDataKey sets the ExportedDataKey field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ExportedDataKey field is set to the value of the last call.
+func (b *ExportedDataKeyStatusApplyConfiguration) WithExportedDataKey(value string) *ExportedDataKeyStatusApplyConfiguration {
+	b.ExportedDataKey = &value
 	return b
 }
 

@@ -1,0 +1,58 @@
+package csi
+
+import (
+	"sync"
+	"time"
+)
+
+// removals delete the objects of fetches that have ended, one after another, so that pods that start at once do not wait for
+// the deletions of each other. It is zero at first.
+type removals struct {
+	mu      sync.Mutex
+	waiting []func()
+	running bool
+	idle    sync.WaitGroup
+}
+
+// add has an object deleted soon.
+func (r *removals) add(remove func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = append(r.waiting, remove)
+	if !r.running {
+		r.running = true
+		r.idle.Go(r.run)
+	}
+}
+
+// run deletes until nothing waits.
+func (r *removals) run() {
+	for {
+		r.mu.Lock()
+		if len(r.waiting) == 0 {
+			r.running = false
+			r.mu.Unlock()
+			return
+		}
+		next := r.waiting[0]
+		r.waiting = r.waiting[1:]
+		r.mu.Unlock()
+		next()
+	}
+}
+
+// endWithin limits how long the driver waits for deletions when it ends. Kubernetes deletes what is left with the pods.
+const endWithin = 5 * time.Second
+
+// wait waits until all are deleted, but not for longer than endWithin. None may be added any more.
+func (r *removals) wait() {
+	done := make(chan struct{})
+	go func() {
+		r.idle.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(endWithin):
+	}
+}
