@@ -2,8 +2,6 @@ package crd_test
 
 import (
 	"strings"
-
-	. "github.com/onsi/gomega"
 )
 
 const (
@@ -235,6 +233,11 @@ var ruleExamples = joined(map[rule]map[string]examples{
 			strings.Replace(generated, "name: s", "name: other", 1) + `}`,
 			strings.Replace(generated, "kind: KeyStore", "kind: ClusterKeyStore", 1) + `}`,
 		},
+	}),
+	{"accesskeys", "spec", "serviceAccountName cannot be changed: create another AccessKey"}: only(examples{
+		before:   `{serviceAccountName: app}`,
+		accepted: []string{`{serviceAccountName: app, disabled: true, expireTime: "2090-01-01T00:00:00Z"}`},
+		rejected: []string{`{serviceAccountName: admin}`},
 	}),
 	{"generatedkeys", "spec", "keySpec cannot be changed: create another GeneratedKey"}: only(examples{
 		before:   generated + `}`,
