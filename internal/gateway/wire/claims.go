@@ -8,7 +8,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
-// claims is what a request says of itself. Nothing of it is trusted before verify has returned nil.
+// claims are what a request states. Nothing of it is trusted before verify has returned nil.
 type claims struct {
 	accessKeyID string
 	time        string

@@ -102,7 +102,7 @@ func decodeXML(t *testing.T, text string) map[string]string {
 
 func TestReceive_readsTheDocumentedExample(t *testing.T) {
 	t.Parallel()
-	m, err := receive(httptest.NewRequest(http.MethodGet, "/?"+exampleQuery, http.NoBody))
+	m, err := receive(httptest.NewRequest(http.MethodGet, "/?"+exampleQuery, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
