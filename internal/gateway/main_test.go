@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/gateway"
+	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/hsm/inprocess"
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
@@ -55,9 +57,19 @@ func run(t *testing.T) (*harness.Operator, *replica) {
 	return o, start(t, o)
 }
 
+// settings are what is different in a gateway.
+type settings struct {
+	modules   hsm.Provider
+	failPatch *atomic.Bool // whether the patches of objects fail; nil for no
+}
+
 // start starts another gateway.
-func start(t *testing.T, o *harness.Operator) *replica {
+func start(t *testing.T, o *harness.Operator, changes ...func(*settings)) *replica {
 	t.Helper()
+	s := settings{modules: inprocess.Provider(nil)}
+	for _, change := range changes {
+		change(&s)
+	}
 	scheme, err := gateway.Scheme()
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +83,7 @@ func start(t *testing.T, o *harness.Operator) *replica {
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
 		NewClient: func(cfg *rest.Config, options ctrlclient.Options) (ctrlclient.Client, error) {
 			c, err := ctrlclient.New(cfg, options)
-			return marking{c, o}, err
+			return marking{c, o, s.failPatch}, err
 		},
 	})
 	if err != nil {
@@ -80,7 +92,7 @@ func start(t *testing.T, o *harness.Operator) *replica {
 	r := &replica{o: o}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.handler, err = gateway.Setup(ctx, mgr, gateway.Options{
-		Modules: inprocess.Provider(nil), OperatorNamespace: o.OwnNamespace, Audit: audit.New(&r.audit, ctrl.Log),
+		Modules: s.modules, OperatorNamespace: o.OwnNamespace, Audit: audit.New(&r.audit, ctrl.Log),
 	})
 	if err != nil {
 		cancel()
@@ -101,7 +113,16 @@ func start(t *testing.T, o *harness.Operator) *replica {
 type marking struct {
 	ctrlclient.Client
 
-	o *harness.Operator
+	o         *harness.Operator
+	failPatch *atomic.Bool
+}
+
+// Patch implements client.Client.
+func (m marking) Patch(ctx context.Context, object ctrlclient.Object, patch ctrlclient.Patch, options ...ctrlclient.PatchOption) error {
+	if m.failPatch != nil && m.failPatch.Load() {
+		return errEnded
+	}
+	return m.Client.Patch(ctx, object, patch, options...)
 }
 
 // Create implements client.Client.
