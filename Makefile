@@ -95,6 +95,10 @@ bench: packages build controlplane $(LAUNCHER) ## Compare the operator with a ba
 	$(GO) -C hack/bench build -o $(TOOLS)/bench .
 	$(TOOLS)/bench -n $(N) $(BENCHFLAGS)
 
+.PHONY: bench-gateway
+bench-gateway: controlplane ## Compare the gateway with the bare operations and with a plain server that checks the same signatures
+	$(GO) -C hack/gateway test -run '^$$' -bench . -timeout 60m .
+
 .PHONY: bench-modules
 bench-modules: packages ## Compare the operations with bare calls into the modules
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/...

@@ -49,10 +49,11 @@ type site struct {
 	ca       string // PEM
 	caFile   string
 	gateways [2]string // host and port
+	pids     [2]int
 	id, key  string    // the access key
 }
 
-func root(t *testing.T, path ...string) string {
+func root(t testing.TB, path ...string) string {
 	t.Helper()
 	abs, err := filepath.Abs(filepath.Join(append([]string{"..", ".."}, path...)...))
 	if err != nil {
@@ -62,7 +63,7 @@ func root(t *testing.T, path ...string) string {
 }
 
 // start starts the site. It ends with the test.
-func start(t *testing.T) *site {
+func start(t testing.TB) *site {
 	t.Helper()
 	env := &envtest.Environment{
 		CRDDirectoryPaths: []string{root(t, "config", "crd", "bases")}, ErrorIfCRDPathMissing: true,
@@ -95,7 +96,7 @@ func start(t *testing.T) *site {
 	for i := range s.gateways {
 		s.gateways[i] = freeAddress(t)
 		probes := freeAddress(t)
-		launch(t, binary, "gateway", "--kubeconfig", kubeconfig(t, dir, cfg, "system:serviceaccount:"+system+":gateway"),
+		s.pids[i] = launch(t, binary, "gateway", "--kubeconfig", kubeconfig(t, dir, cfg, "system:serviceaccount:"+system+":gateway"),
 			"--bind-address="+s.gateways[i], "--tls-dir="+dir, "--metrics-bind-address=0", "--health-probe-bind-address="+probes)
 		eventually(t, func() error {
 			response, err := http.Get("http://" + probes + "/readyz")
@@ -114,7 +115,7 @@ func start(t *testing.T) *site {
 }
 
 // applyRoles applies the permissions of the gateway as config/gateway has them, so that the tests find missing ones.
-func (s *site) applyRoles(t *testing.T) {
+func (s *site) applyRoles(t testing.TB) {
 	t.Helper()
 	text, err := os.ReadFile(root(t, "config", "gateway", "rbac.yaml"))
 	must(t, err)
@@ -126,7 +127,7 @@ func (s *site) applyRoles(t *testing.T) {
 }
 
 // accessKey makes a key store, and an access key that may do everything with keys.
-func (s *site) accessKey(t *testing.T) {
+func (s *site) accessKey(t testing.TB) {
 	t.Helper()
 	meta := metav1.ObjectMeta{Namespace: team, Name: "app"}
 	key := &v1alpha1.AccessKey{ObjectMeta: meta, Spec: v1alpha1.AccessKeySpec{
@@ -152,7 +153,7 @@ func (s *site) accessKey(t *testing.T) {
 }
 
 // certificates writes a certificate for the gateways, and that of its authority.
-func (s *site) certificates(t *testing.T, dir string) {
+func (s *site) certificates(t testing.TB, dir string) {
 	t.Helper()
 	authority := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -191,7 +192,7 @@ func (s *site) trust() *tls.Config {
 }
 
 // kubeconfig writes a kubeconfig of the administrator, or of the user that it impersonates.
-func kubeconfig(t *testing.T, dir string, cfg *rest.Config, as string) string {
+func kubeconfig(t testing.TB, dir string, cfg *rest.Config, as string) string {
 	t.Helper()
 	file := clientcmdapi.Config{
 		CurrentContext: "test", Contexts: map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
@@ -204,7 +205,7 @@ func kubeconfig(t *testing.T, dir string, cfg *rest.Config, as string) string {
 }
 
 // launch starts the binary. It ends with the test.
-func launch(t *testing.T, binary string, args ...string) {
+func launch(t testing.TB, binary string, args ...string) (pid int) {
 	t.Helper()
 	var log bytes.Buffer
 	cmd := exec.Command(binary, args...)
@@ -220,9 +221,10 @@ func launch(t *testing.T, binary string, args ...string) {
 			t.Logf("The log of %s:\n%s", args[0], log.String())
 		}
 	})
+	return cmd.Process.Pid
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -230,7 +232,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +240,7 @@ func must(t *testing.T, err error) {
 }
 
 // eventually tries until there is no error.
-func eventually(t *testing.T, try func() error) {
+func eventually(t testing.TB, try func() error) {
 	t.Helper()
 	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(50 * time.Millisecond)
