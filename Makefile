@@ -38,8 +38,11 @@ KUSTOMIZE := $(TOOLS)/kustomize
 GOLANGCI_LINT := $(TOOLS)/golangci-lint
 LAUNCHER := $(TOOLS)/controlplane
 
+# Official clients of the documented API, which the tests of the gateway run.
+NPM_CLIENTS := hack/gateway/node/node_modules/.package-lock.json
+
 # All Go modules of the repository, and those that contain code, not only the versions of tools.
-MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path "./bin/*")))
+MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path "./bin/*" -not -path "*/node_modules/*")))
 CODE_MODULES := $(foreach m,$(MODULES),$(if $(wildcard $(m)/*.go $(m)/*/*.go),$(m)))
 
 ##@ Everyday
@@ -63,8 +66,12 @@ demo: demo-packages build controlplane $(LAUNCHER) ## Import a key from openssl 
 demo-two-clusters: packages build controlplane $(LAUNCHER) ## Move a key from the module of one cluster to that of another
 	hack/demo/two-clusters.sh
 
+.PHONY: gateway-clients
+gateway-clients: controlplane $(NPM_CLIENTS) ## Test the built gateway with the official clients of the API, in Go and on npm
+	$(GO) -C hack/gateway test $(TESTFLAGS) ./...
+
 .PHONY: test
-test: packages controlplane ## Run all tests, those of the modules and operations with the race detector (PKG=./… TESTFLAGS=…)
+test: packages controlplane $(NPM_CLIENTS) ## Run all tests, those of the modules and operations with the race detector (PKG=./… TESTFLAGS=…)
 ifeq ($(origin PKG),file)
 	$(GO) test -race $(TESTFLAGS) $(RACE_PKG)
 	$(GO) test $(TESTFLAGS) $$(comm -23 <($(GO) list $(PKG) | sort) <($(GO) list $(RACE_PKG) | sort))
@@ -87,6 +94,10 @@ faults: packages ## Let each PKCS#11 function fail in each way, and kill modules
 bench: packages build controlplane $(LAUNCHER) ## Compare the operator with a bare client (N=10000 BENCHFLAGS=…)
 	$(GO) -C hack/bench build -o $(TOOLS)/bench .
 	$(TOOLS)/bench -n $(N) $(BENCHFLAGS)
+
+.PHONY: bench-gateway
+bench-gateway: controlplane ## Compare the gateway with the bare operations and with a plain server that checks the same signatures
+	$(GO) -C hack/gateway test -run '^$$' -bench . -timeout 60m .
 
 .PHONY: bench-modules
 bench-modules: packages ## Compare the operations with bare calls into the modules
@@ -235,6 +246,11 @@ endif
 
 $(LAUNCHER): $(wildcard hack/controlplane/*.go) hack/controlplane/go.mod hack/controlplane/go.sum
 	@cd hack/controlplane && GO=$(GO) ../build.sh "the launcher of the control plane" -o $@ .
+	@touch $@
+
+$(NPM_CLIENTS): hack/gateway/node/package.json hack/gateway/node/package-lock.json
+	@hack/packages.sh nodejs npm
+	@cd hack/gateway/node && npm ci --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 $(CONTROLLER_GEN) $(KUSTOMIZE) &: hack/tools/go.mod hack/tools/go.sum

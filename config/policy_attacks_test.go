@@ -157,3 +157,18 @@ func TestPolicies_metadata_isBounded(t *testing.T) {
 		g.Expect(with(change, 17)).To(MatchError(ContainSubstring(what)))
 	}
 }
+
+// An access key has the permissions of its ServiceAccount.
+func TestPolicies_accessKey_takesTheRightToTheTokensOfItsAccount(t *testing.T) {
+	t.Parallel()
+	env := withPolicies(t)
+	namespace := env.Namespace(t)
+	key := &v1alpha1.AccessKey{ObjectMeta: metav1.ObjectMeta{Name: "object"}, Spec: v1alpha1.AccessKeySpec{ServiceAccountName: "admin"}}
+	g := NewWithT(t)
+	p := newPerson(t, env, namespace)
+	p.bind(namespace, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, Verbs: []string{"create"}, ResourceNames: []string{"app"}})
+	g.Eventually(func() error { return p.tries(key) }).Should(MatchError(apierrors.IsForbidden, "forbidden"))
+	refused(g, p.tries(key), p.name, namespace, "serviceaccounts/token")
+	key.Spec.ServiceAccountName = "app"
+	g.Expect(p.tries(key)).To(Succeed())
+}

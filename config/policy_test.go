@@ -355,7 +355,7 @@ func TestPolicies_areBoundAndFailClosed(t *testing.T) {
 		}
 	}
 	g.Expect(n).To(Equal(len(bound)))
-	g.Expect(n).To(Equal(7))
+	g.Expect(n).To(Equal(8))
 }
 
 // Two changes in a row would move a data key from the first key to the last, and each user would need the verbs on two of the three.

@@ -130,13 +130,13 @@ func TestRoles_areAddedToTheBuiltInOnesWhereThatIsSafe(t *testing.T) {
 		slices.Sort(names)
 		return slices.Compact(names)
 	}
-	everything := []string{"clusterexporteddatakeys", "clusterkeystores", "datakeys", "exporteddatakeys", "generatedkeys", "importedkeys", "keystores"}
+	everything := []string{"accesskeys", "clusterexporteddatakeys", "clusterkeystores", "datakeys", "exporteddatakeys", "generatedkeys", "importedkeys", "keystores"}
 	for _, builtin := range []string{"view", "edit", "admin"} {
 		g.Expect(unique(readers[builtin])).To(Equal(everything), builtin)
 	}
 	g.Expect(writers["view"]).To(BeEmpty())
 	g.Expect(unique(writers["edit"])).To(Equal([]string{"datakeys"}))
-	g.Expect(unique(writers["admin"])).To(Equal([]string{"datakeys", "generatedkeys", "importedkeys", "keystores"}))
+	g.Expect(unique(writers["admin"])).To(Equal([]string{"accesskeys", "datakeys", "generatedkeys", "importedkeys", "keystores"}))
 }
 
 // The operator has what it uses and no more: nothing by wildcard, nothing that would let it give itself

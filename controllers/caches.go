@@ -63,6 +63,7 @@ func (c *Caches) follow(ctx context.Context, informers cache.Cache) error {
 		{keystore.KindKeyStore, &v1alpha1.KeyStore{}}, {keystore.KindClusterKeyStore, &v1alpha1.ClusterKeyStore{}},
 		{"ImportedKey", &v1alpha1.ImportedKey{}}, {"GeneratedKey", &v1alpha1.GeneratedKey{}}, {"DataKey", &v1alpha1.DataKey{}},
 		{"ExportedDataKey", &v1alpha1.ExportedDataKey{}}, {"ClusterExportedDataKey", &v1alpha1.ClusterExportedDataKey{}},
+		{"AccessKey", &v1alpha1.AccessKey{}},
 		{"Secret", secrets.Secret.Metadata()}, {"ConfigMap", secrets.ConfigMap.Metadata()}, {"Namespace", namespace},
 	} {
 		informer, err := informers.GetInformer(ctx, of.object, cache.BlockUntilSynced(false))

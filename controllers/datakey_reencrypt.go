@@ -77,7 +77,8 @@ func (r *dataKeyReconciler) reencrypt(ctx context.Context, s *dataKeyScope) erro
 	err := r.stores.Use(ctx, s.object.Namespace, s.master.StoreRef(), func(ops keystore.Session) error {
 		return r.recorded(keyLine(audit.ReEncrypt, s.object, s.key), func(line *audit.Record) (err error) {
 			moved, err = ops.ReEncrypt(ctx, kms.ReEncryptRequest{
-				Key: s.source, CiphertextBlob: s.blob, EncryptionContext: s.request().EncryptionContext, Destination: s.key,
+				Key: s.source, CiphertextBlob: s.blob, EncryptionContext: s.request().EncryptionContext,
+				Destination: s.key, DestinationEncryptionContext: s.request().EncryptionContext,
 			})
 			line.Custody, line.FormerKeyVersionID = moved.Custody, s.blob.KeyVersionID().String()
 			return err

@@ -3,7 +3,6 @@ package controllers
 import (
 	"context"
 	"encoding/base64"
-	"strconv"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -217,7 +216,7 @@ func (r *importedKeyReconciler) importMaterial(ctx context.Context, s *importSco
 		return err
 	}
 	expires := expireUnix(s.object)
-	inputs := inputsDigest(material, importToken, expires)
+	inputs := secrets.InputsDigest(material, importToken, expires)
 	if inputs == status.InputsDigest {
 		status.SourcesVersion = s.sources
 		return nil
@@ -276,10 +275,6 @@ func expireUnix(object *v1alpha1.ImportedKey) *int64 {
 	return nil
 }
 
-// expireText is KeyMaterialExpireUnix in a digest. Digests of material that never ends have 0 for it, and no material
-// is imported that ends at that time.
-func expireText(expires *int64) string { return strconv.FormatInt(ptr.Deref(expires, 0), 10) }
-
 // findMaterial sets sources from the cache, without reading anything; "" when something is missing.
 func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope) error {
 	m := s.object.Spec.Material
@@ -303,7 +298,7 @@ func (r *importedKeyReconciler) findMaterial(ctx context.Context, s *importScope
 		return err
 	}
 	if material != "" && token != "" {
-		s.sources = secrets.DigestOf(material, token, expireText(expireUnix(s.object)))
+		s.sources = secrets.DigestOf(material, token, secrets.ExpireText(expireUnix(s.object)))
 	}
 	return nil
 }
@@ -318,11 +313,7 @@ func (r *importedKeyReconciler) inputsOf(ctx context.Context, s *importScope) (s
 	if err != nil {
 		return "", err
 	}
-	return inputsDigest(material, token, expireUnix(s.object)), nil
-}
-
-func inputsDigest(material, token []byte, expires *int64) string {
-	return secrets.DigestOf(string(material), string(token), expireText(expires))
+	return secrets.InputsDigest(material, token, expireUnix(s.object)), nil
 }
 
 // readMaterial returns the wrapped material and the token. Reasons: SourceNotFound, InvalidParameter.

@@ -87,7 +87,7 @@ type scrape struct {
 
 func (s *scrape) read(ctx context.Context, c client.Reader) error {
 	for _, read := range []func(context.Context, client.Reader) error{
-		s.readStores, s.readImportedKeys, s.readGeneratedKeys, s.readDataKeys, s.readExports, s.readClusterExports,
+		s.readStores, s.readImportedKeys, s.readGeneratedKeys, s.readDataKeys, s.readExports, s.readClusterExports, s.readAccessKeys,
 	} {
 		if err := read(ctx, c); err != nil {
 			return err
@@ -220,6 +220,15 @@ func (s *scrape) readClusterExports(ctx context.Context, c client.Reader) error 
 	err := list(ctx, c, &exports)
 	for i := range exports.Items {
 		s.count("ClusterExportedDataKey", exports.Items[i].Status.Conditions)
+	}
+	return err
+}
+
+func (s *scrape) readAccessKeys(ctx context.Context, c client.Reader) error {
+	var keys v1alpha1.AccessKeyList
+	err := list(ctx, c, &keys)
+	for i := range keys.Items {
+		s.count("AccessKey", keys.Items[i].Status.Conditions)
 	}
 	return err
 }

@@ -96,7 +96,7 @@ type limitedClient struct {
 func (c limitedClient) Get(ctx context.Context, key client.ObjectKey, object client.Object, options ...client.GetOption) error {
 	switch object.(type) {
 	case *v1alpha1.ImportedKey, *v1alpha1.GeneratedKey, *v1alpha1.DataKey, *v1alpha1.ExportedDataKey, *v1alpha1.KeyStore,
-		*v1alpha1.ClusterKeyStore, *v1alpha1.ClusterExportedDataKey:
+		*v1alpha1.ClusterKeyStore, *v1alpha1.ClusterExportedDataKey, *v1alpha1.AccessKey:
 		return c.live.Get(ctx, key, object, options...)
 	}
 	return c.cached.Get(ctx, key, object, options...)

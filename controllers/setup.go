@@ -205,6 +205,7 @@ func (s *shared) setup(mgr ctrl.Manager, o Options) error {
 		(&dataKeyReconciler{use(dataKeys)}).setup(mgr, dataKeys),
 		(&exportedDataKeyReconciler{use(exports)}).setup(mgr, exports),
 		(&clusterExportReconciler{use(clusterExports)}).setup(mgr, clusterExports),
+		(&accessKeyReconciler{s}).setup(mgr, o.controllerOptions(1)),
 		mgr.Add(manager.RunnableFunc(s.closeModules)),
 	)
 }

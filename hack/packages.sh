@@ -12,6 +12,8 @@ present() {
     libtss2-tcti-swtpm0) compgen -G '/usr/lib/*/libtss2-tcti-swtpm.so.0' ;;
     libnss3)   compgen -G '/usr/lib/*/libsoftokn3.so' || compgen -G '/usr/lib/*/nss/libsoftokn3.so' ;;
     libnss3-tools) command -v certutil ;;
+    nodejs)    command -v node ;;
+    npm)       command -v npm ;;
     opencryptoki) compgen -G '/usr/lib/*/opencryptoki/libopencryptoki.so.0' && test -x /usr/sbin/pkcsslotd && test -x /usr/sbin/pkcsconf ;;
     openssl)   command -v openssl ;;
     p11-kit)   command -v p11-kit && test -x /usr/libexec/p11-kit/p11-kit-server ;;

@@ -16,6 +16,14 @@ import (
 func ForKind(kind schema.GroupVersionKind) interface{} {
 	switch kind {
 	// Group=keyconvoy.io, Version=v1alpha1
+	case v1alpha1.SchemeGroupVersion.WithKind("AccessKey"):
+		return &apiv1alpha1.AccessKeyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("AccessKeySecret"):
+		return &apiv1alpha1.AccessKeySecretApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("AccessKeySpec"):
+		return &apiv1alpha1.AccessKeySpecApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("AccessKeyStatus"):
+		return &apiv1alpha1.AccessKeyStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("AdoptSpec"):
 		return &apiv1alpha1.AdoptSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("AdoptVersionsSpec"):

@@ -90,6 +90,8 @@ const (
 	// SecretTypeExportedDataKey: entries exportedDataKey (raw bytes), keyId, keyVersionId,
 	// wrappingKeySpec, wrappingAlgorithm, recipientFingerprint.
 	SecretTypeExportedDataKey = "keyconvoy.io/exported-data-key" //nolint:gosec // a type, not a credential
+	// SecretTypeAccessKey: entries accessKeyId, accessKeySecret.
+	SecretTypeAccessKey = "keyconvoy.io/access-key" //nolint:gosec // a type, not a credential
 )
 
 // Custody is where plaintext key bytes existed: Module (only inside the cryptographic module), Host (in the

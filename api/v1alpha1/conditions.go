@@ -103,3 +103,15 @@ func (e *ClusterExportedDataKey) SetObservedGeneration(generation int64) {
 
 // GetStatus returns a pointer to the status.
 func (e *ClusterExportedDataKey) GetStatus() any { return &e.Status }
+
+// GetConditions returns the conditions of the status.
+func (k *AccessKey) GetConditions() []metav1.Condition { return k.Status.Conditions }
+
+// SetConditions sets the conditions of the status.
+func (k *AccessKey) SetConditions(conditions []metav1.Condition) { k.Status.Conditions = conditions }
+
+// SetObservedGeneration sets the generation of the spec that the status describes.
+func (k *AccessKey) SetObservedGeneration(generation int64) { k.Status.ObservedGeneration = generation }
+
+// GetStatus returns a pointer to the status.
+func (k *AccessKey) GetStatus() any { return &k.Status }

@@ -73,6 +73,12 @@ func (e *ClusterExportedDataKey) UnmarshalJSON(data []byte) error {
 	return e.decode(data, (*plain)(e))
 }
 
+// UnmarshalJSON implements json.Unmarshaler.
+func (k *AccessKey) UnmarshalJSON(data []byte) error {
+	type plain AccessKey
+	return k.decode(data, (*plain)(k))
+}
+
 // decode decodes an object, of which plain is the same without this method. Only metadata that cannot be decoded is
 // an error: the API server decodes metadata itself, so it never stores such an object.
 func (d *Decoding) decode(data []byte, plain any) error {

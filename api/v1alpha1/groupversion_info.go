@@ -30,6 +30,7 @@ var schemeBuilder = runtime.NewSchemeBuilder(func(scheme *runtime.Scheme) error 
 		&DataKey{}, &DataKeyList{},
 		&ExportedDataKey{}, &ExportedDataKeyList{},
 		&ClusterExportedDataKey{}, &ClusterExportedDataKeyList{},
+		&AccessKey{}, &AccessKeyList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

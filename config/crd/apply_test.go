@@ -39,6 +39,7 @@ func everyKind(ns string) map[string]applied {
 		ks   v1alpha1.KeyStore
 		imk  v1alpha1.ImportedKey
 		gk   v1alpha1.GeneratedKey
+		ak   v1alpha1.AccessKey
 		dk   v1alpha1.DataKey
 		edk  v1alpha1.ExportedDataKey
 		cedk v1alpha1.ClusterExportedDataKey
@@ -90,6 +91,12 @@ func everyKind(ns string) map[string]applied {
 				WithDeletionPolicy(v1alpha1.DeletionDelete)),
 			object:  &gk,
 			extract: func() (any, error) { return ac.ExtractGeneratedKey(&gk, manager) },
+		},
+		"AccessKey": {
+			config: ac.AccessKey(ns, ns).WithSpec(ac.AccessKeySpec().WithServiceAccountName("app").
+				WithKeyStoreRef(ac.KeyStoreReference().WithKind("KeyStore").WithName("s")).WithDisabled(true).WithExpireTime(metav1.NewTime(time.Unix(4102444800, 0)))),
+			object:  &ak,
+			extract: func() (any, error) { return ac.ExtractAccessKey(&ak, manager) },
 		},
 		"DataKey": {
 			config: ac.DataKey(ns, ns).WithSpec(ac.DataKeySpec().
@@ -258,6 +265,13 @@ func withStatus(ns string) []client.Object {
 					{KeyVersionID: "first", Number: 2, CreateTime: now, Custody: "Module", Fingerprint: strings.Repeat("f", 32), State: v1alpha1.VersionPrimary, Suspect: true},
 				},
 				NextRotationTime: &now, RotatedFor: "r", DeletionRequestTime: &now, DeletionTime: &now, Token: "t",
+			},
+		},
+		&v1alpha1.AccessKey{
+			ObjectMeta: meta,
+			Spec:       v1alpha1.AccessKeySpec{ServiceAccountName: "app"},
+			Status: v1alpha1.AccessKeyStatus{
+				ObservedGeneration: 1, Conditions: conditions(), AccessKeyID: "KC", SecretRef: &v1alpha1.AccessKeySecret{Name: "s", UID: "u", ResourceVersion: "1"},
 			},
 		},
 		&v1alpha1.DataKey{

@@ -232,6 +232,11 @@ var ruleExamples = joined(map[rule]map[string]examples{
 			strings.Replace(generated, "kind: KeyStore", "kind: ClusterKeyStore", 1) + `}`,
 		},
 	}),
+	{"accesskeys", "spec", "serviceAccountName cannot be changed: create another AccessKey"}: only(examples{
+		before:   `{serviceAccountName: app}`,
+		accepted: []string{`{serviceAccountName: app, disabled: true, expireTime: "2090-01-01T00:00:00Z"}`},
+		rejected: []string{`{serviceAccountName: admin}`},
+	}),
 	{"generatedkeys", "spec", "keySpec cannot be changed: create another GeneratedKey"}: only(examples{
 		before:   generated + `}`,
 		accepted: []string{generated + `, deletionPolicy: Delete}`},

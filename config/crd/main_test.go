@@ -27,6 +27,7 @@ var kinds = map[string]string{
 	"datakeys":                "DataKey",
 	"exporteddatakeys":        "ExportedDataKey",
 	"clusterexporteddatakeys": "ClusterExportedDataKey",
+	"accesskeys":              "AccessKey",
 }
 
 // object makes an object from its spec as YAML. Tests share cluster-wide names, so the name is made of the

@@ -126,7 +126,8 @@ var wholeSpecs = map[string][]string{
 		generated + `, desiredState: PendingDeletion, pendingWindowInDays: 7, deletionPolicy: Retain, rotation: {interval: 2160h}, adopt: {type: ByVersion, keyVersionIDs: ["` + aVersion + `"]},
 			exportPolicy: {namespaces: {from: Selector, selector: ` + wholeSelector + `}, recipients: [{fingerprint: "SHA256:` + strings.Repeat("a", 64) + `"}], wrappingAlgorithms: [SM2PKE]}}`,
 	},
-	"datakeys": {dataKey + `, reencryption: {policy: OnRotation}, keySpec: AES_256, numberOfBytes: 32, encryptionContext: {a: b}, ciphertextBlob: AA==, target: ` + wholeTarget + `}}`},
+	"accesskeys": {`{serviceAccountName: app, keyStoreRef: {kind: KeyStore, name: s}, disabled: true, expireTime: "2090-01-01T00:00:00Z"}`},
+	"datakeys":   {dataKey + `, reencryption: {policy: OnRotation}, keySpec: AES_256, numberOfBytes: 32, encryptionContext: {a: b}, ciphertextBlob: AA==, target: ` + wholeTarget + `}}`},
 	"exporteddatakeys": {
 		strings.Replace(exported, "{name: d}", `{name: d, namespace: a, digest: "`+strings.Repeat("0", 64)+`"}`, 1) + `, dryRun: true, target: ` + wholeTarget + `, immutable: true}}`,
 		strings.Replace(strings.Replace(blobExported, "RSA_2048", "EC_SM2", 1), "RSAES_OAEP_SHA_256", "SM2PKE", 1) + `, encryptionContext: {a: b}, sm2CiphertextFormat: ASN1}`,

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -48,12 +49,46 @@ const (
 	WithdrawExport                  Operation = "WithdrawExport"
 )
 
+// The operations that only the gateway has.
+const (
+	CreateKey                Operation = "CreateKey"
+	DescribeKey              Operation = "DescribeKey"
+	ListKeys                 Operation = "ListKeys"
+	ListKeyVersions          Operation = "ListKeyVersions"
+	EnableKey                Operation = "EnableKey"
+	DisableKey               Operation = "DisableKey"
+	ScheduleKeyDeletion      Operation = "ScheduleKeyDeletion"
+	CancelKeyDeletion        Operation = "CancelKeyDeletion"
+	GenerateAndExportDataKey Operation = "GenerateAndExportDataKey"
+	UpdateKeyDescription     Operation = "UpdateKeyDescription"
+	TagResource              Operation = "TagResource"
+	UntagResource            Operation = "UntagResource"
+	ListResourceTags         Operation = "ListResourceTags"
+	CreateAlias              Operation = "CreateAlias"
+	UpdateAlias              Operation = "UpdateAlias"
+	DeleteAlias              Operation = "DeleteAlias"
+	ListAliases              Operation = "ListAliases"
+	ListAliasesByKeyID       Operation = "ListAliasesByKeyId"
+	// UnknownOperation is a request that was refused before its operation was known, or for an operation that the gateway does not
+	// perform.
+	UnknownOperation Operation = "Unknown"
+)
+
 // Operations lists every operation.
 func Operations() []Operation {
 	return []Operation{
 		GetParametersForImport, ImportKeyMaterial, AdoptKey, DeleteKeyMaterial, ExpireKeyMaterial, DestroyImportParameters,
 		DestroyKey, CreateKeyVersion, GenerateDataKeyWithoutPlaintext, ReEncrypt, TakeOverDataKey, ExportDataKey, WithdrawExport,
+		CreateKey, DescribeKey, ListKeys, ListKeyVersions, EnableKey, DisableKey, ScheduleKeyDeletion, CancelKeyDeletion,
+		GenerateAndExportDataKey, UpdateKeyDescription, TagResource, UntagResource, ListResourceTags, CreateAlias, UpdateAlias, DeleteAlias,
+		ListAliases, ListAliasesByKeyID, UnknownOperation,
 	}
+}
+
+// refusals are the outcomes of requests to the gateway that its protocol refuses, in addition to the codes of the operations.
+var refusals = []kms.Code{
+	"InvalidTimeStamp.Expired", "SignatureNonceUsed", "InvalidVersion", "InvalidAction.NotFound", "Forbidden.AccessKey",
+	"Forbidden.AliasNotFound", "AliasAlreadyExists", "Rejected.LimitExceeded",
 }
 
 // Success is the outcome of an operation that did not fail.
@@ -80,6 +115,8 @@ type Record struct {
 	RecipientFingerprint string             `json:"recipientFingerprint,omitempty"`
 	Algorithm            wrapping.Algorithm `json:"algorithm,omitempty"`
 	Custody              hsm.Custody        `json:"custody,omitempty"`
+	AccessKeyID          string             `json:"accessKeyID,omitempty"`   // of a request to the gateway
+	SourceAddress        string             `json:"sourceAddress,omitempty"` // of a request to the gateway
 	Outcome              kms.Code           `json:"outcome"`
 	DurationMillis       int64              `json:"durationMillis"`
 }
@@ -88,6 +125,7 @@ var (
 	kindForm        = regexp.MustCompile(`^[A-Z][A-Za-z]{0,40}$`)
 	nameForm        = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`)
 	fingerprintForm = regexp.MustCompile(`^SHA256:[0-9a-f]{64}$`)
+	accessKeyForm   = regexp.MustCompile(`^KC[A-Z2-7]{26}$`)
 	custodies       = []hsm.Custody{hsm.CustodyModule, hsm.CustodyHost, hsm.CustodySoftware, "Unknown"}
 )
 
@@ -105,7 +143,10 @@ func (r Record) strict() Record {
 	keep(&r.RecipientFingerprint, fingerprintForm.MatchString(r.RecipientFingerprint))
 	keep(&r.Algorithm, r.Algorithm.Valid())
 	keep(&r.Custody, slices.Contains(custodies, r.Custody))
-	if r.Outcome != Success && r.Outcome.HTTPStatus() == 0 {
+	keep(&r.AccessKeyID, accessKeyForm.MatchString(r.AccessKeyID))
+	_, err := netip.ParseAddr(r.SourceAddress)
+	keep(&r.SourceAddress, err == nil)
+	if r.Outcome != Success && r.Outcome.HTTPStatus() == 0 && !slices.Contains(refusals, r.Outcome) {
 		r.Outcome = kms.InternalFailure
 	}
 	return r

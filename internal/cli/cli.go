@@ -1,4 +1,4 @@
-// Package cli is Keyconvoy's command line: the operator (manager), wrap, unwrap and fetch for those who import and
+// Package cli is Keyconvoy's command line: the operator (manager), the gateway, wrap, unwrap and fetch for those who import and
 // receive keys, and module check for those who have an HSM. Cryptography is in internal/wrapping.
 package cli
 
@@ -37,6 +37,7 @@ const (
 const rootLong = `Keyconvoy moves keys from one HSM to another, or to a pod, always encrypted.
 
   manager       runs the operator, which reconciles the objects of keyconvoy.io in a cluster.
+  gateway       serves the documented key management API to its official clients.
   wrap          encrypts your key material for an ImportedKey.
   unwrap        decrypts a data key that an ExportedDataKey exported for you.
   fetch         gets a data key for the pod in which it runs (Linux).
@@ -114,7 +115,7 @@ func newRoot(program string) *cobra.Command {
 		// Before any command reads a key or a PIN.
 		PersistentPreRunE: func(*cobra.Command, []string) error { return coredump.Disable() },
 	}
-	root.AddCommand(newManagerCommand(), newWrapCommand(), newUnwrapCommand(), newModuleCommand(), newLibraryCommand(), newReadSecretCommand())
+	root.AddCommand(newManagerCommand(), newGatewayCommand(), newWrapCommand(), newUnwrapCommand(), newModuleCommand(), newLibraryCommand(), newReadSecretCommand())
 	root.AddCommand(podCommands()...)
 	if calledAs(program, pluginName) {
 		asPlugin(root)

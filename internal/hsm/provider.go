@@ -100,6 +100,8 @@ type Storage interface {
 	RootKey(ctx context.Context) (redact.Bytes, error)
 	// Load returns all sealed records by name.
 	Load(ctx context.Context) (map[string][]byte, error)
+	// Read returns a record, or nil if it does not exist.
+	Read(ctx context.Context, name string) ([]byte, error)
 	// Create creates a record, or returns the existing record of that name. Names are DNS labels.
 	Create(ctx context.Context, name string, sealed []byte) (existing []byte, err error)
 	// Save creates or replaces a record.
@@ -108,4 +110,10 @@ type Storage interface {
 	Delete(ctx context.Context, name string) error
 	// DeleteRootKey deletes the root key. It fails if a record exists, and returns nil if the root key does not.
 	DeleteRootKey(ctx context.Context) error
+}
+
+// Notifier is a Storage that reports which records other processes delete, so that a module can wipe them from its memory.
+type Notifier interface {
+	// OnDelete calls a function with the name of each record that is deleted, until ignore is called.
+	OnDelete(deleted func(name string)) (ignore func())
 }

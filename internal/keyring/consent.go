@@ -20,6 +20,17 @@ type Use struct {
 // no longer exists forbids nothing, and serves nothing. Errors: *keystore.NotReadyError where the key store cannot be read,
 // *kms.Error with ForbiddenNoPermission or InvalidParameter.
 func (r *Ring) Consent(ctx context.Context, key *Key, use Use) error {
+	policy, selector := exportPolicyOf(key.policy)
+	return r.consent(ctx, key, use, policy, selector)
+}
+
+// ConsentTo is Consent to whatever the recipient and the algorithm will be: whether a namespace may do anything with the key.
+func (r *Ring) ConsentTo(ctx context.Context, key *Key, namespace string) error {
+	policy, selector := exportPolicyOf(key.policy)
+	return r.consent(ctx, key, Use{Namespace: namespace}, kms.ExportPolicy{Namespaces: policy.Namespaces}, selector)
+}
+
+func (r *Ring) consent(ctx context.Context, key *Key, use Use, policy kms.ExportPolicy, selector *v1alpha1.LabelSelector) error {
 	store, err := r.stores.Get(ctx, key.Store())
 	var notReady *keystore.NotReadyError
 	absent := errors.As(err, &notReady) && notReady.State == keystore.Absent
@@ -36,7 +47,6 @@ func (r *Ring) Consent(ctx context.Context, key *Key, use Use) error {
 		Recipient:         use.RecipientFingerprint,
 		WrappingAlgorithm: use.WrappingAlgorithm,
 	}
-	policy, selector := exportPolicyOf(key.policy)
 	if selector != nil && !asked.SameNamespace {
 		if asked.Selected, err = keystore.Selects(ctx, r.cached, selector, use.Namespace); err != nil {
 			return err

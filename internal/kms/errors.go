@@ -23,14 +23,16 @@ type Error struct {
 	Err error
 }
 
-// Public returns the public message: code, documented message and detail, as sentences. (Some documented messages
-// lack the full stop, and details of a module begin in lower case.)
-func (e *Error) Public() string {
+// Public returns the public message: the code and Message.
+func (e *Error) Public() string { return string(e.Code) + ": " + e.Message() }
+
+// Message returns the documented message and the detail, as sentences. (Some documented messages lack the full stop, and
+// details of a module begin in lower case.)
+func (e *Error) Message() string {
 	message := e.Code.Message()
 	if e.Code == MissingParameter {
 		message = fmt.Sprintf("The parameter %q is needed but not provided.", e.Parameter)
 	}
-	message = string(e.Code) + ": " + message
 	if e.Code != MissingParameter && e.Parameter != "" {
 		message = stopped(message) + " " + e.Parameter + ":"
 	}

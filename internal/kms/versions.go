@@ -60,8 +60,8 @@ type ReEncryptRequest struct {
 	// Key is the key in the blob.
 	Key            Key
 	CiphertextBlob Blob
-	// EncryptionContext is that of the blob. It stays.
-	EncryptionContext EncryptionContext
+	// EncryptionContext is that of the blob, and DestinationEncryptionContext that of the new one.
+	EncryptionContext, DestinationEncryptionContext EncryptionContext
 	// Destination is the key under whose primary version the data key moves. It may be the same key.
 	Destination Key
 }
@@ -78,14 +78,18 @@ func (o Operations) ReEncrypt(ctx context.Context, req ReEncryptRequest) (DataKe
 	if err != nil {
 		return DataKey{}, err
 	}
+	if err := req.DestinationEncryptionContext.check(); err != nil {
+		return DataKey{}, err
+	}
 	to := req.Destination.Primary.ID
+	binding := ciphertext.Bind(to, req.DestinationEncryptionContext)
 	made, err := o.Module.ReencryptDataKey(ctx, hsm.ReencryptRequest{
-		OpenRequest: open, NewKeyVersionID: to, NewBinding: ciphertext.Bind(to, req.EncryptionContext),
+		OpenRequest: open, NewKeyVersionID: to, NewBinding: binding,
 	})
 	if err != nil {
 		return DataKey{}, FromModule(err)
 	}
-	moved := hsm.OpenRequest{Blob: made.Blob, Binding: ciphertext.Bind(to, req.EncryptionContext)}
+	moved := hsm.OpenRequest{Blob: made.Blob, Binding: binding}
 	if err := o.checkSameDataKey(ctx, open, moved); err != nil {
 		return DataKey{}, FromModule(err)
 	}

@@ -199,7 +199,7 @@ func TestReEncrypt_keepsTheDataKeyAndItsContext(t *testing.T) {
 	for sentence, to := range map[string]kms.Key{
 		"the new primary version": rotated, "another generated key": s.generatedKey(t, hsm.SM4), "an imported key": imported,
 	} {
-		moved, err := s.ReEncrypt(t.Context(), kms.ReEncryptRequest{Key: rotated, CiphertextBlob: blob, EncryptionContext: context, Destination: to})
+		moved, err := s.ReEncrypt(t.Context(), kms.ReEncryptRequest{Key: rotated, CiphertextBlob: blob, EncryptionContext: context, Destination: to, DestinationEncryptionContext: context})
 		if err != nil {
 			t.Errorf("%s: %v", sentence, err)
 			continue

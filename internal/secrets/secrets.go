@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -19,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
@@ -191,6 +193,15 @@ func DigestOf(parts ...string) string {
 	sum := sha256.Sum256(buf)
 	return hex.EncodeToString(sum[:])
 }
+
+// InputsDigest is status.inputsDigest of an ImportedKey, whose inputs are ciphertext and a token: what both front doors write.
+func InputsDigest(material, token []byte, expires *int64) string {
+	return DigestOf(string(material), string(token), ExpireText(expires))
+}
+
+// ExpireText is KeyMaterialExpireUnix in a digest. Digests of material that never ends have 0 for it, and no material
+// is imported that ends at that time.
+func ExpireText(expires *int64) string { return strconv.FormatInt(ptr.Deref(expires, 0), 10) }
 
 // StripMetadata is a cache transform that keeps only the metadata that the operator uses, because there may be very
 // many objects. It removes owners, finalizers and managed fields. From objects of others it also removes labels and

@@ -138,12 +138,21 @@ func (s *Storage) Create(ctx context.Context, name string, sealed []byte) (exist
 		}
 		return nil, err
 	}
+	existing, err = s.Read(ctx, name)
+	if err == nil && existing == nil { // it was deleted meanwhile
+		err = hsm.Errorf(hsm.Unavailable, "")
+	}
+	return existing, err
+}
+
+// Read returns a sealed record, or nil if it does not exist.
+func (s *Storage) Read(ctx context.Context, name string) ([]byte, error) {
 	found, err := s.secrets.Read(ctx, s.ref(name))
 	if err != nil {
 		return nil, hsm.Wrap(hsm.Unavailable, err, "")
 	}
-	if found == nil { // it was deleted meanwhile
-		return nil, hsm.Errorf(hsm.Unavailable, "")
+	if found == nil {
+		return nil, nil
 	}
 	return found.Data[sealedKeyEntry], nil
 }

@@ -23,6 +23,71 @@ func Parser() *typed.Parser {
 var parserOnce sync.Once
 var parser *typed.Parser
 var schemaYAML = typed.YAMLObject(`types:
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKey
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+    - name: spec
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeySpec
+    - name: status
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeyStatus
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeySecret
+  map:
+    fields:
+    - name: name
+      type:
+        scalar: string
+    - name: resourceVersion
+      type:
+        scalar: string
+    - name: uid
+      type:
+        scalar: string
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeySpec
+  map:
+    fields:
+    - name: disabled
+      type:
+        scalar: boolean
+    - name: expireTime
+      type:
+        scalar: string
+    - name: keyStoreRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.KeyStoreReference
+    - name: serviceAccountName
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.ObjectName
+- name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeyStatus
+  map:
+    fields:
+    - name: accessKeyID
+      type:
+        scalar: string
+    - name: conditions
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
+          elementRelationship: associative
+          keys:
+          - type
+    - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: secretRef
+      type:
+        namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeySecret
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptSpec
   map:
     fields:

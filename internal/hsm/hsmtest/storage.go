@@ -41,6 +41,12 @@ func (s *Storage) Load(context.Context) (records map[string][]byte, err error) {
 	return records, err
 }
 
+// Read implements hsm.Storage.
+func (s *Storage) Read(_ context.Context, name string) (sealed []byte, err error) {
+	err = s.call("Read", name, func() { sealed = bytes.Clone(s.records[name]) })
+	return sealed, err
+}
+
 // Create implements hsm.Storage.
 func (s *Storage) Create(_ context.Context, name string, sealed []byte) (existing []byte, err error) {
 	err = s.call("Create", name, func() {

@@ -16,7 +16,7 @@ func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, erro
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
-	key, err := m.macKey()
+	key, err := m.macKey(ctx)
 	if hsm.KindOf(err) == hsm.NotFound {
 		key, err = m.createMACKey(ctx)
 	}
@@ -35,7 +35,11 @@ func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, erro
 
 var errNoMACKey = hsm.Errorf(hsm.NotFound, "")
 
-func (m *Module) macKey() (*secret, error) {
+func (m *Module) macKey(ctx context.Context) (*secret, error) {
+	return readThrough(ctx, m, macName, m.macKeyInMemory)
+}
+
+func (m *Module) macKeyInMemory() (*secret, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if m.mac != nil {
@@ -57,13 +61,22 @@ func (m *Module) createMACKey(ctx context.Context) (*secret, error) {
 		return nil, err
 	}
 	defer unlock()
-	if key, err := m.macKey(); hsm.KindOf(err) != hsm.NotFound {
+	if key, err := m.macKeyInMemory(); hsm.KindOf(err) != hsm.NotFound {
 		return key, err
 	}
 	plain := make(redact.Bytes, macKeyLen)
 	_, _ = rand.Read(plain) // it never fails (Go 1.24)
 	key := newSecret(plain)
-	if err := m.save(ctx, macKeyRecord, macName, plain, func() { m.mac = key }); err != nil {
+	// Not Save: another process may have created the key, and issued tokens under it.
+	existing, err := m.storage.Create(ctx, macName, m.sealer.seal(macKeyRecord, macName, plain))
+	if err != nil || existing != nil {
+		key.wipe()
+		if err != nil {
+			return nil, storageError(err)
+		}
+		return m.macKey(ctx)
+	}
+	if err := m.publish(func() { m.mac = key }); err != nil {
 		key.wipe()
 		return nil, err
 	}

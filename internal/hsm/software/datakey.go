@@ -31,7 +31,7 @@ func (m *Module) GenerateDataKey(ctx context.Context, req hsm.GenerateRequest) (
 	if err := req.Validate(); err != nil {
 		return hsm.DataKey{}, err
 	}
-	key, err := m.key(req.KeyVersionID)
+	key, err := m.key(ctx, req.KeyVersionID)
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
@@ -64,7 +64,7 @@ func (m *Module) ReencryptDataKey(ctx context.Context, req hsm.ReencryptRequest)
 		return hsm.DataKey{}, err
 	}
 	defer dataKey.Wipe()
-	key, err := m.key(req.NewKeyVersionID)
+	key, err := m.key(ctx, req.NewKeyVersionID)
 	if err != nil {
 		return hsm.DataKey{}, err
 	}
@@ -104,7 +104,7 @@ func (m *Module) open(ctx context.Context, req hsm.OpenRequest) (redact.Bytes, e
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
-	key, err := m.key(req.Blob.KeyVersionID)
+	key, err := m.key(ctx, req.Blob.KeyVersionID)
 	if err != nil {
 		return nil, err
 	}

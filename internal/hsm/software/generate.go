@@ -9,7 +9,7 @@ import (
 )
 
 // GenerateKey implements hsm.Module. It makes the key visible after it was saved. If another process has saved a key with that
-// identifier since Open, it returns that key.
+// identifier meanwhile, it returns that key.
 func (m *Module) GenerateKey(ctx context.Context, req hsm.GenerateKeyRequest) (hsm.Key, error) {
 	if err := m.begin(ctx); err != nil {
 		return hsm.Key{}, err
@@ -23,7 +23,7 @@ func (m *Module) GenerateKey(ctx context.Context, req hsm.GenerateKeyRequest) (h
 		return hsm.Key{}, err
 	}
 	defer unlock()
-	key, err := m.key(req.KeyVersionID)
+	key, err := m.key(ctx, req.KeyVersionID)
 	if hsm.KindOf(err) == hsm.NotFound {
 		key, err = m.createKey(ctx, name, req)
 	}

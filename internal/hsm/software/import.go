@@ -16,7 +16,7 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 	if err := req.Validate(); err != nil {
 		return hsm.Key{}, err
 	}
-	pair, err := m.pairFor(req)
+	pair, err := m.pairFor(ctx, req)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -26,7 +26,7 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 		return hsm.Key{}, err
 	}
 	defer unlock()
-	existing, err := m.key(req.KeyVersionID)
+	existing, err := m.key(ctx, req.KeyVersionID)
 	if err != nil && hsm.KindOf(err) != hsm.NotFound {
 		return hsm.Key{}, err
 	}
@@ -50,11 +50,11 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 }
 
 // pairFor returns the pair of a request. It rejects an algorithm that does not fit the pair.
-func (m *Module) pairFor(req hsm.ImportRequest) (*wrappingPair, error) {
+func (m *Module) pairFor(ctx context.Context, req hsm.ImportRequest) (*wrappingPair, error) {
 	if req.Algorithm == wrapping.RSAESPKCS1V15 && !m.allowPKCS15 {
 		return nil, hsm.ErrPKCS1v15Off
 	}
-	pair, err := m.pair(req.WrappingKey)
+	pair, err := m.pair(ctx, req.WrappingKey)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,11 @@ var errNoKey = hsm.Errorf(hsm.NotFound, "the key is not in the software key stor
 
 // key returns the master key with that identifier. If its record does not open, the error is not NotFound, because the caller
 // might then create a new key.
-func (m *Module) key(id uuid.UUID) (*masterKey, error) {
+func (m *Module) key(ctx context.Context, id uuid.UUID) (*masterKey, error) {
+	return readThrough(ctx, m, keyName(id), func() (*masterKey, error) { return m.keyInMemory(id) })
+}
+
+func (m *Module) keyInMemory(id uuid.UUID) (*masterKey, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if key, ok := m.keys[id]; ok {
@@ -61,7 +65,7 @@ func (m *Module) FindKey(ctx context.Context, id uuid.UUID) (hsm.Key, error) {
 	if err := m.begin(ctx); err != nil {
 		return hsm.Key{}, err
 	}
-	key, err := m.key(id)
+	key, err := m.key(ctx, id)
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -114,6 +118,7 @@ func (m *Module) destroy(ctx context.Context, name string, forget func() *secret
 	}
 	m.mu.Lock()
 	removed := forget()
+	m.removed++
 	delete(m.broken, name)
 	m.mu.Unlock()
 	if removed != nil {

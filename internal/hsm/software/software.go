@@ -4,8 +4,8 @@
 // It seals keys (AES-256-GCM) under a key derived from a root key before it saves them to a hsm.Storage. Open keeps the opened
 // keys in memory until they are destroyed or the module is closed. Operations on data keys do not use the storage.
 //
-// Only one process at a time, the operator's leader, may write a storage: a module does not see what another process writes
-// before the next Open.
+// Several processes may use a storage. What a module does not have in memory, it looks for in the storage, where another process may
+// have put it. What another process deletes stays in memory until Open, or until the storage reports it (hsm.Notifier).
 package software
 
 import (
@@ -41,12 +41,14 @@ type Module struct {
 	// generation of RSA keys, so callers that only read do not lock it.
 	changing namelock.Locks
 
-	mu     sync.RWMutex // guards the fields below; not held during storage calls or cryptography
-	closed bool
-	keys   map[uuid.UUID]*masterKey
-	pairs  map[uuid.UUID]*wrappingPair
-	mac    *secret               // the MAC key of import tokens; nil until it is created
-	broken map[string]*hsm.Error // by record name: why the record does not open
+	mu      sync.RWMutex // guards the fields below; not held during storage calls or cryptography
+	closed  bool
+	keys    map[uuid.UUID]*masterKey
+	pairs   map[uuid.UUID]*wrappingPair
+	mac     *secret               // the MAC key of import tokens; nil until it is created
+	broken  map[string]*hsm.Error // by record name: why the record does not open
+	removed int                   // how many records were removed from memory
+	ignore  func()                // ends the storage's reports; nil if it makes none
 }
 
 var _ hsm.Module = (*Module)(nil)
@@ -77,6 +79,9 @@ func Open(ctx context.Context, cfg Config) (*Module, error) {
 	}
 	if opened, foreign := m.readAll(records); opened == 0 && foreign > 0 {
 		return nil, rootKeyLost(slices.Sorted(maps.Keys(m.broken)))
+	}
+	if reports, ok := cfg.Storage.(hsm.Notifier); ok {
+		m.ignore = reports.OnDelete(m.forget)
 	}
 	return m, nil
 }
@@ -190,6 +195,9 @@ func (m *Module) Check(ctx context.Context) error {
 
 // Close implements hsm.Module. It wipes all keys in memory.
 func (m *Module) Close(context.Context) error {
+	if m.ignore != nil {
+		m.ignore()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true

@@ -84,7 +84,7 @@ func TestStorage_saveFails_createsNothing(t *testing.T) {
 	storage := &hsmtest.Storage{}
 	var saving error
 	storage.Fail = func(method, _ string) error {
-		if method == "Save" {
+		if method == "Save" || method == "Create" {
 			return saving
 		}
 		return nil
@@ -187,8 +187,8 @@ func TestStorage_hangs_blocksOnlyCallsThatUseIt(t *testing.T) {
 	f := fill(t)
 	hanging, release := make(chan struct{}), make(chan struct{})
 	slow := uuid.New()
-	f.Fail = func(_, name string) error {
-		if name == "wrapping-"+slow.String() {
+	f.Fail = func(method, name string) error {
+		if method == "Save" && name == "wrapping-"+slow.String() {
 			close(hanging)
 			<-release
 		}

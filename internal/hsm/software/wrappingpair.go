@@ -48,7 +48,11 @@ func (p *wrappingPair) describe(id uuid.UUID) hsm.WrappingKey {
 var errNoPair = hsm.Errorf(hsm.NotFound, "the wrapping key pair is not in the software key store")
 
 // pair returns the pair with that identifier, as key does for master keys.
-func (m *Module) pair(id uuid.UUID) (*wrappingPair, error) {
+func (m *Module) pair(ctx context.Context, id uuid.UUID) (*wrappingPair, error) {
+	return readThrough(ctx, m, pairName(id), func() (*wrappingPair, error) { return m.pairInMemory(id) })
+}
+
+func (m *Module) pairInMemory(id uuid.UUID) (*wrappingPair, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if pair, ok := m.pairs[id]; ok {
@@ -77,7 +81,7 @@ func (m *Module) CreateWrappingKey(ctx context.Context, req hsm.WrappingKeyReque
 		return hsm.WrappingKey{}, err
 	}
 	defer unlock()
-	pair, err := m.pair(req.ID)
+	pair, err := m.pair(ctx, req.ID)
 	if hsm.KindOf(err) == hsm.NotFound {
 		pair, err = m.createPair(ctx, req)
 	}

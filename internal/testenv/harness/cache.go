@@ -60,6 +60,7 @@ func kinds() []client.Object {
 	return []client.Object{
 		&v1alpha1.KeyStore{}, &v1alpha1.ClusterKeyStore{}, &v1alpha1.ImportedKey{}, &v1alpha1.GeneratedKey{},
 		&v1alpha1.DataKey{}, &v1alpha1.ExportedDataKey{}, &v1alpha1.ClusterExportedDataKey{},
+		&v1alpha1.AccessKey{},
 	}
 }
 

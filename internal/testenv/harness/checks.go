@@ -44,6 +44,7 @@ func (o *Operator) Objects(t testing.TB) []client.Object {
 	for _, list := range []client.ObjectList{
 		&v1alpha1.KeyStoreList{}, &v1alpha1.ClusterKeyStoreList{}, &v1alpha1.ImportedKeyList{}, &v1alpha1.GeneratedKeyList{},
 		&v1alpha1.DataKeyList{}, &v1alpha1.ExportedDataKeyList{}, &v1alpha1.ClusterExportedDataKeyList{},
+		&v1alpha1.AccessKeyList{},
 	} {
 		// The test's own context has ended when its cleanup runs.
 		if err := o.List(context.Background(), list, client.MatchingLabels(o.Mark())); err != nil {
@@ -185,6 +186,8 @@ func StatusOf(object client.Object) (conditions []metav1.Condition, observedGene
 	case *v1alpha1.ExportedDataKey:
 		return o.Status.Conditions, o.Status.ObservedGeneration
 	case *v1alpha1.ClusterExportedDataKey:
+		return o.Status.Conditions, o.Status.ObservedGeneration
+	case *v1alpha1.AccessKey:
 		return o.Status.Conditions, o.Status.ObservedGeneration
 	}
 	panic(fmt.Sprintf("%T has no status of ours", object))

@@ -1,0 +1,98 @@
+package controllers_test
+
+import (
+	"regexp"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
+)
+
+func accessKey(name string) *v1alpha1.AccessKey {
+	return &v1alpha1.AccessKey{ObjectMeta: named(name), Spec: v1alpha1.AccessKeySpec{ServiceAccountName: "app"}}
+}
+
+// accessSecret reads the Secret of an access key.
+func accessSecret(t *testing.T, o *operator, name string) *corev1.Secret {
+	t.Helper()
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: name}}
+	o.Read(t, s)
+	return s
+}
+
+func TestAccessKey_isInItsSecret(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	one, other := accessKey("one"), accessKey("other")
+	o.Make(t, one, other)
+	o.Ready(t, one, other)
+	secret := accessSecret(t, o, "one")
+	id, value := string(secret.Data["accessKeyId"]), string(secret.Data["accessKeySecret"])
+	if !regexp.MustCompile(`^KC[A-Z2-7]{26}$`).MatchString(id) || id != one.Status.AccessKeyID || id == other.Status.AccessKeyID {
+		t.Errorf("The identifier is %q, the status %s", id, harness.StatusJSON(one))
+	}
+	if !regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`).MatchString(value) { // 256 bits
+		t.Errorf("The secret has %d characters, or others", len(value))
+	}
+	if value == string(accessSecret(t, o, "other").Data["accessKeySecret"]) {
+		t.Error("Two access keys have one secret")
+	}
+	if !metav1.IsControlledBy(secret, one) || secret.Type != v1alpha1.SecretTypeAccessKey {
+		t.Errorf("The Secret is of type %s and has the owners %v", secret.Type, secret.OwnerReferences)
+	}
+	o.Hide("the secret of an access key", []byte(value))
+}
+
+func TestAccessKey_unchanged_isNotWritten(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	key := accessKey("one")
+	o.Make(t, key)
+	o.Ready(t, key)
+	o.Restart(t)
+	o.Change(t, key, func() { key.Spec.Disabled = true })
+	o.Ready(t, key)
+	o.ForgetCounts()
+	version := accessSecret(t, o, "one").ResourceVersion
+	o.Change(t, key, func() { key.Spec.Disabled = false })
+	o.Ready(t, key)
+	if is := accessSecret(t, o, "one").ResourceVersion; is != version {
+		t.Error("The Secret was written again")
+	}
+}
+
+func TestAccessKey_secretDeleted_getsAnotherSecret(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	key := accessKey("one")
+	o.Make(t, key)
+	o.Ready(t, key)
+	former := accessSecret(t, o, "one")
+	o.Remove(t, former)
+	o.Until(t, key, func() string {
+		if key.Status.SecretRef.UID == string(former.UID) {
+			return "The status names the former Secret"
+		}
+		return ""
+	})
+	now := accessSecret(t, o, "one")
+	if string(now.Data["accessKeyId"]) != string(former.Data["accessKeyId"]) || string(now.Data["accessKeySecret"]) == string(former.Data["accessKeySecret"]) {
+		t.Error("The identifier has changed, or the secret has not")
+	}
+}
+
+func TestAccessKey_secretOfOthers_staysAsItIs(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	taken := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "one"}, Data: map[string][]byte{"accessKeySecret": []byte("theirs")}}
+	o.Make(t, taken)
+	key := accessKey("one")
+	o.Make(t, key)
+	o.Stalls(t, key, v1alpha1.ReasonTargetNotOwned, "Secret", "another name")
+	if s := accessSecret(t, o, "one"); len(s.Data) != 1 || string(s.Data["accessKeySecret"]) != "theirs" {
+		t.Error("The Secret of others was changed")
+	}
+}

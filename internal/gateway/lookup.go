@@ -1,0 +1,150 @@
+package gateway
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keyconvoy/keyconvoy/internal/gateway/wire"
+	"github.com/keyconvoy/keyconvoy/internal/keyring"
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+)
+
+// settleTime is how long a request waits for a key that this replica does not know yet, or not completely: another replica may
+// have created it a moment ago.
+const settleTime = 500 * time.Millisecond
+
+// aliasPrefix begins every alias.
+const aliasPrefix = "alias/"
+
+// find returns the key that a parameter names by its identifier, ARN or alias, if the caller may see it and has all verbs on it.
+// Errors: Forbidden.KeyNotFound, Forbidden.AliasNotFound, Forbidden.NoPermission.
+func (c *call) find(ctx context.Context, parameter string, verbs ...string) (*entry, error) {
+	text, err := c.Required(parameter)
+	if err != nil {
+		return nil, err
+	}
+	if resource, isARN := strings.CutPrefix(text, "acs:kms:"); isARN {
+		text = strings.TrimPrefix(resource[strings.LastIndexByte(resource, ':')+1:], "key/")
+	}
+	if strings.HasPrefix(text, aliasPrefix) {
+		return c.findAlias(ctx, text, verbs...)
+	}
+	if len(text) != 36 || uuid.Validate(text) != nil {
+		return nil, keyNotFound() // identifiers are UIDs
+	}
+	return c.allowed(ctx, c.settled(ctx, text), keyNotFound(), verbs...)
+}
+
+func (c *call) findAlias(ctx context.Context, alias string, verbs ...string) (*entry, error) {
+	return c.allowed(ctx, c.directory.alias(c.who.namespace, alias), &wire.Error{Code: wire.AliasNotFound}, verbs...)
+}
+
+// settled returns a key, nil for none. It waits a moment for one that is not known, or whose controller has not begun.
+func (c *call) settled(ctx context.Context, id string) *entry {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	var found *entry
+	c.directory.wait(ctx, id, func() bool {
+		found = c.directory.get(id)
+		return found != nil && found.state != ""
+	})
+	return found
+}
+
+// allowed returns a key on which the caller has all verbs. If the caller may not even see it, the answer is that of a key that does
+// not exist, after the same questions to the API server.
+func (c *call) allowed(ctx context.Context, e *entry, notFound error, verbs ...string) (*entry, error) {
+	if e == nil || !e.exists() {
+		phantom := &entry{ref: keyring.Ref{Kind: keyring.KindImportedKey}}
+		phantom.ref.Namespace, phantom.ref.Name = c.who.namespace, "none"
+		_, _, err := c.missingVerb(ctx, phantom, append(verbs, "get"))
+		return nil, firstOf(err, notFound)
+	}
+	if consents, err := c.consents(ctx, e); err != nil || !consents {
+		return nil, firstOf(err, notFound)
+	}
+	verb, lacks, err := c.missingVerb(ctx, e, verbs)
+	if err != nil || !lacks {
+		return e, err
+	}
+	if _, invisible, err := c.missingVerb(ctx, e, []string{"get"}); err != nil || invisible {
+		return nil, firstOf(err, notFound)
+	}
+	return nil, noPermission(c.who, verb, e)
+}
+
+// firstOf returns err, or otherwise if there is none.
+func firstOf(err, otherwise error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}
+
+// missingVerb returns the first verb that the caller does not have on a key.
+func (c *call) missingVerb(ctx context.Context, e *entry, verbs []string) (verb string, lacks bool, err error) {
+	for _, verb := range verbs {
+		may, err := c.authorizer.may(ctx, access{
+			account: c.who, verb: verb, resource: resourceOf(e.ref.Kind), namespace: e.ref.Namespace, name: e.ref.Name,
+		})
+		if err != nil || !may {
+			return verb, !may, err
+		}
+	}
+	return "", false, nil
+}
+
+// consents reports whether the key is of the caller's namespace, or its owner consents to that namespace.
+func (c *call) consents(ctx context.Context, e *entry) (bool, error) {
+	if e.ref.Namespace == c.who.namespace {
+		return true, nil
+	}
+	key, err := c.keys.Get(ctx, e.ref, client.UnsafeDisableDeepCopy)
+	if err != nil || key == nil || key.ID() != e.id {
+		return false, err
+	}
+	err = c.keys.ConsentTo(ctx, key, c.who.namespace)
+	if kms.CodeOf(err) == kms.ForbiddenNoPermission {
+		return false, nil
+	}
+	return err == nil, explained(err)
+}
+
+// masterKey is a key that an operation uses.
+type masterKey struct {
+	*keyring.Key
+
+	kms kms.Key
+}
+
+// read reads the object of a key, for an operation that uses it. A key that only asks to adopt key versions has none. Errors:
+// Forbidden.KeyNotFound, Rejected.PendingImport, InvalidParameter.
+func (c *call) read(ctx context.Context, e *entry) (masterKey, error) {
+	key, err := c.keys.Get(ctx, e.ref, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return masterKey{}, err
+	}
+	if key == nil || key.ID() != e.id {
+		return masterKey{}, keyNotFound()
+	}
+	return c.usable(key)
+}
+
+func (c *call) usable(key *keyring.Key) (masterKey, error) {
+	if len(key.Invalid()) > 0 {
+		return masterKey{}, &kms.Error{Code: kms.RejectedUnavailable, Detail: "The key's object has a field that is invalid. See its conditions."}
+	}
+	if !key.Holds() || !key.Bound() {
+		return masterKey{}, &kms.Error{Code: kms.RejectedPendingImport, Detail: "The key's object asks to adopt key versions and has not adopted them. See its conditions."}
+	}
+	parsed, err := key.KMS()
+	if err != nil {
+		return masterKey{}, err
+	}
+	c.line.KeyID, c.line.KeyVersionID = parsed.ID.String(), parsed.Primary.ID.String()
+	return masterKey{key, parsed}, nil
+}

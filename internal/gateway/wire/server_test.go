@@ -1,0 +1,509 @@
+package wire
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/emmansun/gmsm/sm3"
+
+	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
+)
+
+const (
+	testID     = "KCAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	testSecret = "the secret of the tests"
+)
+
+// now is the time of the server in all tests.
+var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// double is what a Server needs. Its operation returns the parameters that it was given.
+type double struct {
+	disabled bool
+	calls    []*Request
+	enter    chan struct{} // each call takes one; nil for none
+}
+
+func (d *double) Find(_ context.Context, id string) (*AccessKey, error) {
+	if id == "KCBROKEN" {
+		return nil, errors.New("a private cause")
+	}
+	if id != testID {
+		return nil, nil
+	}
+	return &AccessKey{ID: id, Secret: redact.Bytes(testSecret), Disabled: d.disabled}, nil
+}
+
+func (d *double) Has(action string) bool { return action == "Echo" || action == "Refuse" }
+
+func (d *double) Do(_ context.Context, r *Request) (Object, error) {
+	if r.Action == "Refuse" {
+		return nil, &kms.Error{Code: kms.ForbiddenNoPermission, Detail: "No <one> may."}
+	}
+	if d.enter != nil {
+		<-d.enter
+	}
+	d.calls = append(d.calls, r)
+	return Object{{"Text", r.Parameters.Get("Text")}}, nil
+}
+
+func serve(d *double) (*Server, *[]string) {
+	var observed []string
+	return New(d, d, func(r *Request, action string, err error, _ time.Duration) {
+		observed = append(observed, fmt.Sprintf("%s %s %t", action, CodeOf(err), r != nil))
+	}, func() time.Time { return now }), &observed
+}
+
+// signed is a second implementation of both signatures.
+type signed struct {
+	method string
+	query  url.Values
+	form   url.Values
+	header http.Header
+}
+
+func v1(action string, parameters map[string]string) *signed {
+	s := &signed{method: http.MethodPost, query: url.Values{}, form: url.Values{}, header: http.Header{}}
+	for name, value := range map[string]string{
+		"AccessKeyId": testID, "Action": action, "Format": "JSON", "SignatureMethod": "HMAC-SHA1", "SignatureNonce": fmt.Sprint("nonce ", len(parameters)),
+		"SignatureVersion": "1.0", "Timestamp": now.Format(time.RFC3339), "Version": APIVersion,
+	} {
+		s.query.Set(name, value)
+	}
+	for name, value := range parameters {
+		s.query.Set(name, value)
+	}
+	return s
+}
+
+func (s *signed) sign(secret string) *http.Request {
+	all := url.Values{}
+	for _, from := range []url.Values{s.query, s.form} {
+		for name := range from {
+			all.Set(name, from.Get(name))
+		}
+	}
+	escape := func(text string) string {
+		return strings.NewReplacer("+", "%20", "*", "%2A", "%7E", "~").Replace(url.QueryEscape(text))
+	}
+	var pairs []string
+	for name := range all {
+		pairs = append(pairs, escape(name)+"="+escape(all.Get(name)))
+	}
+	slices.Sort(pairs)
+	mac := hmac.New(sha1.New, []byte(secret+"&"))
+	mac.Write([]byte(s.method + "&%2F&" + escape(strings.Join(pairs, "&"))))
+	s.query.Set("Signature", base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	return s.request()
+}
+
+func (s *signed) request() *http.Request {
+	r := httptest.NewRequest(s.method, "https://kms.test:8443/?"+s.query.Encode(), strings.NewReader(s.form.Encode()))
+	r.Host = "kms.test:8443"
+	for name, values := range s.header {
+		r.Header[name] = values
+	}
+	if len(s.form) > 0 {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	return r
+}
+
+func acs3Request(algorithm, action string, query url.Values, contentType, body string) *http.Request {
+	newHash := map[string]func() hash.Hash{"ACS3-HMAC-SHA256": sha256.New, "ACS3-HMAC-SM3": sm3.New}[algorithm]
+	digest := func(text string) string {
+		h := newHash()
+		h.Write([]byte(text))
+		return hex.EncodeToString(h.Sum(nil))
+	}
+	r := httptest.NewRequest(http.MethodPost, "https://kms.test:8443/?"+query.Encode(), strings.NewReader(body))
+	r.Host = "kms.test:8443"
+	for name, value := range map[string]string{
+		"x-acs-action": action, "x-acs-version": APIVersion, "x-acs-date": now.Format(time.RFC3339),
+		"x-acs-signature-nonce": "nonce " + algorithm, "x-acs-content-sha256": digest(body),
+	} {
+		r.Header.Set(name, value)
+	}
+	names := []string{"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"}
+	if body != "" {
+		r.Header.Set("Content-Type", contentType)
+		names = append([]string{"content-type"}, names...)
+	}
+	lines := ""
+	for _, name := range names {
+		value := r.Header.Get(name)
+		if name == "host" {
+			value = r.Host
+		}
+		lines += name + ":" + value + "\n"
+	}
+	canonicalQuery := strings.NewReplacer("+", "%20", "*", "%2A", "%7E", "~").Replace(query.Encode())
+	request := "POST\n/\n" + canonicalQuery + "\n" + lines + "\n" + strings.Join(names, ";") + "\n" + digest(body)
+	mac := hmac.New(newHash, []byte(testSecret))
+	mac.Write([]byte(algorithm + "\n" + digest(request)))
+	r.Header.Set("Authorization", fmt.Sprintf("%s Credential=%s,SignedHeaders=%s,Signature=%x", algorithm, testID, strings.Join(names, ";"), mac.Sum(nil)))
+	return r
+}
+
+type reply struct {
+	status                                int
+	header                                http.Header
+	body                                  string
+	Code                                  string
+	Text                                  string
+	Message, Recommend, HostId, RequestId string
+}
+
+func do(t *testing.T, s http.Handler, r *http.Request) reply {
+	t.Helper()
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	out := reply{status: w.Code, header: w.Header(), body: w.Body.String()}
+	decode := json.Unmarshal
+	if strings.Contains(w.Header().Get("Content-Type"), "xml") {
+		decode = xml.Unmarshal
+	}
+	if err := decode(w.Body.Bytes(), &out); err != nil {
+		t.Fatalf("The answer is not of its Content-Type %s: %v: %s", w.Header().Get("Content-Type"), err, out.body)
+	}
+	if out.RequestId == "" || out.RequestId != w.Header().Get("x-acs-request-id") {
+		t.Errorf("RequestId is %q, and the header %q", out.RequestId, w.Header().Get("x-acs-request-id"))
+	}
+	return out
+}
+
+const hardText = "a b+c*d~e/f?g=h&i%j\u4e2d\u6587'()!"
+
+func TestServer_acceptsEachSignature(t *testing.T) {
+	t.Parallel()
+	get := v1("Echo", map[string]string{"Text": hardText, "SignatureType": ""})
+	get.method = http.MethodGet
+	form := v1("Echo", nil)
+	form.form.Set("Text", hardText)
+	onlyForm := v1("Echo", map[string]string{"Text": hardText})
+	onlyForm.form, onlyForm.query = onlyForm.query, url.Values{}
+	inForm := onlyForm.sign(testSecret)
+	onlyForm.form.Set("Signature", onlyForm.query.Get("Signature"))
+	onlyForm.query = url.Values{}
+	inForm = onlyForm.request()
+	milliseconds := v1("Echo", map[string]string{"Text": hardText, "Timestamp": "2026-01-02T03:04:05.678Z"})
+	milliseconds.query.Del("SignatureNonce")
+	for name, r := range map[string]*http.Request{
+		"V1 in the query":                         v1("Echo", map[string]string{"Text": hardText}).sign(testSecret),
+		"V1 by GET, with an empty parameter":      get.sign(testSecret),
+		"V1 with a form":                          form.sign(testSecret),
+		"V1 in a form with the signature":         inForm,
+		"V1 without a nonce, with milliseconds":   milliseconds.sign(testSecret),
+		"V1 fourteen minutes late":                v1("Echo", map[string]string{"Text": hardText, "Timestamp": "2026-01-02T02:50:05Z"}).sign(testSecret),
+		"V1 fourteen minutes early":               v1("Echo", map[string]string{"Text": hardText, "Timestamp": "2026-01-02T03:18:05Z"}).sign(testSecret),
+		"ACS3 with SHA-256":                       acs3Request("ACS3-HMAC-SHA256", "Echo", url.Values{"Text": {hardText}}, "", ""),
+		"ACS3 with SM3":                           acs3Request("ACS3-HMAC-SM3", "Echo", url.Values{"Text": {hardText}}, "", ""),
+		"ACS3 with a form":                        acs3Request("ACS3-HMAC-SHA256", "Echo", nil, "application/x-www-form-urlencoded", url.Values{"Text": {hardText}}.Encode()),
+		"ACS3 with a JSON body, and a null in it": acs3Request("ACS3-HMAC-SM3", "Echo", nil, "application/json; charset=utf-8", `{"Text":`+string(must(json.Marshal(hardText)))+`,"None":null}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, observed := serve(&double{})
+			got := do(t, s, r)
+			if got.status != http.StatusOK || got.Text != hardText || got.Code != "" {
+				t.Fatalf("The answer is %d %s", got.status, got.body)
+			}
+			if want := []string{"Echo OK true"}; !slices.Equal(*observed, want) {
+				t.Errorf("Observed %v, want %v", *observed, want)
+			}
+		})
+	}
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+func TestServer_refuses(t *testing.T) {
+	t.Parallel()
+	change := func(name, value string) *http.Request {
+		return v1("Echo", map[string]string{name: value}).sign(testSecret)
+	}
+	without := func(name string) *http.Request {
+		s := v1("Echo", nil)
+		s.query.Del(name)
+		return s.sign(testSecret)
+	}
+	after := func(edit func(*http.Request)) *http.Request {
+		r := acs3Request("ACS3-HMAC-SHA256", "Echo", url.Values{"Text": {"x"}}, "", "")
+		edit(r)
+		return r
+	}
+	withBody := func(contentType, body string) *http.Request {
+		return acs3Request("ACS3-HMAC-SHA256", "Echo", nil, contentType, body)
+	}
+	jsonV1 := v1("Echo", nil).sign(testSecret)
+	jsonV1.Body, jsonV1.ContentLength = io.NopCloser(strings.NewReader(`{"Text":"x"}`)), 12
+	jsonV1.Header.Set("Content-Type", "application/json")
+	head := v1("Echo", nil)
+	head.method = http.MethodPut
+	path := v1("Echo", nil).sign(testSecret)
+	path.URL.Path = "/kms"
+	for name, c := range map[string]struct {
+		r      *http.Request
+		status int
+		code   string
+	}{
+		"another method":                  {head.sign(testSecret), 403, "UnsupportedHTTPMethod"},
+		"another path":                    {path, 404, "InvalidAction.NotFound"},
+		"an unknown access key":           {change("AccessKeyId", "KCNONE"), 404, "InvalidAccessKeyId.NotFound"},
+		"a wrong secret":                  {v1("Echo", nil).sign("another"), 400, "SignatureDoesNotMatch"},
+		"a time 16 minutes ago":           {change("Timestamp", "2026-01-02T02:48:05Z"), 400, "InvalidTimeStamp.Expired"},
+		"a time in 16 minutes":            {change("Timestamp", "2026-01-02T03:20:06Z"), 400, "InvalidTimeStamp.Expired"},
+		"a time in another form":          {change("Timestamp", "yesterday"), 400, "InvalidParameter"},
+		"no signature":                    {v1("Echo", nil).request(), 400, "IncompleteSignature"},
+		"no access key":                   {without("AccessKeyId"), 400, "MissingParameter"},
+		"no time":                         {without("Timestamp"), 400, "MissingParameter"},
+		"no version":                      {without("Version"), 400, "MissingParameter"},
+		"no action":                       {without("Action"), 400, "MissingParameter"},
+		"another version":                 {change("Version", "2015-01-01"), 400, "InvalidVersion"},
+		"another action":                  {change("Action", "Sing"), 404, "InvalidAction.NotFound"},
+		"another method of V1":            {change("SignatureMethod", "HMAC-MD5"), 400, "InvalidParameter"},
+		"another version of V1":           {change("SignatureVersion", "2.0"), 400, "InvalidParameter"},
+		"a JSON body under V1":            {jsonV1, 400, "InvalidParameter"},
+		"an operation's own refusal":      {v1("Refuse", nil).sign(testSecret), 403, "Forbidden.NoPermission"},
+		"an error that has no code":       {change("AccessKeyId", "KCBROKEN"), 500, "InternalFailure"},
+		"another scheme of authorization": {after(func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }), 400, "IncompleteSignature"},
+		"another algorithm": {after(func(r *http.Request) {
+			r.Header.Set("Authorization", "ACS3-HMAC-MD5 Credential=x,SignedHeaders=host,Signature=00")
+		}), 400, "IncompleteSignature"},
+		"an ACS3 signature without headers": {after(func(r *http.Request) {
+			r.Header.Set("Authorization", "ACS3-HMAC-SHA256 Credential=x,SignedHeaders=host,Signature=00")
+		}), 400, "IncompleteSignature"},
+		"a query that was changed":              {after(func(r *http.Request) { r.URL.RawQuery = "Text=y" }), 400, "SignatureDoesNotMatch"},
+		"an action that was changed":            {after(func(r *http.Request) { r.Header.Set("x-acs-action", "Refuse") }), 400, "SignatureDoesNotMatch"},
+		"a nonce that was added":                {after(func(r *http.Request) { r.Header.Set("x-acs-signature-nonce", "another") }), 400, "SignatureDoesNotMatch"},
+		"a host that a proxy changed":           {after(func(r *http.Request) { r.Host = "internal" }), 400, "SignatureDoesNotMatch"},
+		"a signed header twice":                 {after(func(r *http.Request) { r.Header.Add("x-acs-action", "Refuse") }), 400, "IncompleteSignature"},
+		"a body that was changed":               {after(func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader(" ")) }), 400, "IncompleteSignature"},
+		"a body of another type":                {withBody("text/plain", "x"), 400, "InvalidParameter"},
+		"a body that is no JSON":                {withBody("application/json", "{"), 400, "InvalidParameter"},
+		"a JSON list":                           {withBody("application/json", "[]"), 400, "InvalidParameter"},
+		"two JSON objects":                      {withBody("application/json", "{}{}"), 400, "InvalidParameter"},
+		"a name twice in JSON":                  {withBody("application/json", `{"Text":"a","Text":"b"}`), 400, "InvalidParameter"},
+		"a body that is too long":               {withBody("application/x-www-form-urlencoded", "Text="+strings.Repeat("x", MaxBody)), 400, "InvalidParameter"},
+		"a parameter that is not UTF-8":         {after(func(r *http.Request) { r.URL.RawQuery = "Text=%ff" }), 400, "InvalidParameter"},
+		"a query that is not URL-encoded":       {after(func(r *http.Request) { r.URL.RawQuery = "Text=%zz" }), 400, "InvalidParameter"},
+		"a parameter twice in the query":        {after(func(r *http.Request) { r.URL.RawQuery = "Text=a&Text=b" }), 400, "InvalidParameter"},
+		"a parameter in the query and the body": {acs3Request("ACS3-HMAC-SHA256", "Echo", url.Values{"Text": {"a"}}, "application/x-www-form-urlencoded", "Text=b"), 400, "InvalidParameter"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := &double{}
+			s, _ := serve(d)
+			got := do(t, s, c.r)
+			if got.status != c.status || got.Code != c.code {
+				t.Fatalf("The answer is %d %s", got.status, got.body)
+			}
+			if got.Message == "" || got.Recommend == "" || got.HostId != c.r.Host {
+				t.Errorf("The error lacks a member: %s", got.body)
+			}
+			if strings.Contains(got.body, "private cause") || len(d.calls) > 0 {
+				t.Errorf("It was performed, or reveals a cause: %s", got.body)
+			}
+		})
+	}
+}
+
+// The old Go SDK compares the end of the message with its own text.
+func TestServer_wrongSecret_saysWhatWasSigned(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(&double{})
+	got := do(t, s, v1("Echo", map[string]string{"Text": "a b"}).sign("another"))
+	const begins = "Specified signature is not matched with our calculation. server string to sign is:POST&%2F&AccessKeyId%3D"
+	if !strings.HasPrefix(got.Message, begins) || !strings.Contains(got.Message, "Text%3Da%2520b%26") {
+		t.Errorf("The message is %s", got.Message)
+	}
+}
+
+func TestServer_disabledKey_isToldOnlyToItsHolder(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(&double{disabled: true})
+	if got := do(t, s, v1("Echo", nil).sign(testSecret)); got.status != 403 || got.Code != "Forbidden.AccessKey" {
+		t.Errorf("The answer is %s", got.body)
+	}
+	if got := do(t, s, v1("Echo", nil).sign("another")); got.Code != "SignatureDoesNotMatch" {
+		t.Errorf("The answer to a wrong secret is %s", got.body)
+	}
+}
+
+func TestServer_replay_isRefused(t *testing.T) {
+	t.Parallel()
+	noNonce := func() *http.Request {
+		s := v1("Echo", map[string]string{"Timestamp": "2026-01-02T03:04:05.001Z"})
+		s.query.Del("SignatureNonce")
+		return s.sign(testSecret)
+	}
+	for name, again := range map[string]func() *http.Request{
+		"with its nonce":  func() *http.Request { return v1("Echo", nil).sign(testSecret) },
+		"without a nonce": noNonce,
+		"with ACS3":       func() *http.Request { return acs3Request("ACS3-HMAC-SHA256", "Echo", nil, "", "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := &double{}
+			s, _ := serve(d)
+			if got := do(t, s, again()); got.status != http.StatusOK {
+				t.Fatalf("The first answer is %s", got.body)
+			}
+			if got := do(t, s, again()); got.Code != "SignatureNonceUsed" || len(d.calls) != 1 {
+				t.Errorf("The second answer is %s", got.body)
+			}
+		})
+	}
+}
+
+// A nonce that came with a wrong signature must not block the one who signs with it.
+func TestServer_wrongSignature_usesNoNonce(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(&double{})
+	if got := do(t, s, v1("Echo", nil).sign("another")); got.Code != "SignatureDoesNotMatch" {
+		t.Fatalf("The answer is %s", got.body)
+	}
+	if got := do(t, s, v1("Echo", nil).sign(testSecret)); got.status != http.StatusOK {
+		t.Errorf("The answer is %s", got.body)
+	}
+}
+
+func TestServer_format(t *testing.T) {
+	t.Parallel()
+	accept := acs3Request("ACS3-HMAC-SHA256", "Refuse", nil, "", "")
+	accept.Header.Set("Accept", "application/xml;q=0.9")
+	for name, c := range map[string]struct {
+		r                     *http.Request
+		contentType, contains string
+	}{
+		"XML":         {v1("Echo", map[string]string{"Format": "XML", "Text": "<&>"}).sign(testSecret), "application/xml", "<EchoResponse><Text>&lt;&amp;&gt;</Text><RequestId>"},
+		"XML error":   {v1("Refuse", map[string]string{"Format": "XML"}).sign(testSecret), "text/xml;charset=utf-8", "<Error><RequestId>"},
+		"Accept":      {accept, "text/xml;charset=utf-8", "<Code>Forbidden.NoPermission</Code></Error>"},
+		"json":        {v1("Echo", map[string]string{"Format": "json"}).sign(testSecret), "application/json", `{"Text":"","RequestId":"`},
+		"another one": {v1("Echo", map[string]string{"Format": "YAML"}).sign(testSecret), "application/json", `{"Text":`},
+		"without it":  {acs3Request("ACS3-HMAC-SHA256", "Echo", nil, "", ""), "application/json", `{"Text":`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, _ := serve(&double{})
+			got := do(t, s, c.r)
+			if got.header.Get("Content-Type") != c.contentType || !strings.Contains(got.body, c.contains) {
+				t.Errorf("The answer is %s: %s", got.header.Get("Content-Type"), got.body)
+			}
+		})
+	}
+}
+
+func TestServer_tooManyRequestsOfAKey_areThrottled(t *testing.T) {
+	t.Parallel()
+	d := &double{enter: make(chan struct{})}
+	s, _ := serve(d)
+	answered := make(chan int)
+	for i := range MaxKeyRequests {
+		r := v1("Echo", map[string]string{"SignatureNonce": fmt.Sprint(i)}).sign(testSecret)
+		go func() {
+			w := httptest.NewRecorder()
+			s.ServeHTTP(w, r)
+			answered <- w.Code
+		}()
+	}
+	until(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.byKey[testID] == MaxKeyRequests
+	})
+	if got := do(t, s, v1("Echo", map[string]string{"SignatureNonce": "one too many"}).sign(testSecret)); got.status != 429 || got.Code != "Rejected.Throttling" {
+		t.Errorf("The answer is %d %s", got.status, got.body)
+	}
+	close(d.enter)
+	for range MaxKeyRequests {
+		if status := <-answered; status != http.StatusOK {
+			t.Errorf("One was answered with %d", status)
+		}
+	}
+	if got := do(t, s, v1("Echo", map[string]string{"SignatureNonce": "after them"}).sign(testSecret)); got.status != http.StatusOK {
+		t.Errorf("The answer after them is %s", got.body)
+	}
+}
+
+func until(t *testing.T, done func() bool) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("It did not happen within a minute")
+		}
+	}
+}
+
+func TestServer_tooManyRequests_areThrottledBeforeTheirSignature(t *testing.T) {
+	t.Parallel()
+	s, observed := serve(&double{})
+	for range MaxRequests {
+		s.all <- struct{}{}
+	}
+	if got := do(t, s, v1("Echo", nil).sign("another")); got.status != 429 {
+		t.Errorf("The answer is %s", got.body)
+	}
+	if want := []string{" Rejected.Throttling false"}; !slices.Equal(*observed, want) {
+		t.Errorf("Observed %v, want %v", *observed, want)
+	}
+}
+
+func TestNonces_areForgottenAndBounded(t *testing.T) {
+	t.Parallel()
+	n := newNonces()
+	if err := n.use("a", "x", now, now.Add(MaxSkew)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.use("b", "x", now, now.Add(MaxSkew)); err != nil {
+		t.Errorf("The nonce of another key: %v", err)
+	}
+	if err := n.use("a", "x", now.Add(MaxSkew), now.Add(2*MaxSkew)); CodeOf(err) != "SignatureNonceUsed" {
+		t.Errorf("At the end of its time it is %v", err)
+	}
+	later := now.Add(MaxSkew + 3*noncePeriod)
+	if err := n.use("a", "x", later, later.Add(MaxSkew)); err != nil {
+		t.Errorf("After its time: %v", err)
+	}
+	if _, kept := n.byID["b"]; !kept {
+		t.Fatal("The other key was forgotten too early")
+	}
+	if err := n.use("c", "x", later, later.Add(MaxSkew)); err != nil {
+		t.Fatal(err)
+	}
+	if _, kept := n.byID["b"]; kept {
+		t.Error("A key without nonces is remembered")
+	}
+	n.byID["a"].count = maxNonces
+	if err := n.use("a", "y", later, later.Add(MaxSkew)); CodeOf(err) != "Rejected.Throttling" {
+		t.Errorf("Beyond the bound it is %v", err)
+	}
+}
