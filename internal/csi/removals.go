@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// removals delete the objects of fetches that have ended, one after another, so that pods that start at once do not wait for
-// the deletions of each other. It is zero at first.
+// removals delete the objects of fetches that have ended, a moment later and one after another, so that pods that start at once
+// do not wait for the deletions of each other. The zero value is ready to use.
 type removals struct {
 	mu      sync.Mutex
 	waiting []func()
@@ -21,9 +21,15 @@ func (r *removals) add(remove func()) {
 	r.waiting = append(r.waiting, remove)
 	if !r.running {
 		r.running = true
-		r.idle.Go(r.run)
+		r.idle.Go(func() {
+			<-time.After(removeAfter)
+			r.run()
+		})
 	}
 }
+
+// removeAfter is longer than most pods that start at once need for their data keys.
+const removeAfter = 2 * time.Second
 
 // run deletes until nothing waits.
 func (r *removals) run() {
