@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -78,6 +79,48 @@ func TestOperators_twoAtOnce_oneActs(t *testing.T) {
 		"Authenticate": 3, "CreateWrappingKey": 1, "ImportKey": 1, "GenerateDataKey": 1, "ExportDataKey": 1,
 	})
 	waiting.Settled(t, objects...)
+}
+
+// Without an election, both operators act: each finds what the other one generated, and none generates a version twice. (SoftHSM and
+// NSS do not show a process all that another one did, so for them there is the election.)
+func TestOperators_twoThatBothAct_generateEachVersionOnce(t *testing.T) {
+	t.Parallel()
+	const each, rotations = 6, 3
+	first := startOperator(t)
+	second := startOperator(t, beside(first))
+	first.store(t, onSoftware)
+	second.Module(t) // is open, too
+	var keys []*v1alpha1.GeneratedKey
+	for i := range each {
+		keys = append(keys, generatedKey(fmt.Sprintf("key-%d", i)))
+	}
+	for _, key := range keys {
+		first.Make(t, key)
+	}
+	for round := range rotations {
+		for _, key := range keys {
+			first.hasVersions(t, key, round+1)
+			first.Annotate(t, key, v1alpha1.AnnotationRotate, fmt.Sprint(round))
+		}
+	}
+	for _, key := range keys {
+		first.hasVersions(t, key, rotations+1)
+		first.dataKey(t, key.Name, underGenerated(key.Name))
+	}
+	for _, key := range keys {
+		for _, version := range key.Status.Versions {
+			for name, o := range map[string]*operator{"first": first, "second": second} {
+				found, err := o.Module(t).FindKey(t.Context(), uuid.MustParse(version.KeyVersionID))
+				if err != nil || found.Fingerprint.String() != version.Fingerprint {
+					t.Errorf("version %d of %s has the fingerprint %s, and %s for the %s operator: %v",
+						version.Number, key.Name, version.Fingerprint, found.Fingerprint, name, err)
+				}
+			}
+		}
+	}
+	for name, o := range map[string]*operator{"first": first, "second": second} {
+		t.Logf("The %s operator called %v.", name, o.Calls())
+	}
 }
 
 // A key that has work to do and was Ready is reconciled while its key store is not ready; the store is ready
