@@ -1,3 +1,5 @@
+//go:build cgo
+
 package gateway
 
 import (
@@ -46,6 +48,20 @@ func TestClients(t *testing.T) {
 		"npm openapi-client, V1":   node{s, "openapi-client", "v2"},
 	} {
 		t.Run(name, func(t *testing.T) { life(t, c, recipient) })
+	}
+}
+
+// Each gateway and the operator use a token in sessions of their own, in processes of their own.
+func TestTokens(t *testing.T) {
+	s := start(t)
+	recipient, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	for name, store := range s.tokens {
+		t.Run(name, func(t *testing.T) {
+			on := *s
+			on.id, on.key = s.accessKey(t, name, store)
+			life(t, newSDK{&on, ""}, recipient)
+		})
 	}
 }
 
