@@ -168,6 +168,7 @@ verify-manifests: $(KUSTOMIZE)
 	$(KUSTOMIZE) build config/default >/dev/null
 	$(KUSTOMIZE) build config/namespaced >/dev/null
 	$(KUSTOMIZE) build config/csi >/dev/null
+	$(KUSTOMIZE) build config/gateway >/dev/null
 
 # The product must build without cgo, with the software store only.
 .PHONY: verify-portable

@@ -1,3 +1,5 @@
+//go:build cgo
+
 package gateway
 
 import (
@@ -138,7 +140,7 @@ func signed(s *site, host, action string, parameters url.Values) *http.Request {
 	digest := sha256.Sum256([]byte(text + "\n" + strings.Join(names, ";") + "\n" + headers["x-acs-content-sha256"]))
 	mac := hmac.New(sha256.New, []byte(s.key))
 	mac.Write([]byte("ACS3-HMAC-SHA256\n" + hex.EncodeToString(digest[:])))
-	request, _ := http.NewRequest(http.MethodPost, "https://"+host+"/?"+query, http.NoBody)
+	request, _ := http.NewRequest(http.MethodPost, "https://"+host+"/?"+query, nil)
 	for name, value := range headers {
 		request.Header.Set(name, value)
 	}

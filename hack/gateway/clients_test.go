@@ -1,3 +1,5 @@
+//go:build cgo
+
 package gateway
 
 import (
@@ -44,8 +46,43 @@ func TestClients(t *testing.T) {
 		"npm pop-core, POST":       node{s, "pop-core", "POST"},
 		"npm openapi-client, ACS3": node{s, "openapi-client", ""},
 		"npm openapi-client, V1":   node{s, "openapi-client", "v2"},
+		"npm openapi-core":         node{s, "openapi-core", ""},
 	} {
 		t.Run(name, func(t *testing.T) { life(t, c, recipient) })
+	}
+}
+
+// The oldest client sends no nonce, and the time in milliseconds.
+func TestClients_kmsSDK(t *testing.T) {
+	s := start(t)
+	c := node{s, "kms-sdk", ""}
+	var id string
+	eventually(t, func() error {
+		members, code := c.call(t, 0, "CreateKey", map[string]string{"Origin": "Aliyun_KMS"})
+		if id = members["KeyMetadata.KeyId"]; id == "" {
+			return fmt.Errorf("it is answered with %q %v", code, members)
+		}
+		return nil
+	})
+	for action, want := range map[string]string{"DescribeKey": "", "ListKeys": "", "CancelKeyDeletion": "Rejected.StateModifiedFailed", "Decrypt": "UnsupportedOperation"} {
+		members, code := c.call(t, 0, action, map[string]string{"KeyId": id, "CiphertextBlob": "none"})
+		if code != want {
+			t.Errorf("%s is answered with %q %v, want %q", action, code, members, want)
+		}
+	}
+}
+
+// Each gateway and the operator use a token in sessions of their own, in processes of their own.
+func TestTokens(t *testing.T) {
+	s := start(t)
+	recipient, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	for name, store := range s.tokens {
+		t.Run(name, func(t *testing.T) {
+			on := *s
+			on.id, on.key = s.accessKey(t, name, store)
+			life(t, newSDK{&on, ""}, recipient)
+		})
 	}
 }
 

@@ -1,3 +1,5 @@
+//go:build cgo
+
 // Package gateway tests the built gateway with the official clients of the documented API, in all signatures and formats that they have.
 package gateway
 
@@ -35,6 +37,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
+	"github.com/keyconvoy/keyconvoy/internal/hsm/hsmtest/tokens"
 )
 
 const (
@@ -50,7 +53,9 @@ type site struct {
 	caFile   string
 	gateways [2]string // host and port
 	pids     [2]int
-	id, key  string    // the access key
+	env      []string // of all processes
+	id, key  string   // an access key for the software store
+	tokens   map[string]v1alpha1.KeyStoreSpec
 }
 
 func root(t testing.TB, path ...string) string {
@@ -92,11 +97,17 @@ func start(t testing.TB) *site {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s.certificates(t, dir)
-	launch(t, binary, "manager", "--kubeconfig", kubeconfig(t, dir, cfg, ""), "--metrics-bind-address=0", "--health-probe-bind-address=0")
+	softHSM, nss := tokens.SoftHSM(t), tokens.FreshNSS(t)
+	libraries := []string{
+		"--pkcs11-module=softhsm=" + softHSM.Path, "--pkcs11-allow-path=softhsm=" + softHSM.Dir + ":rw",
+		"--pkcs11-module=nss=" + nss.Path, "--pkcs11-parameters=nss=" + nss.Parameters, "--pkcs11-allow-path=nss=" + nss.Dir + ":rw",
+	}
+	s.env = append(append(os.Environ(), "POD_NAMESPACE="+system), softHSM.Env...)
+	s.launch(t, binary, libraries, "manager", "--kubeconfig", kubeconfig(t, dir, cfg, ""), "--metrics-bind-address=0", "--health-probe-bind-address=0")
 	for i := range s.gateways {
 		s.gateways[i] = freeAddress(t)
 		probes := freeAddress(t)
-		s.pids[i] = launch(t, binary, "gateway", "--kubeconfig", kubeconfig(t, dir, cfg, "system:serviceaccount:"+system+":gateway"),
+		s.pids[i] = s.launch(t, binary, libraries, "gateway", "--kubeconfig", kubeconfig(t, dir, cfg, "system:serviceaccount:"+system+":gateway"),
 			"--bind-address="+s.gateways[i], "--tls-dir="+dir, "--metrics-bind-address=0", "--health-probe-bind-address="+probes)
 		eventually(t, func() error {
 			response, err := http.Get("http://" + probes + "/readyz")
@@ -110,7 +121,16 @@ func start(t testing.TB) *site {
 			return nil
 		})
 	}
-	s.accessKey(t)
+	s.id, s.key = s.accessKey(t, "main", v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware})
+	s.tokens = map[string]v1alpha1.KeyStoreSpec{}
+	for name, token := range map[string]tokens.Token{"softhsm": softHSM, "nss": nss} {
+		must(t, s.Create(t.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: name}, StringData: map[string]string{"pin": token.PIN},
+		}))
+		s.tokens[name] = v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStorePKCS11, PKCS11: &v1alpha1.PKCS11Store{
+			Module: name, Token: v1alpha1.TokenSelector{Label: token.Label}, PINSecretRef: &v1alpha1.EntryReference{Name: v1alpha1.ObjectName(name), Key: "pin"},
+		}}
+	}
 	return s
 }
 
@@ -127,29 +147,29 @@ func (s *site) applyRoles(t testing.TB) {
 }
 
 // accessKey makes a key store, and an access key that may do everything with keys.
-func (s *site) accessKey(t testing.TB) {
+func (s *site) accessKey(t testing.TB, name string, store v1alpha1.KeyStoreSpec) (id, secret string) {
 	t.Helper()
-	meta := metav1.ObjectMeta{Namespace: team, Name: "app"}
+	meta := metav1.ObjectMeta{Namespace: team, Name: name}
 	key := &v1alpha1.AccessKey{ObjectMeta: meta, Spec: v1alpha1.AccessKeySpec{
-		ServiceAccountName: "app", KeyStoreRef: &v1alpha1.KeyStoreReference{Kind: "ClusterKeyStore", Name: "main"},
+		ServiceAccountName: v1alpha1.ObjectName(name), KeyStoreRef: &v1alpha1.KeyStoreReference{Kind: "ClusterKeyStore", Name: v1alpha1.ObjectName(name)},
 	}}
 	for _, o := range []client.Object{
-		&v1alpha1.ClusterKeyStore{ObjectMeta: metav1.ObjectMeta{Name: "main"}, Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware}}},
+		&v1alpha1.ClusterKeyStore{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ClusterKeyStoreSpec{KeyStoreSpec: store}},
 		&corev1.ServiceAccount{ObjectMeta: meta},
 		&rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{{
 			APIGroups: []string{"keyconvoy.io"}, Resources: []string{"importedkeys", "generatedkeys"}, Verbs: []string{"get", "list", "create", "update", "use", "export"},
 		}}},
 		&rbacv1.RoleBinding{
-			ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "app"},
-			Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: team, Name: "app"}},
+			ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
+			Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: team, Name: name}},
 		},
 		key,
 	} {
 		must(t, s.Create(t.Context(), o))
 	}
-	secret := &corev1.Secret{}
-	eventually(t, func() error { return s.Get(t.Context(), client.ObjectKey{Namespace: team, Name: "app"}, secret) })
-	s.id, s.key = string(secret.Data["accessKeyId"]), string(secret.Data["accessKeySecret"])
+	object := &corev1.Secret{}
+	eventually(t, func() error { return s.Get(t.Context(), client.ObjectKeyFromObject(key), object) })
+	return string(object.Data["accessKeyId"]), string(object.Data["accessKeySecret"])
 }
 
 // certificates writes a certificate for the gateways, and that of its authority.
@@ -205,11 +225,11 @@ func kubeconfig(t testing.TB, dir string, cfg *rest.Config, as string) string {
 }
 
 // launch starts the binary. It ends with the test.
-func launch(t testing.TB, binary string, args ...string) (pid int) {
+func (s *site) launch(t testing.TB, binary string, libraries []string, args ...string) (pid int) {
 	t.Helper()
 	var log bytes.Buffer
-	cmd := exec.Command(binary, args...)
-	cmd.Env = append(os.Environ(), "POD_NAMESPACE="+system)
+	cmd := exec.Command(binary, append(args, libraries...)...)
+	cmd.Env = s.env
 	cmd.Stdout, cmd.Stderr = &log, &log
 	must(t, cmd.Start())
 	t.Cleanup(func() {

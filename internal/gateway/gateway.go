@@ -13,6 +13,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
@@ -90,7 +91,35 @@ func stripUnread(in any) (any, error) {
 		}
 		m.SetAnnotations(kept)
 	}
+	switch o := in.(type) {
+	case *v1alpha1.ImportedKey:
+		if o.Spec.Material != nil || o.Status.ImportParameters != nil { // several KiB of Base64
+			o.Spec.Material, o.Status.ImportParameters = nil, nil
+		}
+		stripKey(o, o.Status.Conditions)
+	case *v1alpha1.GeneratedKey:
+		stripKey(o, o.Status.Conditions)
+	}
 	return in, nil
+}
+
+// stripKey drops what the gateway does not read of keys, of which there are many. Of the conditions it reads Stalled.
+func stripKey(o interface {
+	client.Object
+	SetConditions(conditions []metav1.Condition)
+}, conditions []metav1.Condition) {
+	if o.GetLabels() != nil || o.GetOwnerReferences() != nil || o.GetFinalizers() != nil {
+		o.SetLabels(nil)
+		o.SetOwnerReferences(nil)
+		o.SetFinalizers(nil)
+	}
+	var kept []metav1.Condition
+	if stalled := meta.FindStatusCondition(conditions, v1alpha1.ConditionStalled); stalled != nil {
+		kept = []metav1.Condition{*stalled} // a new list: the old one would keep its size
+	}
+	if len(kept) != len(conditions) {
+		o.SetConditions(kept)
+	}
 }
 
 // ClientOptions are how the manager's client must be: Secrets are read live.

@@ -21,7 +21,6 @@ const (
 	maxTagKey   = 128
 	maxTagValue = 256
 	maxAliases  = 20
-	maxAlias    = 255
 )
 
 // tag is an element of the parameter Tags.

@@ -116,9 +116,10 @@ func TestGateway_lifeOfAnImportedKey(t *testing.T) {
 		"EncryptedKeyMaterial": wrapped(t, parameters.text(t, "PublicKey"), secret), "KeyMaterialExpireUnix": "4102444800",
 	}
 	second.eventually(t, c, "ImportKeyMaterial", importIt, "")
-	if got := first.eventually(t, c, "DescribeKey", key, ""); got.text(t, "KeyMetadata", "MaterialExpireTime") != "2100-01-01T00:00:00Z" {
-		first.eventually(t, c, "GenerateDataKeyWithoutPlaintext", key, "")
+	if got := second.ok(t, c, "DescribeKey", key).text(t, "KeyMetadata", "MaterialExpireTime"); got != "2100-01-01T00:00:00Z" {
+		t.Errorf("The material expires at %q", got)
 	}
+	first.eventually(t, c, "GenerateDataKeyWithoutPlaintext", key, "")
 
 	// Other material is refused, and changes neither the module nor the object.
 	var before v1alpha1.ImportedKeyList

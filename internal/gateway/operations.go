@@ -41,7 +41,7 @@ type call struct {
 type operation func(ctx context.Context, c *call) (wire.Object, error)
 
 func table() map[string]operation {
-	return map[string]operation{
+	out := map[string]operation{
 		"GetParametersForImport":          getParametersForImport,
 		"GenerateDataKeyWithoutPlaintext": dryRunnable(generateDataKey),
 		"ExportDataKey":                   dryRunnable(exportDataKey),
@@ -61,24 +61,25 @@ func table() map[string]operation {
 		"DeleteKeyMaterial":    deleteKeyMaterial,
 		"UpdateKeyDescription": updateKeyDescription,
 
-		"TagResource":            tagResource,
-		"UntagResource":          untagResource,
-		"ListResourceTags":       listResourceTags,
-		"CreateAlias":            createAlias,
-		"UpdateAlias":            updateAlias,
-		"DeleteAlias":            deleteAlias,
-		"ListAliases":            listAliases,
-		"ListAliasesByKeyId":     listAliasesByKeyID,
-		"Encrypt":                noPlaintext,
-		"Decrypt":                noPlaintext,
-		"GenerateDataKey":        noPlaintext,
-		"AsymmetricEncrypt":      noPlaintext,
-		"AsymmetricDecrypt":      noPlaintext,
-		"GetSecretValue":         noPlaintext,
-		"AdvanceEncrypt":         noPlaintext,
-		"AdvanceDecrypt":         noPlaintext,
-		"AdvanceGenerateDataKey": noPlaintext,
+		"TagResource":        tagResource,
+		"UntagResource":      untagResource,
+		"ListResourceTags":   listResourceTags,
+		"CreateAlias":        createAlias,
+		"UpdateAlias":        updateAlias,
+		"DeleteAlias":        deleteAlias,
+		"ListAliases":        listAliases,
+		"ListAliasesByKeyId": listAliasesByKeyID,
 	}
+	for _, action := range withPlaintext {
+		out[action] = noPlaintext
+	}
+	return out
+}
+
+// withPlaintext are the operations that take or return plaintext. All are refused.
+var withPlaintext = []string{
+	"Encrypt", "Decrypt", "GenerateDataKey", "AsymmetricEncrypt", "AsymmetricDecrypt", "AdvanceEncrypt", "AdvanceDecrypt", "AdvanceGenerateDataKey",
+	"GetSecretValue",
 }
 
 var all = table()

@@ -44,8 +44,32 @@ async function openapiClient() {
   return (await client.callApi(params, request, new RuntimeOptions({}))).body;
 }
 
+async function openapiCore() {
+  const { default: OpenApi, $OpenApiUtil } = require('@alicloud/openapi-core');
+  const $dara = require('@darabonba/typescript');
+  const client = new OpenApi(new $OpenApiUtil.Config({
+    accessKeyId: input.id, accessKeySecret: input.secret, endpoint: input.endpoint, protocol: 'https', regionId: 'keyconvoy',
+  }));
+  const params = new $OpenApiUtil.Params({
+    action: input.action, version: '2016-01-20', protocol: 'HTTPS', pathname: '/', method: 'POST', authType: 'AK', style: 'RPC',
+    reqBodyType: 'formData', bodyType: 'json',
+  });
+  return (await client.callApi(params, new $OpenApiUtil.OpenApiRequest({ query: input.parameters }), new $dara.RuntimeOptions({}))).body;
+}
+
+// It sends no nonce, and returns the body of an error as a result. It has no ExportDataKey.
+async function kmsSDK() {
+  const KMS = require('@alicloud/kms-sdk');
+  const client = new KMS({ endpoint: input.endpoint, accessKeyId: input.id, accessKeySecret: input.secret });
+  const body = await client.client[input.action]({ Action: input.action, ...input.parameters }, { timeout: 10000 });
+  if (body.Code) {
+    throw Object.assign(new Error(body.Message), { code: body.Code });
+  }
+  return body;
+}
+
 (async () => {
-  const calls = { kms20160120, 'pop-core': popCore, 'openapi-client': openapiClient };
+  const calls = { kms20160120, 'openapi-core': openapiCore, 'kms-sdk': kmsSDK, 'pop-core': popCore, 'openapi-client': openapiClient };
   try {
     const body = await calls[input.client]();
     console.log(JSON.stringify({ Code: '', Body: body }));
