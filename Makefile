@@ -37,6 +37,7 @@ CONTROLLER_GEN := $(TOOLS)/controller-gen
 KUSTOMIZE := $(TOOLS)/kustomize
 GOLANGCI_LINT := $(TOOLS)/golangci-lint
 LAUNCHER := $(TOOLS)/controlplane
+export HELM := $(TOOLS)/helm
 
 # All Go modules of the repository, and those that contain code, not only the versions of tools.
 MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path "./bin/*")))
@@ -64,7 +65,7 @@ demo-two-clusters: packages build controlplane $(LAUNCHER) ## Move a key from th
 	hack/demo/two-clusters.sh
 
 .PHONY: test
-test: packages controlplane ## Run all tests, those of the modules and operations with the race detector (PKG=./… TESTFLAGS=…)
+test: packages controlplane $(HELM) ## Run all tests, those of the modules and operations with the race detector (PKG=./… TESTFLAGS=…)
 ifeq ($(origin PKG),file)
 	$(GO) test -race $(TESTFLAGS) $(RACE_PKG)
 	$(GO) test $(TESTFLAGS) $$(comm -23 <($(GO) list $(PKG) | sort) <($(GO) list $(RACE_PKG) | sort))
@@ -108,11 +109,15 @@ clean: ## Stop the local control plane and delete bin/
 ##@ Code
 
 .PHONY: generate
-generate: $(CONTROLLER_GEN) ## Generate deepcopy, apply configurations, CRDs, RBAC, docs/reasons.md and docs/reference
+generate: $(CONTROLLER_GEN) $(KUSTOMIZE) ## Generate deepcopy, apply configurations, CRDs, RBAC, the chart's files, docs/reasons.md and docs/reference
 	cd api && $(CONTROLLER_GEN) object applyconfiguration crd paths=./... output:crd:artifacts:config=../config/crd/bases
 	$(CONTROLLER_GEN) rbac:roleName=manager-role paths=./controllers/... output:rbac:artifacts:config=config/rbac
 	$(GO) run ./hack/reasons docs/reasons.md
 	$(GO) run ./hack/reference docs/reference
+	rm -rf config/chart/files && mkdir -p config/chart/files/default config/chart/files/monitoring config/chart/files/namespaced
+	$(KUSTOMIZE) build config/chart -o config/chart/files/default
+	$(KUSTOMIZE) build config/monitoring -o config/chart/files/monitoring
+	cp config/namespaced/cluster_role.yaml config/chart/files/namespaced
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -138,7 +143,7 @@ verify-format:
 
 # Generates in a copy, so that the check does not change any file.
 .PHONY: verify-generated
-verify-generated: $(CONTROLLER_GEN)
+verify-generated: $(CONTROLLER_GEN) $(KUSTOMIZE)
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	tar -c --exclude=./bin --exclude=./.git --exclude=./my . | tar -x -C "$$copy"; \
 	$(MAKE) --no-print-directory -C "$$copy" generate TOOLS=$(TOOLS); \
@@ -153,9 +158,10 @@ verify-modules:
 	done
 
 .PHONY: verify-manifests
-verify-manifests: $(KUSTOMIZE)
+verify-manifests: $(KUSTOMIZE) $(HELM)
 	$(KUSTOMIZE) build config/default >/dev/null
 	$(KUSTOMIZE) build config/namespaced >/dev/null
+	$(HELM) lint --strict --quiet config/chart
 
 # The product must build without cgo, with the software store only.
 .PHONY: verify-portable
@@ -242,4 +248,8 @@ $(CONTROLLER_GEN) $(KUSTOMIZE) &: hack/tools/go.mod hack/tools/go.sum
 
 $(GOLANGCI_LINT): hack/tools/golangci-lint/go.mod hack/tools/golangci-lint/go.sum
 	@cd hack/tools/golangci-lint && GO=$(GO) ../../build.sh golangci-lint -o $(TOOLS)/ tool
+	@touch $@
+
+$(HELM): hack/tools/helm/go.mod hack/tools/helm/go.sum
+	@cd hack/tools/helm && GO=$(GO) ../../build.sh helm -o $(TOOLS)/ tool
 	@touch $@
