@@ -10,9 +10,12 @@ GO ?= go
 export GOFLAGS := -trimpath
 export CGO_ENABLED := 1
 
-CONTAINER_TOOL ?= docker
-IMG ?= keyconvoy:$(VERSION)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMG ?= keyconvoy:$(VERSION)
+# For hack/image/build.sh: docker, podman or buildah, whichever works if empty; and the base images.
+CONTAINER_TOOL ?=
+BASE_IMAGES ?=
+export CONTAINER_TOOL BASE_IMAGES
 
 # The number of exports for make bench, and its other flags: see bin/tools/bench --help.
 N ?= 1000
@@ -168,6 +171,18 @@ verify-manifests: $(KUSTOMIZE) $(HELM)
 verify-portable:
 	CGO_ENABLED=0 $(GO) build -o /dev/null .
 
+##@ Images
+
+.PHONY: image
+image: ## Build the images IMG, IMG-hsm and IMG-client with docker, podman or buildah (IMG=… CONTAINER_TOOL=…)
+	@VERSION=$(VERSION) hack/image/images.sh $(IMG)
+
+.PHONY: image-check
+image-check: ## Build the images again and compare them, and check their content; as root, with buildah
+	@hack/packages.sh buildah
+	@$(MAKE) --no-print-directory image CONTAINER_TOOL=buildah
+	@VERSION=$(VERSION) hack/image/check.sh $(IMG)
+
 ##@ A control plane on this machine
 
 .PHONY: up
@@ -198,8 +213,7 @@ undeploy: $(KUSTOMIZE) ## Delete what deploy applied, permanently: all key objec
 	$(KUSTOMIZE) build config/default | kubectl delete --ignore-not-found -f -
 
 .PHONY: docker-build
-docker-build: ## Build the container image (IMG=…)
-	$(CONTAINER_TOOL) build --build-arg VERSION=$(VERSION) --tag $(IMG) .
+docker-build: image
 
 # The targets above depend on the following ones.
 
