@@ -10,9 +10,12 @@ GO ?= go
 export GOFLAGS := -trimpath
 export CGO_ENABLED := 1
 
-CONTAINER_TOOL ?= docker
-IMG ?= keyconvoy:$(VERSION)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMG ?= keyconvoy:$(VERSION)
+# For hack/image/build.sh: docker, podman or buildah, whichever works if empty; and the base images.
+CONTAINER_TOOL ?=
+BASE_IMAGES ?=
+export CONTAINER_TOOL BASE_IMAGES
 
 # The number of exports for make bench, and its other flags: see bin/tools/bench --help.
 N ?= 1000
@@ -37,6 +40,7 @@ CONTROLLER_GEN := $(TOOLS)/controller-gen
 KUSTOMIZE := $(TOOLS)/kustomize
 GOLANGCI_LINT := $(TOOLS)/golangci-lint
 LAUNCHER := $(TOOLS)/controlplane
+export HELM := $(TOOLS)/helm
 
 # Official clients of the documented API, which the tests of the gateway run.
 NPM_CLIENTS := hack/gateway/node/node_modules/.package-lock.json
@@ -71,7 +75,7 @@ gateway-clients: controlplane $(NPM_CLIENTS) ## Test the built gateway with the 
 	$(GO) -C hack/gateway test $(TESTFLAGS) ./...
 
 .PHONY: test
-test: packages controlplane $(NPM_CLIENTS) ## Run all tests, those of the modules and operations with the race detector (PKG=./… TESTFLAGS=…)
+test: packages controlplane $(HELM) $(NPM_CLIENTS) ## Run all tests, those of the modules and operations with the race detector (PKG=./… TESTFLAGS=…)
 ifeq ($(origin PKG),file)
 	$(GO) test -race $(TESTFLAGS) $(RACE_PKG)
 	$(GO) test $(TESTFLAGS) $$(comm -23 <($(GO) list $(PKG) | sort) <($(GO) list $(RACE_PKG) | sort))
@@ -119,11 +123,15 @@ clean: ## Stop the local control plane and delete bin/
 ##@ Code
 
 .PHONY: generate
-generate: $(CONTROLLER_GEN) ## Generate deepcopy, apply configurations, CRDs, RBAC, docs/reasons.md and docs/reference
+generate: $(CONTROLLER_GEN) $(KUSTOMIZE) ## Generate deepcopy, apply configurations, CRDs, RBAC, the chart's files, docs/reasons.md and docs/reference
 	cd api && $(CONTROLLER_GEN) object applyconfiguration crd paths=./... output:crd:artifacts:config=../config/crd/bases
 	$(CONTROLLER_GEN) rbac:roleName=manager-role paths=./controllers/... output:rbac:artifacts:config=config/rbac
 	$(GO) run ./hack/reasons docs/reasons.md
 	$(GO) run ./hack/reference docs/reference
+	rm -rf config/chart/files && mkdir -p config/chart/files/default config/chart/files/monitoring config/chart/files/namespaced
+	$(KUSTOMIZE) build config/chart -o config/chart/files/default
+	$(KUSTOMIZE) build config/monitoring -o config/chart/files/monitoring
+	cp config/namespaced/cluster_role.yaml config/chart/files/namespaced
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -149,7 +157,7 @@ verify-format:
 
 # Generates in a copy, so that the check does not change any file.
 .PHONY: verify-generated
-verify-generated: $(CONTROLLER_GEN)
+verify-generated: $(CONTROLLER_GEN) $(KUSTOMIZE)
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	tar -c --exclude=./bin --exclude=./.git --exclude=./my . | tar -x -C "$$copy"; \
 	$(MAKE) --no-print-directory -C "$$copy" generate TOOLS=$(TOOLS); \
@@ -164,16 +172,29 @@ verify-modules:
 	done
 
 .PHONY: verify-manifests
-verify-manifests: $(KUSTOMIZE)
+verify-manifests: $(KUSTOMIZE) $(HELM)
 	$(KUSTOMIZE) build config/default >/dev/null
 	$(KUSTOMIZE) build config/namespaced >/dev/null
 	$(KUSTOMIZE) build config/csi >/dev/null
 	$(KUSTOMIZE) build config/gateway >/dev/null
+	$(HELM) lint --strict --quiet config/chart
 
 # The product must build without cgo, with the software store only.
 .PHONY: verify-portable
 verify-portable:
 	CGO_ENABLED=0 $(GO) build -o /dev/null .
+
+##@ Images
+
+.PHONY: image
+image: ## Build the images IMG, IMG-hsm and IMG-client with docker, podman or buildah (IMG=… CONTAINER_TOOL=…)
+	@VERSION=$(VERSION) hack/image/images.sh $(IMG)
+
+.PHONY: image-check
+image-check: ## Build the images again and compare them, and check their content; as root, with buildah
+	@hack/packages.sh buildah
+	@$(MAKE) --no-print-directory image CONTAINER_TOOL=buildah
+	@VERSION=$(VERSION) hack/image/check.sh $(IMG)
 
 ##@ A control plane on this machine
 
@@ -205,8 +226,7 @@ undeploy: $(KUSTOMIZE) ## Delete what deploy applied, permanently: all key objec
 	$(KUSTOMIZE) build config/default | kubectl delete --ignore-not-found -f -
 
 .PHONY: docker-build
-docker-build: ## Build the container image (IMG=…)
-	$(CONTAINER_TOOL) build --build-arg VERSION=$(VERSION) --tag $(IMG) .
+docker-build: image
 
 # The targets above depend on the following ones.
 
@@ -260,4 +280,8 @@ $(CONTROLLER_GEN) $(KUSTOMIZE) &: hack/tools/go.mod hack/tools/go.sum
 
 $(GOLANGCI_LINT): hack/tools/golangci-lint/go.mod hack/tools/golangci-lint/go.sum
 	@cd hack/tools/golangci-lint && GO=$(GO) ../../build.sh golangci-lint -o $(TOOLS)/ tool
+	@touch $@
+
+$(HELM): hack/tools/helm/go.mod hack/tools/helm/go.sum
+	@cd hack/tools/helm && GO=$(GO) ../../build.sh helm -o $(TOOLS)/ tool
 	@touch $@

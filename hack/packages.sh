@@ -6,6 +6,9 @@ set -euo pipefail
 # A package counts as present if the needed files exist, even if they come from elsewhere.
 present() {
   case $1 in
+    buildah)   command -v buildah ;;
+    ca-certificates) test -e /etc/ssl/certs/ca-certificates.crt ;;
+    curl)      command -v curl ;;
     gcc)       command -v gcc ;;
     libc6-dev) test -e /usr/include/stdlib.h ;;
     libtpm2-pkcs11-1) compgen -G '/usr/lib/*/libtpm2_pkcs11.so.1' ;;
