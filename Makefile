@@ -232,7 +232,7 @@ $(CONTROLPLANE) &: hack/controlplane/binaries/go.mod hack/controlplane/binaries/
 	@touch $(CONTROLPLANE)
 endif
 
-$(LAUNCHER): $(wildcard hack/controlplane/*.go) hack/controlplane/go.mod hack/controlplane/go.sum
+$(LAUNCHER): $(wildcard hack/controlplane/*.go hack/controlplane/environment/*.go) hack/controlplane/go.mod hack/controlplane/go.sum
 	@cd hack/controlplane && GO=$(GO) ../build.sh "the launcher of the control plane" -o $@ .
 	@touch $@
 
