@@ -36,6 +36,8 @@ FUZZMINIMIZETIME ?= 10x
 
 BIN := $(CURDIR)/bin
 TOOLS := $(BIN)/tools
+NODE := $(BIN)/node
+NODE_LOGS := $(BIN)/node-logs
 CONTROLLER_GEN := $(TOOLS)/controller-gen
 KUSTOMIZE := $(TOOLS)/kustomize
 GOLANGCI_LINT := $(TOOLS)/golangci-lint
@@ -55,7 +57,7 @@ CODE_MODULES := $(foreach m,$(MODULES),$(if $(wildcard $(m)/*.go $(m)/*/*.go),$(
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/keyconvoy
@@ -206,6 +208,12 @@ up: controlplane $(LAUNCHER) ## Start it and print its KUBECONFIG; eval "$(make 
 down: $(LAUNCHER) ## Stop it and delete its data
 	@$(LAUNCHER) down
 
+##@ A node on this machine
+
+.PHONY: e2e-node
+e2e-node: node ## Open a shell on such a node; it ends with the shell
+	PATH="$(BIN):$$PATH" $(NODE)/node --binaries $(NODE) --logs $(NODE_LOGS) bash
+
 ##@ The current cluster of kubectl
 
 .PHONY: install
@@ -239,6 +247,20 @@ packages:
 demo-packages:
 	@hack/packages.sh gcc libc6-dev openssl $(if $(filter softhsm,$(DEMO_STORE)),softhsm2)
 
+# Builds packages of Kubernetes and etcd: WHAT, DIRECTORY, PACKAGES. The product, the control plane and its launcher use
+# the same versions of the client libraries, so that Go compiles what they share once.
+#
+# The linker sets the version, which these sources contain only in their own repository. The package of etcd is named
+# server.
+VERSION_PACKAGE := k8s.io/component-base/version
+define build-kubernetes
+	@version=$$($(GO) -C hack/controlplane/binaries list -m -f '{{.Version}}' k8s.io/kubernetes); \
+	minor=$${version#v1.}; minor=$${minor%%.*}; mkdir -p $(2); \
+	cd hack/controlplane/binaries && GO=$(GO) ../../build.sh $(1) \
+		-o $(2)/ -ldflags "-s -w \
+		-X $(VERSION_PACKAGE).gitVersion=$$version -X $(VERSION_PACKAGE).gitMajor=1 -X $(VERSION_PACKAGE).gitMinor=$$minor" $(3)
+endef
+
 # kube-apiserver, etcd and kubectl. If KUBEBUILDER_ASSETS is set, its binaries are used.
 .PHONY: controlplane
 ifdef KUBEBUILDER_ASSETS
@@ -249,29 +271,39 @@ export KUBEBUILDER_ASSETS := $(BIN)/controlplane
 CONTROLPLANE := $(addprefix $(KUBEBUILDER_ASSETS)/,kube-apiserver kubectl etcd)
 controlplane: $(CONTROLPLANE)
 
-# The product, the control plane and its launcher use the same versions of the client libraries, so that Go compiles what
-# they share once.
-#
-# The linker sets the version, which these sources contain only in their own repository. The package of etcd is named
-# server.
-VERSION_PACKAGE := k8s.io/component-base/version
 $(CONTROLPLANE) &: hack/controlplane/binaries/go.mod hack/controlplane/binaries/go.sum
-	@version=$$($(GO) -C hack/controlplane/binaries list -m -f '{{.Version}}' k8s.io/kubernetes); \
-	minor=$${version#v1.}; minor=$${minor%%.*}; \
-	cd hack/controlplane/binaries && GO=$(GO) ../../build.sh "kube-apiserver, etcd and kubectl" \
-		-o $(KUBEBUILDER_ASSETS)/ -ldflags "-s -w \
-		-X $(VERSION_PACKAGE).gitVersion=$$version -X $(VERSION_PACKAGE).gitMajor=1 -X $(VERSION_PACKAGE).gitMinor=$$minor" tool
+	$(call build-kubernetes,"the control plane",$(KUBEBUILDER_ASSETS),go.etcd.io/etcd/server/v3 \
+		k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl)
 	@mv $(KUBEBUILDER_ASSETS)/server $(KUBEBUILDER_ASSETS)/etcd
 	@touch $(CONTROLPLANE)
 endif
 
-$(LAUNCHER): $(wildcard hack/controlplane/*.go) hack/controlplane/go.mod hack/controlplane/go.sum
+$(LAUNCHER): $(wildcard hack/controlplane/*.go hack/controlplane/environment/*.go) hack/controlplane/go.mod hack/controlplane/go.sum
 	@cd hack/controlplane && GO=$(GO) ../build.sh "the launcher of the control plane" -o $@ .
 	@touch $@
 
 $(NPM_CLIENTS): hack/gateway/node/package.json hack/gateway/node/package-lock.json
 	@hack/packages.sh nodejs npm
 	@cd hack/gateway/node && npm ci --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+# The other parts of a node, which only make e2e-node needs.
+.PHONY: node
+node: node-packages build controlplane $(NODE)/kubelet $(NODE)/containerd
+	@$(GO) -C hack/e2e build -o $(NODE)/node ./node
+	@CGO_ENABLED=0 $(GO) -C hack/e2e build -ldflags '-s -w' -o $(NODE)/pause ./pause
+
+.PHONY: node-packages
+node-packages:
+	@hack/packages.sh gcc libc6-dev openssl softhsm2 iproute2 runc containernetworking-plugins
+
+$(NODE)/kubelet: hack/controlplane/binaries/go.mod hack/controlplane/binaries/go.sum
+	$(call build-kubernetes,"the other parts of a node",$(NODE),k8s.io/kubernetes/cmd/kubelet \
+		k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler)
+	@touch $@
+
+$(NODE)/containerd: hack/e2e/binaries/go.mod hack/e2e/binaries/go.sum
+	@cd hack/e2e/binaries && GO=$(GO) ../../build.sh "containerd" -o $(NODE)/ -ldflags '-s -w' tool
 	@touch $@
 
 $(CONTROLLER_GEN) $(KUSTOMIZE) &: hack/tools/go.mod hack/tools/go.sum

@@ -93,8 +93,21 @@ func TestPods_haveAGroup(t *testing.T) {
 		t.Errorf("only these pods were found: %v", slices.Collect(maps.Keys(pods)))
 	}
 	for where, spec := range pods {
-		if c := spec.SecurityContext; c == nil || c.RunAsGroup == nil || *c.RunAsGroup == 0 {
-			t.Errorf("%s has no runAsGroup", where)
+		c := spec.SecurityContext
+		if c == nil {
+			c = &corev1.PodSecurityContext{}
+		}
+		if c.RunAsGroup != nil && c.RunAsUser == nil {
+			t.Errorf("%s has a runAsGroup without a runAsUser, which containerd rejects", where)
+		}
+		for _, container := range append(spec.InitContainers, spec.Containers...) {
+			group := c.RunAsGroup
+			if container.SecurityContext != nil && container.SecurityContext.RunAsGroup != nil {
+				group = container.SecurityContext.RunAsGroup
+			}
+			if group == nil || *group == 0 {
+				t.Errorf("the container %s of %s has no runAsGroup", container.Name, where)
+			}
 		}
 	}
 }

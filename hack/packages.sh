@@ -8,8 +8,10 @@ present() {
   case $1 in
     buildah)   command -v buildah ;;
     ca-certificates) test -e /etc/ssl/certs/ca-certificates.crt ;;
+    containernetworking-plugins) test -x /usr/lib/cni/ptp && test -x /usr/lib/cni/host-local ;;
     curl)      command -v curl ;;
     gcc)       command -v gcc ;;
+    iproute2)  command -v ip ;;
     libc6-dev) test -e /usr/include/stdlib.h ;;
     libtpm2-pkcs11-1) compgen -G '/usr/lib/*/libtpm2_pkcs11.so.1' ;;
     libtss2-tcti-swtpm0) compgen -G '/usr/lib/*/libtss2-tcti-swtpm.so.0' ;;
@@ -21,6 +23,7 @@ present() {
     openssl)   command -v openssl ;;
     p11-kit)   command -v p11-kit && test -x /usr/libexec/p11-kit/p11-kit-server ;;
     p11-kit-modules) compgen -G '/usr/lib/*/pkcs11/p11-kit-client.so' ;;
+    runc)      command -v runc ;;
     softhsm2)  test -e /usr/lib/softhsm/libsofthsm2.so && command -v softhsm2-util ;;
     swtpm)     command -v swtpm ;;
     *)         echo "packages.sh: unknown package: $1" >&2; exit 2 ;;

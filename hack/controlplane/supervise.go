@@ -13,6 +13,8 @@ import (
 	"github.com/go-logr/logr"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/keyconvoy/keyconvoy/hack/controlplane/environment"
 )
 
 // superviseCommand is the command that up starts in the background. It is not documented for users.
@@ -60,13 +62,8 @@ func supervise(p plane, fsync bool) (err error) {
 	}, p)
 }
 
-// newEnvironment returns envtest's control plane, with data, certificates and logs in the directory of the plane.
+// newEnvironment returns a control plane with data, certificates and logs in the directory of the plane.
 func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
-	for _, dir := range []string{p.etcdDir(), p.apiServerDir()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
-	}
 	etcdLog, err := p.openLog("etcd")
 	if err != nil {
 		return nil, err
@@ -75,17 +72,12 @@ func newEnvironment(p plane, fsync bool) (*envtest.Environment, error) {
 	if err != nil {
 		return nil, err
 	}
-
-	// Ignore USE_EXISTING_CLUSTER: this command must not use another cluster.
-	useExisting := false
-	env := &envtest.Environment{
-		UseExistingCluster: &useExisting,
-		// On a busy machine both take longer than the 20 seconds of envtest.
-		ControlPlaneStartTimeout: 2 * time.Minute,
-		ControlPlaneStopTimeout:  2 * time.Minute,
+	env, err := environment.New(environment.Places{
+		EtcdDir: p.etcdDir(), APIServerDir: p.apiServerDir(), EtcdLog: etcdLog, APIServerLog: apiServerLog,
+	})
+	if err != nil {
+		return nil, err
 	}
-	env.ControlPlane.Etcd = &envtest.Etcd{DataDir: p.etcdDir(), Out: etcdLog, Err: etcdLog}
-	env.ControlPlane.APIServer = &envtest.APIServer{CertDir: p.apiServerDir(), Out: apiServerLog, Err: apiServerLog}
 	if fsync {
 		env.ControlPlane.Etcd.Configure().Set("unsafe-no-fsync", "false")
 	}
