@@ -87,7 +87,7 @@ func TestDataKey_onRotation_secretIsReadOnlyIfItChanged(t *testing.T) {
 		}
 	}
 	if o.secretOf(t, "dek").Labels["team"] != "ledger" {
-		t.Error("the label of someone else is gone")
+		t.Error("the label of someone else was removed")
 	}
 }
 

@@ -129,7 +129,7 @@ func (t Target) IsAsLeft(s *metav1.PartialObjectMetadata, status *v1alpha1.Secre
 }
 
 // Left returns a Secret that is as the operator left it, without its content. The status, which only the operator writes, says that
-// the Secret belongs to the object. Ensure replaces the content if nobody changed the Secret meanwhile.
+// the Secret belongs to the object. Ensure replaces the content if the Secret was not changed meanwhile.
 func (t Target) Left(status v1alpha1.SecretReference) *corev1.Secret {
 	return &corev1.Secret{Type: t.class.Type, ObjectMeta: metav1.ObjectMeta{
 		UID: types.UID(status.UID), ResourceVersion: status.ResourceVersion, Annotations: map[string]string{t.class.Mark: t.object.GetName()},
