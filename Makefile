@@ -34,6 +34,9 @@ FUZZTIME ?= 10s
 # The limit for minimizing an interesting input. The default, a minute, is longer than FUZZTIME.
 FUZZMINIMIZETIME ?= 10x
 
+# Flags of make e2e, such as -test.run=TestMetrics.
+E2EFLAGS ?=
+
 BIN := $(CURDIR)/bin
 TOOLS := $(BIN)/tools
 NODE := $(BIN)/node
@@ -81,7 +84,7 @@ test: packages controlplane $(HELM) $(NPM_CLIENTS) ## Run all tests, those of th
 ifeq ($(origin PKG),file)
 	$(GO) test -race $(TESTFLAGS) $(RACE_PKG)
 	$(GO) test $(TESTFLAGS) $$(comm -23 <($(GO) list $(PKG) | sort) <($(GO) list $(RACE_PKG) | sort))
-	for module in $(filter-out .,$(CODE_MODULES)); do \
+	for module in $(filter-out . ./hack/e2e,$(CODE_MODULES)); do \
 		$(GO) -C $$module test $(TESTFLAGS) ./...; \
 	done
 else
@@ -210,6 +213,13 @@ down: $(LAUNCHER) ## Stop it and delete its data
 
 ##@ A node on this machine
 
+# The tests are compiled outside of the node, which has no network. They find the documents and samples from hack/e2e.
+.PHONY: e2e
+e2e: node ## Test what is installed on a real node, in namespaces of its own; needs root (E2EFLAGS=-test.run=…)
+	$(GO) -C hack/e2e test -c -o $(NODE)/e2e.test .
+	cd hack/e2e && PATH="$(BIN):$$PATH" $(NODE)/node --binaries $(NODE) --logs $(NODE_LOGS) \
+		$(NODE)/e2e.test -test.v -test.timeout 60m $(E2EFLAGS)
+
 .PHONY: e2e-node
 e2e-node: node ## Open a shell on such a node; it ends with the shell
 	PATH="$(BIN):$$PATH" $(NODE)/node --binaries $(NODE) --logs $(NODE_LOGS) bash
@@ -287,7 +297,7 @@ $(NPM_CLIENTS): hack/gateway/node/package.json hack/gateway/node/package-lock.js
 	@cd hack/gateway/node && npm ci --no-audit --no-fund --ignore-scripts
 	@touch $@
 
-# The other parts of a node, which only make e2e-node needs.
+# The other parts of a node, which only make e2e needs.
 .PHONY: node
 node: node-packages build controlplane $(NODE)/kubelet $(NODE)/containerd
 	@$(GO) -C hack/e2e build -o $(NODE)/node ./node
