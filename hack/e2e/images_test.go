@@ -93,7 +93,8 @@ func softhsmFiles() (image.Image, error) {
 			i.Files["/lib/"+filepath.Base(library)] = library
 		}
 	}
-	return i, i.AddProgram("/usr/bin/cp", "/usr/bin/cp")
+	err = i.AddProgram("/usr/bin/cp", "/usr/bin/cp")
+	return i, err
 }
 
 // glibc is what the operator's image contains for the libraries of modules.

@@ -37,9 +37,9 @@ func setUp() error {
 // mountPlaces gives the node places of its own where its processes write, at the paths that Kubernetes and CSI drivers
 // expect, without changing directories of the machine.
 func mountPlaces() error {
-	// What is mounted here must not appear on the machine.
-	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("making mounts private: %w", err)
+	// What is mounted here must not appear on the machine, and what the machine unmounts must not remain here.
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("separating the mounts: %w", err)
 	}
 	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
