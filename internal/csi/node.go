@@ -104,11 +104,12 @@ func (n *node) NodeUnpublishVolume(_ context.Context, req *csispec.NodeUnpublish
 		return nil, invalid("the target path is not absolute")
 	}
 	defer n.busy.lock(target)()
-	if err := remove(target); err != nil {
-		n.log.Error(err, "Removing a volume failed", "volume", req.GetVolumeId())
+	log := n.log.WithValues("volume", req.GetVolumeId())
+	if err := remove(target, log); err != nil {
+		log.Error(err, "Removing a volume failed")
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	n.log.Info("Removed a volume", "volume", req.GetVolumeId())
+	log.Info("Removed a volume")
 	return &csispec.NodeUnpublishVolumeResponse{}, nil
 }
 
