@@ -84,7 +84,7 @@ func newFetchCommand() *cobra.Command {
 		Long:    fetchLong,
 		Example: fetchExample,
 		Args:    cobra.ArbitraryArgs,
-		RunE:    func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
+		RunE:    o.run,
 
 		DisableFlagsInUseLine: true,
 	}
