@@ -29,9 +29,7 @@ type node struct {
 }
 
 func newNode(o Options) *node {
-	cluster := rest.AnonymousClientConfig(o.Cluster)
-	cluster.QPS = -1 // the API server's Priority and Fairness is the limit
-	return &node{name: o.Node, timeout: o.Timeout, cluster: cluster, pairs: o.Pairs, log: o.Log}
+	return &node{name: o.Node, timeout: o.Timeout, cluster: rest.AnonymousClientConfig(o.Cluster), pairs: o.Pairs, log: o.Log}
 }
 
 // NodeGetInfo implements csispec.NodeServer.
