@@ -97,7 +97,7 @@ func newFetchCommand() *cobra.Command {
 	flags.StringVar(&o.keySpec, "wrapping-key-spec", string(wrapping.RSA2048), "`TYPE` of the key pair: "+strings.Join(recipientSpecs(), ", "))
 	flags.StringVar(&o.algorithm, "wrapping-algorithm", "", "`NAME` of the wrapping algorithm: "+strings.Join(exportAlgorithms(), ", ")+
 		" (default: RSAES_OAEP_SHA_256, or SM2PKE with EC_SM2)")
-	flags.DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait for the data key")
+	flags.DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait for the data key, and for the command of --then")
 	flags.BoolVar(&o.watch, "watch", false, "continue to run, and replace the file when the DataKey is replaced")
 	flags.BoolVar(&o.then, "then", false, "with --watch, run the command after -- when the file was replaced")
 	flags.StringVar(&o.signal, "signal", "", "with --watch and --process, send the `SIGNAL` when the file was replaced, such as HUP")
