@@ -21,15 +21,17 @@ const fetchLong = `Get a data key for the pod in which this command runs.
 
 The command generates a key pair in memory, creates an ExportedDataKey for it with the pod's
 ServiceAccount, decrypts the exported data key, and deletes the object. The private key exists
-nowhere else, so a copy of etcd, or of all Secrets of the namespace, does not contain the data key.
+nowhere else. With a hardware module, a copy of etcd or of all Secrets therefore does not reveal
+the data key. With the software store it does, because its root key is in a Secret.
 
 With --output, the data key is written atomically to a file of mode 0400 in a memory volume (emptyDir
 with medium: Memory): run the command as an init container. With --watch it continues to run, and
-replaces the file when the DataKey is replaced: run it as a sidecar.
+replaces the file when the DataKey is replaced: run it as a sidecar. A signal or command (--signal,
+--then) that fails is tried again until it succeeds.
 
 With --exec, it starts a program and passes the data key through a pipe, which can be read once. The
 environment variable KEYCONVOY_KEY_FD contains the number of the file descriptor. Signals are
-forwarded, and the exit code is that of the program.
+forwarded, except CHLD, PIPE and URG, and the exit code is that of the program.
 
 The ServiceAccount needs the verb export on the DataKey, the verbs create, watch and delete on
 exporteddatakeys in the pod's namespace, and for --watch the verb watch on the DataKey. Without
