@@ -21,15 +21,17 @@ const fetchLong = `Get a data key for the pod in which this command runs.
 
 The command generates a key pair in memory, creates an ExportedDataKey for it with the pod's
 ServiceAccount, decrypts the exported data key, and deletes the object. The private key exists
-nowhere else, so a copy of etcd, or of all Secrets of the namespace, does not contain the data key.
+nowhere else. With a hardware module, a copy of etcd or of all Secrets therefore does not reveal
+the data key. With the software store it does, because its root key is in a Secret.
 
 With --output, the data key is written atomically to a file of mode 0400 in a memory volume (emptyDir
 with medium: Memory): run the command as an init container. With --watch it continues to run, and
-replaces the file when the DataKey is replaced: run it as a sidecar.
+replaces the file when the DataKey is replaced: run it as a sidecar. A signal or command (--signal,
+--then) that fails is tried again until it succeeds.
 
 With --exec, it starts a program and passes the data key through a pipe, which can be read once. The
 environment variable KEYCONVOY_KEY_FD contains the number of the file descriptor. Signals are
-forwarded, and the exit code is that of the program.
+forwarded, except CHLD, PIPE and URG, and the exit code is that of the program.
 
 The ServiceAccount needs the verb export on the DataKey, the verbs create, watch and delete on
 exporteddatakeys in the pod's namespace, and for --watch the verb watch on the DataKey. Without
@@ -84,7 +86,7 @@ func newFetchCommand() *cobra.Command {
 		Long:    fetchLong,
 		Example: fetchExample,
 		Args:    cobra.ArbitraryArgs,
-		RunE:    func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
+		RunE:    o.run,
 
 		DisableFlagsInUseLine: true,
 	}
@@ -97,7 +99,7 @@ func newFetchCommand() *cobra.Command {
 	flags.StringVar(&o.keySpec, "wrapping-key-spec", string(wrapping.RSA2048), "`TYPE` of the key pair: "+strings.Join(recipientSpecs(), ", "))
 	flags.StringVar(&o.algorithm, "wrapping-algorithm", "", "`NAME` of the wrapping algorithm: "+strings.Join(exportAlgorithms(), ", ")+
 		" (default: RSAES_OAEP_SHA_256, or SM2PKE with EC_SM2)")
-	flags.DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait for the data key")
+	flags.DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait for the data key, and for the command of --then")
 	flags.BoolVar(&o.watch, "watch", false, "continue to run, and replace the file when the DataKey is replaced")
 	flags.BoolVar(&o.then, "then", false, "with --watch, run the command after -- when the file was replaced")
 	flags.StringVar(&o.signal, "signal", "", "with --watch and --process, send the `SIGNAL` when the file was replaced, such as HUP")

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -386,18 +387,36 @@ func TestFetch_watch_runsACommand(t *testing.T) {
 	t.Parallel()
 	c := pods.Start(t)
 	first := c.Plaintext()
-	file := memory(t) + "/ledger"
+	dir := memory(t)
+	file := dir + "/ledger"
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	out := startLines(t, inPod(t, c, "pod", nil, "--output", file, "--watch", "--then", "--", "sh", "-c", "echo ran; exit 3").commandContext(ctx, t))
+	// The command fails the first time.
+	script := fmt.Sprintf("echo ran; [ -e %[1]s/again ] || { touch %[1]s/again; exit 3; }; rm %[1]s/again; echo well", dir)
+	watching := inPod(t, c, "pod", nil, "--output", file, "--watch", "--then", "--", "sh", "-c", script)
+	cmd := watching.commandContext(ctx, t)
+	out := startLines(t, cmd)
 	waitFor(t, "the data key", func() bool {
 		content, err := os.ReadFile(file)
 		return err == nil && bytes.Equal(content, first)
 	})
+	toldAfterAFailure := func() {
+		t.Helper()
+		for _, line := range []string{"ran", "running sh: exit status 3", "tries again to tell the program", "ran", "well"} {
+			out.wants(t, line)
+		}
+	}
 	c.ReplaceDataKey()
 	out.wants(t, "has the new data key")
-	out.wants(t, "ran")
-	out.wants(t, "running sh: exit status 3")
+	toldAfterAFailure()
+
+	// The sidecar is started again, and the DataKey was replaced in the meantime.
+	if err := errors.Join(cmd.Process.Signal(unix.SIGTERM), cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	c.ReplaceDataKey()
+	out = startLines(t, watching.commandContext(ctx, t))
+	toldAfterAFailure()
 }
 
 // lines are what a program prints.

@@ -1,8 +1,12 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -10,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/keyconvoy/keyconvoy/internal/fetch"
+	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
 
 // maxFetchWait is the longest time between two attempts to replace the file.
@@ -28,16 +34,29 @@ const maxFetchWait = time.Minute
 func (o *fetchOptions) keep(cmd *cobra.Command, client *fetch.Client) error {
 	ctx := cmd.Context()
 	digest, err := o.firstDigest(ctx, client)
+	changed := make(chan struct{}, 1) // has something while the program has to be told
 	if err == nil {
-		err = o.fetchTo(ctx, client, digest, o.write)
+		err = o.fetchTo(ctx, client, digest, func(ctx context.Context, text redact.Bytes) error {
+			if o.replacesOther(text) { // it was replaced while this command did not run
+				changed <- struct{}{}
+			}
+			return o.write(ctx, text)
+		})
 	}
 	if err != nil {
 		return err
 	}
+	var telling sync.WaitGroup
+	telling.Go(func() { o.tellAll(ctx, cmd, changed) })
+	defer telling.Wait()
 	for backoff := newBackoff(); ctx.Err() == nil; {
 		next, err := o.replace(ctx, cmd, client, digest)
 		if err == nil {
 			digest, backoff = next, newBackoff()
+			select {
+			case changed <- struct{}{}:
+			default: // the program is told of both at once
+			}
 			continue
 		}
 		if ctx.Err() != nil {
@@ -71,7 +90,7 @@ func (o *fetchOptions) reference() types.NamespacedName {
 // maxSpread is how long after a replacement the data key is fetched at the latest, so that not all pods ask at once.
 const maxSpread = 2 * time.Second
 
-// replace waits for another data key than that with the digest, replaces the file, and tells the program.
+// replace waits for another data key than that with the digest, and replaces the file.
 func (o *fetchOptions) replace(ctx context.Context, cmd *cobra.Command, client *fetch.Client, digest string) (string, error) {
 	next, err := client.Next(ctx, o.reference(), digest)
 	if err != nil {
@@ -86,19 +105,57 @@ func (o *fetchOptions) replace(ctx context.Context, cmd *cobra.Command, client *
 		return "", err
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "The DataKey %s was replaced: %s has the new data key.\n", o.dataKey, o.output)
-	if err := o.tell(ctx, cmd); err != nil { // the file is replaced all the same
-		fmt.Fprintf(cmd.ErrOrStderr(), "error: %s\n", err)
-	}
 	return next, nil
+}
+
+// replacesOther reports whether the file exists with another content.
+func (o *fetchOptions) replacesOther(text redact.Bytes) bool {
+	file, err := os.Open(o.output)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, int64(len(text))+1))
+	defer redact.Bytes(content).Wipe()
+	return err != nil || !bytes.Equal(content, text)
+}
+
+// tellAll tells the program of each change until ctx ends. What fails is tried again, so that the program does not continue
+// with the former data key.
+func (o *fetchOptions) tellAll(ctx context.Context, cmd *cobra.Command, changed <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		for backoff := newBackoff(); ; {
+			err := o.tell(ctx, cmd)
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "error: %s\nThe file has the new data key. The command tries again to tell the program.\n", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(backoff.Step()):
+			}
+		}
+	}
 }
 
 // tell runs the command, or sends the signal.
 func (o *fetchOptions) tell(ctx context.Context, cmd *cobra.Command) error {
 	switch {
 	case o.then:
+		ctx, cancel := context.WithTimeout(ctx, o.timeout)
+		defer cancel()
 		command := exec.CommandContext(ctx, o.command[0], o.command[1:]...)
 		command.Stdout, command.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
-		if err := command.Run(); err != nil {
+		err := command.Run()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("not done after %s (--timeout)", o.timeout)
+		}
+		if err != nil {
 			return fmt.Errorf("running %s: %w", o.command[0], err)
 		}
 	case o.signal != "":

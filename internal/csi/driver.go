@@ -12,12 +12,16 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"k8s.io/client-go/rest"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -52,7 +56,8 @@ var errNotRegistered = errors.New("the kubelet rejected the registration")
 
 // Run serves the kubelet until ctx ends.
 func Run(ctx context.Context, o Options) error {
-	driver, registrar := grpc.NewServer(), grpc.NewServer()
+	survive := grpc.UnaryInterceptor(recovering(o.Log))
+	driver, registrar := grpc.NewServer(survive), grpc.NewServer(survive)
 	csispec.RegisterIdentityServer(driver, identity{version: o.Version})
 	node := newNode(o)
 	csispec.RegisterNodeServer(driver, node)
@@ -85,6 +90,21 @@ func Run(ctx context.Context, o Options) error {
 	})
 	o.Log.Info("Serving the kubelet", "socket", o.Socket, "registration", o.RegistrationSocket, "node", o.Node)
 	return group.Wait()
+}
+
+// recovering has a request that panics fail, and not the driver, whose other requests are of other pods. What the panic says
+// is logged only if it is an error of the runtime: others may contain anything.
+func recovering(log logr.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				says, _ := cause.(runtime.Error)
+				log.Error(says, "A request panicked", "method", info.FullMethod, "panic", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
+				answer, err = nil, status.Error(codes.Internal, "an internal error: see the log of the driver")
+			}
+		}()
+		return handle(ctx, req)
+	}
 }
 
 // listen listens on a socket, in place of one that a former process has left.

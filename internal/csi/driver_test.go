@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +35,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/testenv"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/harness"
 	"github.com/keyconvoy/keyconvoy/internal/testenv/pods"
+	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
 // inNamespace marks the process that has a mount namespace of its own.
@@ -351,6 +354,56 @@ func TestPublish_readOnly(t *testing.T) {
 	}
 	n.publish(t, r)
 	read(t, r, "key")
+	n.unpublish(t, r)
+	if log := n.log.String(); strings.Contains(log, "failed") {
+		t.Errorf("the log is\n%s", log)
+	}
+}
+
+// The pod has filled the volume, and left a file with a hole that is longer than any memory.
+func TestUnpublish_ofAVolumeThatCannotBeOverwritten_unmountsIt(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	r := n.permitted(t, "pod", map[string]string{"wrappingKeySpec": "EC_SM2"})
+	n.publish(t, r)
+	held, err := os.Open(filepath.Join(r.TargetPath, "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	long := filepath.Join(r.TargetPath, "a-long-file") // before the data key, in the order of the directory
+	if err := errors.Join(os.WriteFile(long, nil, 0o600), os.Truncate(long, 1<<60), unix.Mkfifo(filepath.Join(r.TargetPath, "fifo"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.TargetPath, "filler"), make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the volume ended with %v", err)
+	}
+	n.unpublish(t, r)
+	harness.WantWords(t, n.log.String(), []string{"Overwriting the files of a volume failed", "a-long-file: no space left on device"})
+	kept, err := io.ReadAll(held)
+	if err != nil || len(kept) == 0 || !bytes.Equal(kept, make([]byte, len(kept))) {
+		t.Errorf("a process that has the file open can still read the data key: %v", err)
+	}
+}
+
+func TestPublish_thatPanics_endsWithAnError_andTheDriverGoesOn(t *testing.T) {
+	t.Parallel()
+	c := pods.Start(t)
+	var calls atomic.Int32
+	n := node{c, start(t, t.TempDir(), c.Env.Config, func(o *csi.Options) {
+		o.Pairs = func(ctx context.Context, spec wrapping.KeySpec) (*wrapping.PrivateKey, error) {
+			if calls.Add(1) == 1 {
+				panic("a secret")
+			}
+			return fetch.Generate(ctx, spec)
+		}
+	})}
+	r := n.permitted(t, "pod", map[string]string{"wrappingKeySpec": "EC_SM2"})
+	n.isRejected(t, r, codes.Internal, "see the log of the driver")
+	if log := n.log.String(); !strings.Contains(log, "NodePublishVolume") || strings.Contains(log, "a secret") {
+		t.Errorf("the log is\n%s", log)
+	}
+	n.publish(t, r)
 	n.unpublish(t, r)
 }
 

@@ -29,9 +29,7 @@ type node struct {
 }
 
 func newNode(o Options) *node {
-	cluster := rest.AnonymousClientConfig(o.Cluster)
-	cluster.QPS = -1 // the API server's Priority and Fairness is the limit
-	return &node{name: o.Node, timeout: o.Timeout, cluster: cluster, pairs: o.Pairs, log: o.Log}
+	return &node{name: o.Node, timeout: o.Timeout, cluster: rest.AnonymousClientConfig(o.Cluster), pairs: o.Pairs, log: o.Log}
 }
 
 // NodeGetInfo implements csispec.NodeServer.
@@ -104,11 +102,12 @@ func (n *node) NodeUnpublishVolume(_ context.Context, req *csispec.NodeUnpublish
 		return nil, invalid("the target path is not absolute")
 	}
 	defer n.busy.lock(target)()
-	if err := remove(target); err != nil {
-		n.log.Error(err, "Removing a volume failed", "volume", req.GetVolumeId())
+	log := n.log.WithValues("volume", req.GetVolumeId())
+	if err := remove(target, log); err != nil {
+		log.Error(err, "Removing a volume failed")
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	n.log.Info("Removed a volume", "volume", req.GetVolumeId())
+	log.Info("Removed a volume")
 	return &csispec.NodeUnpublishVolumeResponse{}, nil
 }
 

@@ -14,10 +14,17 @@ type removals struct {
 	idle    sync.WaitGroup
 }
 
-// add has an object deleted soon.
+// maxWaiting limits how many deletions wait, for example while the API server is unavailable. Kubernetes deletes what is not
+// deleted here with the pods.
+const maxWaiting = 1000
+
+// add has an object deleted soon, unless too many wait already.
 func (r *removals) add(remove func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(r.waiting) >= maxWaiting {
+		return
+	}
 	r.waiting = append(r.waiting, remove)
 	if !r.running {
 		r.running = true

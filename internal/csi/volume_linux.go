@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
 
 	"github.com/keyconvoy/keyconvoy/internal/redact"
@@ -17,6 +18,12 @@ import (
 
 // mountFlags are those of every volume.
 const mountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// volumeSize is the size of a volume in bytes.
+const volumeSize = 64 << 10
+
+// noSwap is the mount option that keeps pages from being swapped out.
+const noSwap = "noswap"
 
 // isComplete reports whether the volume is mounted and has its file, which is there as a whole or not at all.
 func (v *volume) isComplete() (bool, error) {
@@ -50,13 +57,23 @@ func (v *volume) write(dataKey redact.Bytes) error {
 
 // mount mounts a tmpfs of which no page is swapped out, if the kernel can do that (Linux 6.4).
 func (v *volume) mount() error {
-	options := "size=64k,nr_inodes=16,mode=0755"
+	options := fmt.Sprintf("size=%d,nr_inodes=16,mode=0755", volumeSize)
 	if v.group >= 0 {
-		options = fmt.Sprintf("size=64k,nr_inodes=16,mode=0750,gid=%d", v.group)
+		options = fmt.Sprintf("size=%d,nr_inodes=16,mode=0750,gid=%d", volumeSize, v.group)
 	}
-	err := unix.Mount(Name, v.target, "tmpfs", mountFlags, options+",noswap")
+	err := unix.Mount(Name, v.target, "tmpfs", mountFlags, options+","+noSwap)
 	if errors.Is(err, unix.EINVAL) {
 		err = unix.Mount(Name, v.target, "tmpfs", mountFlags, options)
+	}
+	return err
+}
+
+// remount changes the flags of a volume. From Linux 6.4 until late 2025, a tmpfs that was mounted with noswap cannot be
+// remounted without it. One that was mounted without it cannot be remounted with it: EINVAL in both cases, and no change.
+func remount(target string, flags uintptr) error {
+	err := unix.Mount("", target, "", unix.MS_REMOUNT|mountFlags|flags, noSwap)
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.Mount("", target, "", unix.MS_REMOUNT|mountFlags|flags, "")
 	}
 	return err
 }
@@ -90,11 +107,12 @@ func (v *volume) protect() error {
 	if !v.readOnly {
 		return nil
 	}
-	return unix.Mount("", v.target, "", unix.MS_REMOUNT|unix.MS_RDONLY|mountFlags, "")
+	return remount(v.target, unix.MS_RDONLY)
 }
 
-// remove overwrites the files of a volume, unmounts it, and removes its directory. There may be nothing, or only a part.
-func remove(target string) error {
+// remove overwrites the files of a volume, unmounts it, and removes its directory. There may be nothing, or only a part. A
+// volume that cannot be overwritten is unmounted all the same: otherwise its pod could not end.
+func remove(target string, log logr.Logger) error {
 	for {
 		mounted, err := isVolume(target)
 		if err != nil {
@@ -104,7 +122,7 @@ func remove(target string) error {
 			break
 		}
 		if err := wipe(target); err != nil {
-			return err
+			log.Error(err, "Overwriting the files of a volume failed")
 		}
 		err = unix.Unmount(target, 0)
 		if errors.Is(err, unix.EBUSY) { // someone is still in it; it disappears when they leave
@@ -121,27 +139,29 @@ func remove(target string) error {
 }
 
 // wipe overwrites the files of a volume with zeros, so that a process that still has one open does not keep the data key alive.
+// The pod may have written to the volume, so the files may be of any kind and length.
 func wipe(target string) error {
-	if err := unix.Mount("", target, "", unix.MS_REMOUNT|mountFlags, ""); err != nil {
-		return fmt.Errorf("making %s writable: %w", target, err)
+	var fileSystem unix.Statfs_t
+	if err := unix.Statfs(target, &fileSystem); err != nil {
+		return &fs.PathError{Op: "statfs", Path: target, Err: err}
+	}
+	if fileSystem.Flags&unix.ST_RDONLY != 0 {
+		if err := remount(target, 0); err != nil {
+			return fmt.Errorf("making %s writable: %w", target, err)
+		}
 	}
 	entries, err := os.ReadDir(target)
-	if err != nil {
-		return err
-	}
 	for _, entry := range entries {
-		if !entry.Type().IsRegular() {
-			continue
-		}
-		if err := overwrite(filepath.Join(target, entry.Name())); err != nil {
-			return err
+		if entry.Type().IsRegular() {
+			err = errors.Join(err, overwrite(filepath.Join(target, entry.Name())))
 		}
 	}
-	return nil
+	return err
 }
 
+// overwrite overwrites a file. A file with holes may be longer than the volume.
 func overwrite(name string) error {
-	file, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	file, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
@@ -150,7 +170,13 @@ func overwrite(name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = file.Write(make([]byte, info.Size())) // at most the size of the volume
+	if !info.Mode().IsRegular() { // it was replaced
+		return nil
+	}
+	var zeros [4096]byte
+	for left := min(info.Size(), volumeSize); left > 0 && err == nil; left -= int64(len(zeros)) {
+		_, err = file.Write(zeros[:min(left, int64(len(zeros)))])
+	}
 	return err
 }
 

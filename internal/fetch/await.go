@@ -26,6 +26,11 @@ func (c *Client) await(ctx context.Context, object *v1alpha1.ExportedDataKey) (e
 			return false, nil
 		case e.Type == watch.Deleted:
 			return true, &Error{Kind: Refused, Problem: fmt.Sprintf("the ExportedDataKey %s was deleted before the data key was exported", now.Name)}
+		}
+		if err := checkUnchanged(object, now); err != nil {
+			return true, err
+		}
+		switch {
 		case now.Status.ObservedGeneration != now.Generation:
 			return false, nil
 		case isTrue(now, v1alpha1.ConditionReady) && now.Status.ExportedDataKey != "":

@@ -11,11 +11,14 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -75,6 +78,8 @@ func NewClient(cfg *rest.Config, pairs KeyPairs) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg = rest.CopyConfig(cfg)
+	cfg.QPS = -1 // the API server's Priority and Fairness is the limit
 	api, err := client.NewWithWatch(cfg, options)
 	if err != nil {
 		return nil, err
@@ -109,15 +114,11 @@ func (c *Client) DataKey(ctx context.Context, r Request) (redact.Bytes, error) {
 	}
 	defer key.Wipe()
 	object := newExport(r, key.Public())
-	defer func() {
-		remove := func() { c.remove(ctx, object) }
-		if c.later == nil {
-			remove()
-		} else {
-			c.later(remove)
-		}
-	}()
-	if err := c.create(ctx, r, object); err != nil {
+	mayExist, err := c.create(ctx, r, object)
+	if mayExist {
+		defer c.removeOrLater(ctx, object)
+	}
+	if err != nil {
 		return nil, err
 	}
 	exported, err := c.await(ctx, object)
@@ -153,19 +154,64 @@ func newExport(r Request, recipient *wrapping.PublicKey) *v1alpha1.ExportedDataK
 	return e
 }
 
-// create creates the object, and fills in what the API server adds to it.
-func (c *Client) create(ctx context.Context, r Request, object *v1alpha1.ExportedDataKey) error {
-	err := retry(ctx, briefly(func(ctx context.Context) error {
+// create creates the object, and fills in the metadata that the API server adds to it. With an error, the object may exist all
+// the same: if the API server changed it, or if an answer was lost.
+func (c *Client) create(ctx context.Context, r Request, object *v1alpha1.ExportedDataKey) (mayExist bool, err error) {
+	err = retry(ctx, briefly(func(ctx context.Context) error {
 		created := object.DeepCopy()
 		err := c.api.Create(ctx, created)
-		if err == nil {
-			*object = *created
-		} else if apierrors.IsAlreadyExists(err) {
+		mayExist = mayExist || !isRejected(err)
+		switch {
+		case err == nil:
+			object.ObjectMeta = created.ObjectMeta
+			return checkUnchanged(object, created)
+		case apierrors.IsAlreadyExists(err):
 			return nil // by a request of ours whose answer was lost: no one else knows the name
 		}
 		return err
 	}))
-	return explainCreate(err, r)
+	return mayExist, explainCreate(err, r)
+}
+
+// isRejected reports whether an error says that a request had no effect: it was not sent, or the API server has rejected it.
+func isRejected(err error) bool {
+	var network *net.OpError
+	if errors.As(err, &network) && network.Op == "dial" {
+		return true
+	}
+	var status apierrors.APIStatus
+	return errors.As(err, &status) && status.Status().Code < http.StatusInternalServerError && !apierrors.IsAlreadyExists(err)
+}
+
+// checkUnchanged checks that an object is the one that was created, and still asks for the same export: otherwise, others
+// choose which data key the pod gets. The spec has no fields with defaults of the API server. The UID is not known if the
+// answer to the creation was lost.
+func checkUnchanged(created, is *v1alpha1.ExportedDataKey) error {
+	switch {
+	case created.UID != "" && is.UID != created.UID:
+		return changed(is, "it was deleted and created again")
+	case is.Spec.Delivery != created.Spec.Delivery:
+		return &Error{Kind: Absent, Problem: "the cluster's definition of ExportedDataKeys has no delivery Status: it is older than this program",
+			Hint: "upgrade Keyconvoy in the cluster, first its CustomResourceDefinitions"}
+	case !equality.Semantic.DeepEqual(is.Spec, created.Spec):
+		return changed(is, "its spec is another one")
+	}
+	return nil
+}
+
+func changed(is *v1alpha1.ExportedDataKey, how string) error {
+	return &Error{Kind: Refused, Problem: fmt.Sprintf("the ExportedDataKey %s was changed: %s", is.Name, how),
+		Hint: "find out who changes ExportedDataKeys in namespace " + is.Namespace}
+}
+
+// removeOrLater deletes the object, or has it deleted later.
+func (c *Client) removeOrLater(ctx context.Context, object *v1alpha1.ExportedDataKey) {
+	remove := func() { c.remove(ctx, object) }
+	if c.later == nil {
+		remove()
+	} else {
+		c.later(remove)
+	}
 }
 
 // removeWithin limits the deletion of the object, which need not succeed.
@@ -178,11 +224,10 @@ func (c *Client) remove(ctx context.Context, object *v1alpha1.ExportedDataKey) {
 	_ = retry(ctx, func(ctx context.Context) error { return c.api.Delete(ctx, object) })
 }
 
-// open decrypts an export. Its fingerprint shows whether someone has changed the recipient in the meantime.
+// open decrypts an export. Its fingerprint shows whether it is for another recipient.
 func open(key *wrapping.PrivateKey, algorithm wrapping.Algorithm, exported *v1alpha1.ExportedDataKey) (redact.Bytes, error) {
 	if is := exported.Status.RecipientFingerprint; is != key.Public().Fingerprint() {
-		return nil, &Error{Kind: Refused, Problem: fmt.Sprintf("the ExportedDataKey %s was changed: its recipient is %s", exported.Name, is),
-			Hint: "find out who changes ExportedDataKeys in namespace " + exported.Namespace}
+		return nil, changed(exported, "its recipient is "+is)
 	}
 	wrapped, err := base64.StdEncoding.DecodeString(exported.Status.ExportedDataKey)
 	if err != nil {

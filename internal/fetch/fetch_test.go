@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -185,32 +186,104 @@ func TestDataKey_whileNoOperatorRuns_saysSo(t *testing.T) {
 	noneLeft(t, c)
 }
 
-func TestDataKey_whoseRecipientIsChanged_isRejected(t *testing.T) {
+func TestDataKey_whoseObjectIsChanged_isRejected(t *testing.T) {
 	t.Parallel()
 	c := pods.Start(t)
 	account := c.Account(pods.MayExport, pods.MayRequest)
-	pod := c.Pod("pod", account)
-	c.Stop(t)
-	failed := make(chan error)
-	go func() {
-		_, err := get(t, c.Config(account), c.Request(pod), patience)
-		failed <- err
-	}()
-	harness.Eventually(t, func() string {
-		all := c.Exports()
-		if len(all) == 0 {
-			return "the object does not exist yet"
-		}
-		pair, err := fetch.Generate(t.Context(), wrapping.ECSM2)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Change(t, &all[0], func() { all[0].Spec.PublicKey.Blob = pair.Public().Base64() })
-		return ""
+	pair, err := fetch.Generate(t.Context(), wrapping.ECSM2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*v1alpha1.ExportedDataKeySpec){
+		"recipient": func(s *v1alpha1.ExportedDataKeySpec) { s.PublicKey.Blob = pair.Public().Base64() },
+		"data-key":  func(s *v1alpha1.ExportedDataKeySpec) { s.DataKeyRef.Name = "another" },
+	} {
+		pod := c.Pod(name, account)
+		c.Stop(t)
+		failed := make(chan error)
+		go func() {
+			_, err := get(t, c.Config(account), c.Request(pod), patience)
+			failed <- err
+		}()
+		harness.Eventually(t, func() string {
+			all := c.Exports()
+			if len(all) == 0 {
+				return "the object does not exist yet"
+			}
+			c.Change(t, &all[0], func() { change(&all[0].Spec) })
+			return ""
+		})
+		c.Start(t)
+		fails(t, <-failed, fetch.Refused, "was changed")
+		noneLeft(t, c)
+	}
+}
+
+// answering answers creations with what the API server could answer. It counts deletions.
+func answering(t testing.TB, create func(r *http.Request) (*http.Response, error)) (cfg *rest.Config, deletions *atomic.Int32) {
+	t.Helper()
+	cfg, deletions = &rest.Config{Host: "http://127.0.0.1:1"}, &atomic.Int32{}
+	cfg.Wrap(func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			switch r.Method {
+			case http.MethodPost:
+				return create(r)
+			case http.MethodDelete:
+				deletions.Add(1)
+			}
+			return answer(http.StatusOK, `{"kind":"Status","apiVersion":"v1","status":"Success"}`), nil
+		})
 	})
-	c.Start(t)
-	fails(t, <-failed, fetch.Refused, "was changed")
-	noneLeft(t, c)
+	return cfg, deletions
+}
+
+func answer(code int, body string) *http.Response {
+	return &http.Response{StatusCode: code, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(body))}
+}
+
+func TestDataKey_inAClusterWithoutDeliveryInTheStatus_saysSo(t *testing.T) {
+	t.Parallel()
+	cfg, deletions := answering(t, func(r *http.Request) (*http.Response, error) {
+		body, err := io.ReadAll(r.Body)
+		return answer(http.StatusCreated, strings.Replace(string(body), `,"delivery":"Status"`, "", 1)), err
+	})
+	_, err := get(t, cfg, sm2Request(), patience)
+	fails(t, err, fetch.Absent, "no delivery Status", "older than this program", "upgrade Keyconvoy")
+	if n := deletions.Load(); n != 1 {
+		t.Errorf("%d deletions, want 1", n)
+	}
+}
+
+func sm2Request() fetch.Request {
+	return fetch.Request{Pod: fetch.Pod{Namespace: "team-a", Name: "pod"}, KeySpec: wrapping.ECSM2, Algorithm: wrapping.SM2PKE}
+}
+
+func TestDataKey_deletesItsObject_unlessItWasNotCreated(t *testing.T) {
+	t.Parallel()
+	const forbidden = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}`
+	var calls atomic.Int32
+	for sentence, test := range map[string]struct {
+		create    func(*http.Request) (*http.Response, error)
+		deletions int32
+	}{
+		"it was rejected": {func(*http.Request) (*http.Response, error) { return answer(http.StatusForbidden, forbidden), nil }, 0},
+		"it was not sent": {func(*http.Request) (*http.Response, error) { return nil, &net.OpError{Op: "dial", Err: errNetwork} }, 0},
+		"no answer":       {func(*http.Request) (*http.Response, error) { return nil, errNetwork }, 1},
+		"no answer, rejected": {func(*http.Request) (*http.Response, error) {
+			if calls.Add(1) == 1 {
+				return nil, errNetwork
+			}
+			return answer(http.StatusForbidden, forbidden), nil
+		}, 1},
+	} {
+		cfg, deletions := answering(t, test.create)
+		if _, err := get(t, cfg, sm2Request(), time.Second); err == nil {
+			t.Errorf("%s: there is a data key", sentence)
+		}
+		if n := deletions.Load(); n != test.deletions {
+			t.Errorf("%s: %d deletions, want %d", sentence, n, test.deletions)
+		}
+	}
 }
 
 // roundTripper fails requests.
