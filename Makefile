@@ -302,6 +302,7 @@ $(NPM_CLIENTS): hack/gateway/node/package.json hack/gateway/node/package-lock.js
 node: node-packages build controlplane $(NODE)/kubelet $(NODE)/containerd
 	@$(GO) -C hack/e2e build -o $(NODE)/node ./node
 	@CGO_ENABLED=0 $(GO) -C hack/e2e build -ldflags '-s -w' -o $(NODE)/pause ./pause
+	@CGO_ENABLED=0 $(GO) build -ldflags '-s -w' -o $(NODE)/client .
 
 .PHONY: node-packages
 node-packages:

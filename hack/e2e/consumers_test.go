@@ -29,22 +29,30 @@ func TestDocuments_podsReadTheDataKey(t *testing.T) {
 
 	t.Run("README", func(t *testing.T) {
 		explainFailure(t)
-		r := newRecipient(t)
-		export := r.export(t, namespace, "ledger-rsa")
-		if err := api.Create(t.Context(), export); err != nil {
-			t.Fatal(err)
-		}
-		waitReady(t, namespace, "exporteddatakey/ledger-rsa")
-		dir := t.TempDir()
-		writeKey(t, filepath.Join(dir, "rsa.key"), r)
-		kubectl(t, "create", "secret", "generic", "recipient", "-n", namespace, "--from-file="+filepath.Join(dir, "rsa.key"))
+		mayFetch(t, namespace, "reader")
 		applyBlock(t, "README.md", "# reader.yaml")
 		waitReady(t, namespace, "pod/reader")
 		pod := get(t, &corev1.Pod{}, namespace, "reader")
-		equal(t, "the file of the pod", readInPod(t, *pod, "sleep", "/run/keys/ledger"), r.openByName(t, namespace, "ledger-rsa"))
+		r := newRecipient(t)
+		key, _ := r.exportNow(t, namespace, "ledger-rsa")
+		equal(t, "the file of the pod", readInPod(t, *pod, "sleep", "/run/keys/ledger"), key)
 	})
 
-	t.Run("Export to a pod", func(t *testing.T) {
+	t.Run("Export to a pod, in an init container", func(t *testing.T) {
+		explainFailure(t)
+		mayFetch(t, namespace, "ledger")
+		applyBlock(t, "docs/export-to-a-pod.md", "# ledger-fetch.yaml")
+		usesDataKey(t, namespace, "ledger-fetch")
+	})
+
+	t.Run("Export to a pod, in a volume", func(t *testing.T) {
+		explainFailure(t)
+		installCSI(t)
+		applyBlock(t, "docs/export-to-a-pod.md", "# ledger-volume.yaml")
+		usesDataKey(t, namespace, "ledger-volume")
+	})
+
+	t.Run("Export to a pod, with a private key in a Secret", func(t *testing.T) {
 		explainFailure(t)
 		dir := t.TempDir()
 		openssl := exec.CommandContext(t.Context(), "openssl", strings.Fields(
@@ -56,13 +64,19 @@ func TestDocuments_podsReadTheDataKey(t *testing.T) {
 		kubectl(t, "create", "secret", "tls", "ledger-app", "-n", namespace,
 			"--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"))
 		applyBlock(t, "docs/export-to-a-pod.md", "# ledger-app.yaml")
-		eventually(t, "the program has used the data key", func() error {
-			out, err := command("logs", "-n", namespace, "ledger-app", "--container=app").CombinedOutput()
-			if err == nil && string(out) != "42 EUR to Ada\n" {
-				err = fmt.Errorf("its output is %q", out)
-			}
-			return err
-		})
+		usesDataKey(t, namespace, "ledger-app")
+	})
+}
+
+// usesDataKey waits until the program of docs/export-to-a-pod.md has used the data key.
+func usesDataKey(t testing.TB, namespace, pod string) {
+	t.Helper()
+	eventually(t, "the program has used the data key", func() error {
+		out, err := command("logs", "-n", namespace, pod, "--container=app").CombinedOutput()
+		if err == nil && string(out) != "42 EUR to Ada\n" {
+			err = fmt.Errorf("its output is %q", out)
+		}
+		return err
 	})
 }
 
@@ -109,7 +123,7 @@ func TestFigures_podsWithAPlainSecret(t *testing.T) {
 
 // startPods creates n pods at once whose container mounts a volume, and returns the median and the slowest time from the
 // creation to the start of the container. The kubelet's status has whole seconds only, so the times are those of a watch.
-func startPods(t *testing.T, namespace string, n int, volume corev1.Volume) (median, slowest time.Duration) {
+func startPods(t *testing.T, namespace string, n int, volume corev1.Volume, change ...func(*corev1.Pod)) (median, slowest time.Duration) {
 	t.Helper()
 	labels := map[string]string{"pods": fmt.Sprint(n)}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -123,6 +137,9 @@ func startPods(t *testing.T, namespace string, n int, volume corev1.Volume) (med
 	for i := range n {
 		pod := plainPod(namespace, fmt.Sprintf("pod-%d-%d", n, i), volume)
 		pod.Labels = labels
+		for _, c := range change {
+			c(pod)
+		}
 		created[pod.Name] = time.Now()
 		if err := api.Create(ctx, pod); err != nil {
 			t.Fatal(err)

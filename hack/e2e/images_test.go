@@ -42,6 +42,10 @@ func importImages(ctx context.Context) error {
 	}
 	for _, i := range []image.Image{
 		softhsm, debian,
+		{
+			Name: operatorImage + ":v1-client", Files: map[string]string{"/keyconvoy": filepath.Join(root, "bin/node/client")},
+			Entrypoint: []string{"/keyconvoy"}, User: "65532:65532",
+		},
 		{Name: ledgerImage, Files: map[string]string{"/ledger": ledger}, Entrypoint: []string{"/ledger", "/run/keys/ledger.key"}},
 	} {
 		if err := i.Import(ctx, "ctr"); err != nil {
