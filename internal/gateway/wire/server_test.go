@@ -164,12 +164,14 @@ func acs3Request(algorithm, action string, query url.Values, contentType, body s
 }
 
 type reply struct {
-	status                                int
-	header                                http.Header
-	body                                  string
-	Code                                  string
-	Text                                  string
-	Message, Recommend, HostId, RequestId string
+	status             int
+	header             http.Header
+	body               string
+	Code               string
+	Text               string
+	Message, Recommend string
+	HostID             string `json:"HostId" xml:"HostId"`
+	RequestID          string `json:"RequestId" xml:"RequestId"`
 }
 
 func do(t *testing.T, s http.Handler, r *http.Request) reply {
@@ -184,8 +186,8 @@ func do(t *testing.T, s http.Handler, r *http.Request) reply {
 	if err := decode(w.Body.Bytes(), &out); err != nil {
 		t.Fatalf("The answer is not of its Content-Type %s: %v: %s", w.Header().Get("Content-Type"), err, out.body)
 	}
-	if out.RequestId == "" || out.RequestId != w.Header().Get("x-acs-request-id") {
-		t.Errorf("RequestId is %q, and the header %q", out.RequestId, w.Header().Get("x-acs-request-id"))
+	if out.RequestID == "" || out.RequestID != w.Header().Get("x-acs-request-id") {
+		t.Errorf("RequestId is %q, and the header %q", out.RequestID, w.Header().Get("x-acs-request-id"))
 	}
 	return out
 }
@@ -200,10 +202,10 @@ func TestServer_acceptsEachSignature(t *testing.T) {
 	form.form.Set("Text", hardText)
 	onlyForm := v1("Echo", map[string]string{"Text": hardText})
 	onlyForm.form, onlyForm.query = onlyForm.query, url.Values{}
-	inForm := onlyForm.sign(testSecret)
+	onlyForm.sign(testSecret)
 	onlyForm.form.Set("Signature", onlyForm.query.Get("Signature"))
 	onlyForm.query = url.Values{}
-	inForm = onlyForm.request()
+	inForm := onlyForm.request()
 	milliseconds := v1("Echo", map[string]string{"Text": hardText, "Timestamp": "2026-01-02T03:04:05.678Z"})
 	milliseconds.query.Del("SignatureNonce")
 	for name, r := range map[string]*http.Request{
@@ -300,6 +302,8 @@ func TestServer_refuses(t *testing.T) {
 		"an action that was changed":            {after(func(r *http.Request) { r.Header.Set("x-acs-action", "Refuse") }), 400, "SignatureDoesNotMatch"},
 		"a nonce that was added":                {after(func(r *http.Request) { r.Header.Set("x-acs-signature-nonce", "another") }), 400, "SignatureDoesNotMatch"},
 		"a host that a proxy changed":           {after(func(r *http.Request) { r.Host = "internal" }), 400, "SignatureDoesNotMatch"},
+		"a nonce with white space":              {after(func(r *http.Request) { r.Header["X-Acs-Signature-Nonce"][0] += "\u00a0" }), 400, "IncompleteSignature"},
+		"a host with white space":               {after(func(r *http.Request) { r.Host += " " }), 400, "IncompleteSignature"},
 		"a signed header twice":                 {after(func(r *http.Request) { r.Header.Add("x-acs-action", "Refuse") }), 400, "IncompleteSignature"},
 		"a body that was changed":               {after(func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader(" ")) }), 400, "IncompleteSignature"},
 		"a body of another type":                {withBody("text/plain", "x"), 400, "InvalidParameter"},
@@ -321,7 +325,7 @@ func TestServer_refuses(t *testing.T) {
 			if got.status != c.status || got.Code != c.code {
 				t.Fatalf("The answer is %d %s", got.status, got.body)
 			}
-			if got.Message == "" || got.Recommend == "" || got.HostId != c.r.Host {
+			if got.Message == "" || got.Recommend == "" || got.HostID != c.r.Host {
 				t.Errorf("The error lacks a member: %s", got.body)
 			}
 			if strings.Contains(got.body, "private cause") || len(d.calls) > 0 {
