@@ -260,6 +260,11 @@ func TestServer_refuses(t *testing.T) {
 	withBody := func(contentType, body string) *http.Request {
 		return acs3Request("ACS3-HMAC-SHA256", "Echo", nil, contentType, body)
 	}
+	var pairs, members []string
+	for i := range maxParameters + 1 {
+		pairs, members = append(pairs, fmt.Sprintf("p%d=", i)), append(members, fmt.Sprintf(`"p%d":null`, i))
+	}
+	many, manyJSON := strings.Join(pairs, "&"), "{"+strings.Join(members, ",")+"}"
 	jsonV1 := v1("Echo", nil).sign(testSecret)
 	jsonV1.Body, jsonV1.ContentLength = io.NopCloser(strings.NewReader(`{"Text":"x"}`)), 12
 	jsonV1.Header.Set("Content-Type", "application/json")
@@ -309,6 +314,9 @@ func TestServer_refuses(t *testing.T) {
 		"a body of another type":                {withBody("text/plain", "x"), 400, "InvalidParameter"},
 		"a body that is no JSON":                {withBody("application/json", "{"), 400, "InvalidParameter"},
 		"a JSON list":                           {withBody("application/json", "[]"), 400, "InvalidParameter"},
+		"too many parameters in the query":      {after(func(r *http.Request) { r.URL.RawQuery = many }), 400, "InvalidParameter"},
+		"too many parameters in a form":         {withBody("application/x-www-form-urlencoded", many), 400, "InvalidParameter"},
+		"too many parameters in JSON":           {withBody("application/json", manyJSON), 400, "InvalidParameter"},
 		"two JSON objects":                      {withBody("application/json", "{}{}"), 400, "InvalidParameter"},
 		"a name twice in JSON":                  {withBody("application/json", `{"Text":"a","Text":"b"}`), 400, "InvalidParameter"},
 		"a body that is too long":               {withBody("application/x-www-form-urlencoded", "Text="+strings.Repeat("x", MaxBody)), 400, "InvalidParameter"},
@@ -343,6 +351,15 @@ func TestServer_wrongSecret_saysWhatWasSigned(t *testing.T) {
 	const begins = "Specified signature is not matched with our calculation. server string to sign is:POST&%2F&AccessKeyId%3D"
 	if !strings.HasPrefix(got.Message, begins) || !strings.Contains(got.Message, "Text%3Da%2520b%26") {
 		t.Errorf("The message is %s", got.Message)
+	}
+}
+
+func TestServer_wrongSecret_doesNotRepeatALongText(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(&double{})
+	got := do(t, s, v1("Echo", map[string]string{"Text": strings.Repeat("x", maxEchoed)}).sign("another"))
+	if got.Code != "SignatureDoesNotMatch" || strings.Contains(got.body, "xxx") {
+		t.Errorf("The answer has %d bytes: %.300s", len(got.body), got.body)
 	}
 }
 
