@@ -98,7 +98,7 @@ func TestAccessKey_secretOfOthers_staysAsItIs(t *testing.T) {
 	}
 }
 
-// Whoever may create Secrets can make one that looks like the operator's. They know its content.
+// A user who may create Secrets can make one that looks like the operator's. The user knows its content.
 func TestAccessKey_secretThatTheOperatorDidNotWrite_isReplaced(t *testing.T) {
 	t.Parallel()
 	o := startOperator(t)

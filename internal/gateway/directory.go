@@ -187,7 +187,7 @@ func (d *directory) wait(ctx context.Context, id string, done func() bool) bool 
 }
 
 // alias returns the keys that have an alias in a namespace, by their creation. Several can have it: two requests to different replicas
-// can give it to two keys, and so can whoever may write the objects.
+// can give it to two keys, and so can a user who may write the objects.
 func (d *directory) alias(namespace, alias string) (keys []*entry) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

@@ -17,7 +17,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/kms"
 )
 
-// Whoever may write objects must not fill the gateway's memory with what it does not read.
+// Users who may write objects must not fill the gateway's memory with what it does not read.
 func TestStripUnread_keepsWhatIsReadWithinItsLimits(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 100_000)
