@@ -72,7 +72,7 @@ func forgetTaken(s *accessKeyScope, err error) error {
 }
 
 // ensureSecret writes the Secret with its secret, or with a new one if there is none. It keeps only the secret of the Secret in the
-// status: any other one may be from someone who knows it. If the operator ended before it wrote the status, nobody has used the
+// status: any other one may be from someone who knows it. If the operator ended before it wrote the status, no client has used the
 // secret. Reasons: TargetNotOwned, APIServer.
 func (r *accessKeyReconciler) ensureSecret(ctx context.Context, s *accessKeyScope) error {
 	secret := redact.Bytes(nil)

@@ -111,7 +111,7 @@ var annotationBytes = map[string]int{
 }
 
 // readAnnotations returns those of the annotations that the gateway reads. It cuts off what is longer than its operations write, so
-// that nobody who may write objects can fill the memory of the gateway. The copies do not keep the rest.
+// that users who may write objects cannot fill the memory of the gateway. The copies do not keep the rest.
 func readAnnotations(all map[string]string) map[string]string {
 	kept := map[string]string{}
 	for name, most := range annotationBytes {
