@@ -48,7 +48,8 @@ func (r *accessKeyReconciler) identify(_ context.Context, s *accessKeyScope) (er
 	return err
 }
 
-// findSecret sets secret. It ends the reconcile if the Secret is as it was left. Reasons: TargetNotOwned.
+// findSecret sets secret. It ends the reconcile if the Secret is as it was left. If the Secret is someone else's, the status no longer
+// names one, and the gateway rejects the access key. Reasons: TargetNotOwned.
 func (r *accessKeyReconciler) findSecret(ctx context.Context, s *accessKeyScope) error {
 	m, err := r.secrets.Look(ctx, s.target.Ref)
 	if err != nil {
@@ -58,13 +59,24 @@ func (r *accessKeyReconciler) findSecret(ctx context.Context, s *accessKeyScope)
 		return reconciler.ErrDone
 	}
 	s.secret, err = r.secrets.Own(ctx, s.target)
+	return forgetTaken(s, err)
+}
+
+// forgetTaken removes the Secret from the status if an error says that it is someone else's. It returns the error.
+func forgetTaken(s *accessKeyScope, err error) error {
+	var taken *secrets.TakenError
+	if errors.As(err, &taken) {
+		s.object.Status.SecretRef = nil
+	}
 	return err
 }
 
-// ensureSecret writes the Secret with its secret, or with a new one if there is none. Reasons: TargetNotOwned, APIServer.
+// ensureSecret writes the Secret with its secret, or with a new one if there is none. It keeps only the secret of the Secret in the
+// status: any other one may be from someone who knows it. If the operator ended before it wrote the status, no client has used the
+// secret. Reasons: TargetNotOwned, APIServer.
 func (r *accessKeyReconciler) ensureSecret(ctx context.Context, s *accessKeyScope) error {
 	secret := redact.Bytes(nil)
-	if s.secret != nil {
+	if known := s.object.Status.SecretRef; s.secret != nil && known != nil && known.UID == string(s.secret.UID) {
 		secret = s.secret.Data[entryAccessKeySecret]
 	}
 	if len(secret) < accessKeySecretLen { // so short a secret was not generated here
@@ -75,7 +87,7 @@ func (r *accessKeyReconciler) ensureSecret(ctx context.Context, s *accessKeyScop
 		entryAccessKeyID: []byte(s.object.Status.AccessKeyID), entryAccessKeySecret: secret,
 	}}, s.secret)
 	if err != nil {
-		return err
+		return forgetTaken(s, err)
 	}
 	s.object.Status.SecretRef = &v1alpha1.AccessKeySecret{Name: ref.Name, UID: ref.UID, ResourceVersion: ref.ResourceVersion}
 	return nil

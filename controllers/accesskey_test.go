@@ -2,6 +2,7 @@ package controllers_test
 
 import (
 	"regexp"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -94,5 +95,48 @@ func TestAccessKey_secretOfOthers_staysAsItIs(t *testing.T) {
 	o.Stalls(t, key, v1alpha1.ReasonTargetNotOwned, "Secret", "another name")
 	if s := accessSecret(t, o, "one"); len(s.Data) != 1 || string(s.Data["accessKeySecret"]) != "theirs" {
 		t.Error("The Secret of others was changed")
+	}
+}
+
+// A user who may create Secrets can make one that looks like the operator's. The user knows its content.
+func TestAccessKey_secretThatTheOperatorDidNotWrite_isReplaced(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	key := accessKey("one")
+	o.Make(t, key)
+	o.Ready(t, key)
+	former := accessSecret(t, o, "one")
+	o.Stop(t)
+	o.Remove(t, former)
+	forged := former.DeepCopy()
+	forged.UID, forged.ResourceVersion, forged.ManagedFields = "", "", nil
+	forged.Data["accessKeySecret"] = []byte(strings.Repeat("x", 43))
+	o.Make(t, forged)
+	o.Start(t)
+	o.Until(t, key, func() string {
+		if key.Status.SecretRef == nil || key.Status.SecretRef.UID != string(forged.UID) {
+			return "The status does not name the new Secret"
+		}
+		return ""
+	})
+	value := string(accessSecret(t, o, "one").Data["accessKeySecret"])
+	if value == string(forged.Data["accessKeySecret"]) || value == string(former.Data["accessKeySecret"]) {
+		t.Error("The access key has a secret that others know")
+	}
+}
+
+func TestAccessKey_secretReplacedByOneOfOthers_isNotNamedInTheStatus(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	key := accessKey("one")
+	o.Make(t, key)
+	o.Ready(t, key)
+	o.Stop(t)
+	o.Remove(t, accessSecret(t, o, "one"))
+	o.Make(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "one"}})
+	o.Start(t)
+	o.Stalls(t, key, v1alpha1.ReasonTargetNotOwned, "Secret")
+	if key.Status.SecretRef != nil {
+		t.Errorf("The status is %s", harness.StatusJSON(key))
 	}
 }

@@ -120,6 +120,14 @@ func TestGateway_keysOfOtherNamespaces(t *testing.T) {
 	})
 	r.eventually(t, granted, "DescribeKey", key, "")
 	r.ok(t, granted, "ExportDataKey", export)
+	// A data key must not get from its owner's policy to one of the caller.
+	o.Make(t, &v1alpha1.KeyStore{
+		ObjectMeta: metav1.ObjectMeta{Namespace: away, Name: "main"}, Spec: v1alpha1.KeyStoreSpec{Type: v1alpha1.KeyStoreSoftware},
+	})
+	own := createKey(t, r, r.allow(t, away, "owner", all...), nil)
+	r.grant(t, away, away, "granted", "get", "use")
+	r.eventually(t, granted, "DescribeKey", map[string]string{"KeyId": own}, "")
+	r.fails(t, granted, "ReEncrypt", map[string]string{"CiphertextBlob": blob, "DestinationKeyId": own}, "Forbidden.NoPermission")
 	export["WrappingAlgorithm"] = "RSAES_OAEP_SHA_1"
 	r.fails(t, granted, "ExportDataKey", export, "Forbidden.NoPermission")
 	dry := maps.Clone(export)

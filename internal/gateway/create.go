@@ -58,7 +58,10 @@ func createKey(ctx context.Context, c *call) (wire.Object, error) {
 		c.withdraw(ctx, o)
 		return nil, err
 	}
-	metadata, err := c.metadata(ctx, c.directory.get(e.id))
+	if e = c.directory.get(e.id); e == nil { // it was deleted again
+		return nil, keyNotFound()
+	}
+	metadata, err := c.metadata(ctx, e)
 	if err != nil {
 		return nil, err
 	}

@@ -186,17 +186,17 @@ func (d *directory) wait(ctx context.Context, id string, done func() bool) bool 
 	return true
 }
 
-// alias returns the key that has an alias in a namespace, nil for none. Of several it is the oldest: two requests to different
-// replicas can give one alias to two keys.
-func (d *directory) alias(namespace, alias string) *entry {
+// alias returns the keys that have an alias in a namespace, by their creation. Several can have it: two requests to different replicas
+// can give it to two keys, and so can a user who may write the objects.
+func (d *directory) alias(namespace, alias string) (keys []*entry) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	for _, e := range d.byNamespace[namespace] {
 		if e.exists() && slices.Contains(e.aliases, alias) {
-			return e
+			keys = append(keys, e)
 		}
 	}
-	return nil
+	return keys
 }
 
 func aliasesOf(o client.Object) []string {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,14 +83,11 @@ func stripUnread(in any) (any, error) {
 	if m.GetManagedFields() != nil {
 		m.SetManagedFields(nil)
 	}
-	if _, applied := m.GetAnnotations()[corev1.LastAppliedConfigAnnotation]; applied {
-		kept := map[string]string{} // a new map: the old one would keep its size, and may be in use
-		for name, value := range m.GetAnnotations() {
-			if name != corev1.LastAppliedConfigAnnotation {
-				kept[name] = value
-			}
-		}
-		m.SetAnnotations(kept)
+	if len(m.GetAnnotations()) > 0 {
+		m.SetAnnotations(readAnnotations(m.GetAnnotations()))
+	}
+	if _, isNamespace := in.(*corev1.Namespace); !isNamespace && m.GetLabels() != nil { // selectors of namespaces read theirs
+		m.SetLabels(nil)
 	}
 	switch o := in.(type) {
 	case *v1alpha1.ImportedKey:
@@ -101,6 +99,27 @@ func stripUnread(in any) (any, error) {
 		stripKey(o, o.Status.Conditions)
 	}
 	return in, nil
+}
+
+// annotationBytes are the annotations that the gateway reads, and how long they can be within the limits of their operations. A character
+// has up to 4 bytes, or 6 where JSON escapes it.
+var annotationBytes = map[string]int{
+	annotationDescription:                4 * maxDescription,
+	annotationTags:                       maxTags * (6*(maxTagKey+maxTagValue) + len(`"":"",`)),
+	annotationAliases:                    maxAliases*(maxAlias+len(`"",`)) + len(`[]`),
+	v1alpha1.AnnotationDeleteKeyMaterial: 65, // more than a status can have: then it is known to differ
+}
+
+// readAnnotations returns those of the annotations that the gateway reads. It cuts off what is longer than its operations write, so
+// that users who may write objects cannot fill the memory of the gateway. The copies do not keep the rest.
+func readAnnotations(all map[string]string) map[string]string {
+	kept := map[string]string{}
+	for name, most := range annotationBytes {
+		if value, ok := all[name]; ok {
+			kept[name] = strings.ToValidUTF8(strings.Clone(value[:min(len(value), most)]), "")
+		}
+	}
+	return kept
 }
 
 // stripKey drops what the gateway does not read of keys, of which there are many. Of the conditions it reads Stalled.

@@ -21,6 +21,7 @@ const (
 	maxTagKey   = 128
 	maxTagValue = 256
 	maxAliases  = 20
+	maxAlias    = len(aliasPrefix) + 249
 )
 
 // tag is an element of the parameter Tags.
@@ -137,7 +138,7 @@ func createAlias(ctx context.Context, c *call) (wire.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.directory.alias(e.ref.Namespace, alias) != nil {
+	if len(c.directory.alias(e.ref.Namespace, alias)) > 0 {
 		return nil, &wire.Error{Code: wire.AliasAlreadyExists}
 	}
 	return nil, c.addAlias(ctx, e, alias)
@@ -192,20 +193,34 @@ func deleteAlias(ctx context.Context, c *call) (wire.Object, error) {
 	return nil, c.removeAlias(ctx, e, alias)
 }
 
-// updateAlias gives an alias to another key. Until the former key has lost it, the older of both has it.
+// updateAlias gives an alias to a key and removes it from all others. Between both, the alias names no key.
 func updateAlias(ctx context.Context, c *call) (wire.Object, error) {
 	e, alias, err := c.keyAndAlias(ctx)
 	if err != nil {
 		return nil, err
 	}
-	former, err := c.findAlias(ctx, alias, verbUpdate)
-	if err != nil || former.id == e.id {
+	holders := c.directory.alias(e.ref.Namespace, alias)
+	if len(holders) == 0 {
+		_, err := c.findAlias(ctx, alias, verbUpdate)
 		return nil, err
+	}
+	for _, holder := range holders {
+		if _, err := c.allowed(ctx, holder, &wire.Error{Code: wire.AliasNotFound}, verbUpdate); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.addAlias(ctx, e, alias); err != nil {
 		return nil, err
 	}
-	return nil, c.removeAlias(ctx, former, alias)
+	for _, holder := range holders {
+		if holder.id == e.id {
+			continue
+		}
+		if err := c.removeAlias(ctx, holder, alias); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
 }
 
 // aliasOf is an alias and its key.

@@ -284,6 +284,16 @@ func tagsAndAliases(t *testing.T, r *replica, c *client, id, other string) {
 	if got := r.ok(t, c, "ListAliases", nil); got.text(t, "TotalCount") != "1" || !strings.Contains(got.text(t, "Aliases", "Alias"), other) {
 		t.Errorf("The aliases are %v", got.body)
 	}
+	// An alias of two keys names neither, until UpdateAlias says which.
+	r.o.Annotate(t, objectOf(t, r.o, id), "keyconvoy.io/aliases", `["alias/ledger"]`)
+	taken := r.eventually(t, c, "DescribeKey", map[string]string{"KeyId": "alias/ledger"}, "Forbidden.AliasNotFound")
+	if message := taken.text(t, "Message"); !strings.Contains(message, id) || !strings.Contains(message, other) {
+		t.Errorf("The message is %s", message)
+	}
+	r.ok(t, c, "UpdateAlias", map[string]string{"KeyId": other, "AliasName": "alias/ledger"})
+	if got := r.ok(t, c, "DescribeKey", map[string]string{"KeyId": "alias/ledger"}).text(t, "KeyMetadata", "KeyId"); got != other {
+		t.Errorf("The alias names %s", got)
+	}
 	r.ok(t, c, "DeleteAlias", map[string]string{"AliasName": "alias/ledger"})
 	r.fails(t, c, "DeleteAlias", map[string]string{"AliasName": "alias/ledger"}, "Forbidden.AliasNotFound")
 }

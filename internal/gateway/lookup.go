@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -39,8 +40,29 @@ func (c *call) find(ctx context.Context, parameter string, verbs ...string) (*en
 	return c.allowed(ctx, c.settled(ctx, text), keyNotFound(), verbs...)
 }
 
+// findAlias returns the key that has an alias. An alias that several keys have names none of them: otherwise a user who may write one
+// key's object could redirect the alias of another.
 func (c *call) findAlias(ctx context.Context, alias string, verbs ...string) (*entry, error) {
-	return c.allowed(ctx, c.directory.alias(c.who.namespace, alias), &wire.Error{Code: wire.AliasNotFound}, verbs...)
+	notFound := &wire.Error{Code: wire.AliasNotFound}
+	keys := c.directory.alias(c.who.namespace, alias)
+	if len(keys) < 2 {
+		return c.allowed(ctx, firstEntry(keys), notFound, verbs...)
+	}
+	for _, e := range keys {
+		if _, err := c.allowed(ctx, e, notFound, verbGet); err != nil {
+			return nil, err
+		}
+	}
+	return nil, &wire.Error{Code: wire.AliasNotFound, Detail: fmt.Sprintf(
+		"%d keys have it, %s and %s among them. Call UpdateAlias with the key that is to have it.", len(keys), keys[0].id, keys[1].id)}
+}
+
+// firstEntry returns the first key, nil for none.
+func firstEntry(keys []*entry) *entry {
+	if len(keys) == 0 {
+		return nil
+	}
+	return keys[0]
 }
 
 // settled returns a key, nil for none. It waits a moment for one that is not known, or whose controller has not begun.
@@ -65,16 +87,21 @@ func (c *call) allowed(ctx context.Context, e *entry, notFound error, verbs ...s
 		return nil, firstOf(err, notFound)
 	}
 	if consents, err := c.consents(ctx, e); err != nil || !consents {
-		return nil, firstOf(err, notFound)
+		return nil, c.hidden(ctx, e, firstOf(err, notFound), notFound)
 	}
 	verb, lacks, err := c.missingVerb(ctx, e, verbs)
 	if err != nil || !lacks {
 		return e, err
 	}
-	if _, invisible, err := c.missingVerb(ctx, e, []string{"get"}); err != nil || invisible {
-		return nil, firstOf(err, notFound)
+	return nil, c.hidden(ctx, e, noPermission(c.who, verb, e), notFound)
+}
+
+// hidden returns an error that only callers who may see the key get. For the others there is no such key.
+func (c *call) hidden(ctx context.Context, e *entry, failure, notFound error) error {
+	if _, invisible, err := c.missingVerb(ctx, e, []string{verbGet}); err != nil || invisible {
+		return firstOf(err, notFound)
 	}
-	return nil, noPermission(c.who, verb, e)
+	return failure
 }
 
 // firstOf returns err, or otherwise if there is none.

@@ -256,8 +256,8 @@ func generateAndExportDataKey(ctx context.Context, c *call) (wire.Object, error)
 	return append(out.object(), wire.Member{Name: "CiphertextBlob", Value: made.CiphertextBlob.String()}), nil
 }
 
-// reEncrypt moves a data key to another key of the same key store. It leaves the former key's exportPolicy, so it takes the verbs
-// that changing keyRef of a DataKey takes.
+// reEncrypt moves a data key to another key of the same namespace and key store. It leaves the former key's exportPolicy, so it takes
+// the verbs that changing keyRef of a DataKey takes, and the policy of the new key must be one of the same owner.
 func reEncrypt(ctx context.Context, c *call) (wire.Object, error) {
 	for _, asymmetric := range []string{"SourceKeyId", "SourceKeyVersionId", "SourceEncryptionAlgorithm"} {
 		if c.Get(asymmetric) != "" {
@@ -275,6 +275,9 @@ func reEncrypt(ctx context.Context, c *call) (wire.Object, error) {
 	e, err := c.find(ctx, "DestinationKeyId", verbUse)
 	if err != nil {
 		return nil, err
+	}
+	if e.ref.Namespace != source.Ref().Namespace {
+		return nil, &kms.Error{Code: kms.ForbiddenNoPermission, Detail: "Both keys must be in one namespace: the exportPolicy of the former key would no longer apply."}
 	}
 	destination, err := c.read(ctx, e)
 	if err != nil {

@@ -39,12 +39,15 @@ func FuzzServer(f *testing.F) {
 		if w.Code < 400 || w.Code > 599 || len(d.calls) > 0 {
 			t.Fatalf("It was answered with %d: %s", w.Code, w.Body)
 		}
-		var parsed struct{ Code, Message, RequestId, HostId string }
+		var parsed struct {
+			Code, Message string
+			RequestID     string `json:"RequestId" xml:"RequestId"`
+		}
 		decode := json.Unmarshal
 		if strings.Contains(w.Header().Get("Content-Type"), "xml") {
 			decode = xml.Unmarshal
 		}
-		if err := decode(w.Body.Bytes(), &parsed); err != nil || parsed.Code == "" || parsed.Message == "" || parsed.RequestId == "" {
+		if err := decode(w.Body.Bytes(), &parsed); err != nil || parsed.Code == "" || parsed.Message == "" || parsed.RequestID == "" {
 			t.Fatalf("The answer is not parsed (%v): %s", err, w.Body)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -77,7 +78,7 @@ func decodeXML(t *testing.T, text string) map[string]string {
 	decoder, depth, name := xml.NewDecoder(bytes.NewReader([]byte(text))), 0, ""
 	for {
 		token, err := decoder.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out
 		}
 		if err != nil {

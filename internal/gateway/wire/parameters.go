@@ -8,11 +8,15 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"strings"
 	"unicode/utf8"
 )
 
 // MaxBody is the maximum length of a request's body in bytes.
 const MaxBody = 1 << 20
+
+// maxParameters bounds the parameters of a query or a body, which cost many times their length in memory before the client is known.
+const maxParameters = 200
 
 // message is a request as it was received, before anything of it is trusted.
 type message struct {
@@ -75,6 +79,9 @@ func (m *message) parseBody() (err error) {
 // single decodes parameters of which each occurs once. No client sends a name twice, and each signature would have to say which
 // value it covers.
 func single(what, encoded string) (map[string]string, error) {
+	if strings.Count(encoded, "&") >= maxParameters {
+		return nil, tooMany(what)
+	}
 	values, err := url.ParseQuery(encoded)
 	if err != nil {
 		return nil, invalid("", "%s is not URL-encoded.", what)
@@ -103,7 +110,10 @@ func flatObject(body []byte) (map[string]string, error) {
 		return nil, fault
 	}
 	out := map[string]string{}
-	for decoder.More() {
+	for n := 0; decoder.More(); n++ {
+		if n == maxParameters {
+			return nil, tooMany("The body")
+		}
 		token, err := decoder.Token()
 		name, isName := token.(string)
 		if err != nil || !isName {
@@ -133,6 +143,10 @@ func flatObject(body []byte) (map[string]string, error) {
 		return nil, fault
 	}
 	return out, nil
+}
+
+func tooMany(what string) error {
+	return invalid("", "%s has more than %d parameters, the maximum.", what, maxParameters)
 }
 
 func duplicate(name string) error {

@@ -27,7 +27,7 @@ const (
 	// MaxKeyRequests is how many requests of one access key are served, so that one does not starve the others.
 	MaxKeyRequests = 64
 	// maxBodies is how many bodies are read. A client may send one slowly before it is known.
-	maxBodies = 128
+	maxBodies = 16
 )
 
 // RequestTime bounds the work for a request. Some official clients wait for 10 seconds.

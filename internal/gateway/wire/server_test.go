@@ -164,12 +164,14 @@ func acs3Request(algorithm, action string, query url.Values, contentType, body s
 }
 
 type reply struct {
-	status                                int
-	header                                http.Header
-	body                                  string
-	Code                                  string
-	Text                                  string
-	Message, Recommend, HostId, RequestId string
+	status             int
+	header             http.Header
+	body               string
+	Code               string
+	Text               string
+	Message, Recommend string
+	HostID             string `json:"HostId" xml:"HostId"`
+	RequestID          string `json:"RequestId" xml:"RequestId"`
 }
 
 func do(t *testing.T, s http.Handler, r *http.Request) reply {
@@ -184,8 +186,8 @@ func do(t *testing.T, s http.Handler, r *http.Request) reply {
 	if err := decode(w.Body.Bytes(), &out); err != nil {
 		t.Fatalf("The answer is not of its Content-Type %s: %v: %s", w.Header().Get("Content-Type"), err, out.body)
 	}
-	if out.RequestId == "" || out.RequestId != w.Header().Get("x-acs-request-id") {
-		t.Errorf("RequestId is %q, and the header %q", out.RequestId, w.Header().Get("x-acs-request-id"))
+	if out.RequestID == "" || out.RequestID != w.Header().Get("x-acs-request-id") {
+		t.Errorf("RequestId is %q, and the header %q", out.RequestID, w.Header().Get("x-acs-request-id"))
 	}
 	return out
 }
@@ -200,10 +202,10 @@ func TestServer_acceptsEachSignature(t *testing.T) {
 	form.form.Set("Text", hardText)
 	onlyForm := v1("Echo", map[string]string{"Text": hardText})
 	onlyForm.form, onlyForm.query = onlyForm.query, url.Values{}
-	inForm := onlyForm.sign(testSecret)
+	onlyForm.sign(testSecret)
 	onlyForm.form.Set("Signature", onlyForm.query.Get("Signature"))
 	onlyForm.query = url.Values{}
-	inForm = onlyForm.request()
+	inForm := onlyForm.request()
 	milliseconds := v1("Echo", map[string]string{"Text": hardText, "Timestamp": "2026-01-02T03:04:05.678Z"})
 	milliseconds.query.Del("SignatureNonce")
 	for name, r := range map[string]*http.Request{
@@ -258,6 +260,11 @@ func TestServer_refuses(t *testing.T) {
 	withBody := func(contentType, body string) *http.Request {
 		return acs3Request("ACS3-HMAC-SHA256", "Echo", nil, contentType, body)
 	}
+	var pairs, members []string
+	for i := range maxParameters + 1 {
+		pairs, members = append(pairs, fmt.Sprintf("p%d=", i)), append(members, fmt.Sprintf(`"p%d":null`, i))
+	}
+	many, manyJSON := strings.Join(pairs, "&"), "{"+strings.Join(members, ",")+"}"
 	jsonV1 := v1("Echo", nil).sign(testSecret)
 	jsonV1.Body, jsonV1.ContentLength = io.NopCloser(strings.NewReader(`{"Text":"x"}`)), 12
 	jsonV1.Header.Set("Content-Type", "application/json")
@@ -300,11 +307,16 @@ func TestServer_refuses(t *testing.T) {
 		"an action that was changed":            {after(func(r *http.Request) { r.Header.Set("x-acs-action", "Refuse") }), 400, "SignatureDoesNotMatch"},
 		"a nonce that was added":                {after(func(r *http.Request) { r.Header.Set("x-acs-signature-nonce", "another") }), 400, "SignatureDoesNotMatch"},
 		"a host that a proxy changed":           {after(func(r *http.Request) { r.Host = "internal" }), 400, "SignatureDoesNotMatch"},
+		"a nonce with white space":              {after(func(r *http.Request) { r.Header["X-Acs-Signature-Nonce"][0] += "\u00a0" }), 400, "IncompleteSignature"},
+		"a host with white space":               {after(func(r *http.Request) { r.Host += " " }), 400, "IncompleteSignature"},
 		"a signed header twice":                 {after(func(r *http.Request) { r.Header.Add("x-acs-action", "Refuse") }), 400, "IncompleteSignature"},
 		"a body that was changed":               {after(func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader(" ")) }), 400, "IncompleteSignature"},
 		"a body of another type":                {withBody("text/plain", "x"), 400, "InvalidParameter"},
 		"a body that is no JSON":                {withBody("application/json", "{"), 400, "InvalidParameter"},
 		"a JSON list":                           {withBody("application/json", "[]"), 400, "InvalidParameter"},
+		"too many parameters in the query":      {after(func(r *http.Request) { r.URL.RawQuery = many }), 400, "InvalidParameter"},
+		"too many parameters in a form":         {withBody("application/x-www-form-urlencoded", many), 400, "InvalidParameter"},
+		"too many parameters in JSON":           {withBody("application/json", manyJSON), 400, "InvalidParameter"},
 		"two JSON objects":                      {withBody("application/json", "{}{}"), 400, "InvalidParameter"},
 		"a name twice in JSON":                  {withBody("application/json", `{"Text":"a","Text":"b"}`), 400, "InvalidParameter"},
 		"a body that is too long":               {withBody("application/x-www-form-urlencoded", "Text="+strings.Repeat("x", MaxBody)), 400, "InvalidParameter"},
@@ -321,7 +333,7 @@ func TestServer_refuses(t *testing.T) {
 			if got.status != c.status || got.Code != c.code {
 				t.Fatalf("The answer is %d %s", got.status, got.body)
 			}
-			if got.Message == "" || got.Recommend == "" || got.HostId != c.r.Host {
+			if got.Message == "" || got.Recommend == "" || got.HostID != c.r.Host {
 				t.Errorf("The error lacks a member: %s", got.body)
 			}
 			if strings.Contains(got.body, "private cause") || len(d.calls) > 0 {
@@ -339,6 +351,15 @@ func TestServer_wrongSecret_saysWhatWasSigned(t *testing.T) {
 	const begins = "Specified signature is not matched with our calculation. server string to sign is:POST&%2F&AccessKeyId%3D"
 	if !strings.HasPrefix(got.Message, begins) || !strings.Contains(got.Message, "Text%3Da%2520b%26") {
 		t.Errorf("The message is %s", got.Message)
+	}
+}
+
+func TestServer_wrongSecret_doesNotRepeatALongText(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(&double{})
+	got := do(t, s, v1("Echo", map[string]string{"Text": strings.Repeat("x", maxEchoed)}).sign("another"))
+	if got.Code != "SignatureDoesNotMatch" || strings.Contains(got.body, "xxx") {
+		t.Errorf("The answer has %d bytes: %.300s", len(got.body), got.body)
 	}
 }
 

@@ -94,6 +94,10 @@ func (m *message) checkSigned(a acs3) error {
 		if len(m.header.Values(name)) > 1 {
 			return &Error{Code: IncompleteSignature, Detail: "A signed header occurs more than once."}
 		}
+		// The signature covers the trimmed value. With another one, a request could be repeated with another nonce.
+		if value := m.signedHeader(name); value != strings.TrimSpace(value) {
+			return &Error{Code: IncompleteSignature, Detail: "A signed header begins or ends with white space."}
+		}
 	}
 	return nil
 }
@@ -121,14 +125,18 @@ func (m *message) canonicalACS3(a acs3, payload string) string {
 		b.WriteString(part + "\n")
 	}
 	for _, name := range a.signed {
-		value := m.header.Get(name)
-		if name == "host" {
-			value = m.host
-		}
-		b.WriteString(name + ":" + strings.TrimSpace(value) + "\n")
+		b.WriteString(name + ":" + m.signedHeader(name) + "\n")
 	}
 	b.WriteString("\n" + strings.Join(a.signed, ";") + "\n" + payload)
 	return b.String()
+}
+
+// signedHeader returns the value of a header that is signed. checkSigned has found no white space around it.
+func (m *message) signedHeader(name string) string {
+	if name == "host" {
+		return m.host
+	}
+	return m.header.Get(name)
 }
 
 func sum(newHash func() hash.Hash, data []byte) string {

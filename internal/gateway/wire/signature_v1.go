@@ -35,10 +35,16 @@ func (m *message) readV1() (claims, error) {
 	}, nil
 }
 
+// maxEchoed bounds, in bytes, the text to sign that the answer to a wrong signature repeats: anyone can ask for it.
+const maxEchoed = 16 << 10
+
 func verifyV1(method string, all map[string]string, secret redact.Bytes) (string, error) {
 	text := stringToSignV1(method, all)
 	want := signV1(text, secret)
 	if !hmac.Equal([]byte(want), []byte(all["Signature"])) {
+		if len(text) > maxEchoed {
+			return "", &Error{Code: SignatureDoesNotMatch, Detail: "Check the secret of the access key. The text to sign is too long to be repeated here."}
+		}
 		// A client compares the end of this message with its own text, and then knows that only the secret can be wrong.
 		return "", &Error{Code: SignatureDoesNotMatch, Detail: "server string to sign is:" + text}
 	}

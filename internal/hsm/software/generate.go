@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 
+	"github.com/google/uuid"
+
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/redact"
 )
@@ -25,7 +27,9 @@ func (m *Module) GenerateKey(ctx context.Context, req hsm.GenerateKeyRequest) (h
 	defer unlock()
 	key, err := m.key(ctx, req.KeyVersionID)
 	if hsm.KindOf(err) == hsm.NotFound {
-		key, err = m.createKey(ctx, name, req)
+		material := make(redact.Bytes, req.Spec.Len())
+		_, _ = rand.Read(material) // it never fails (Go 1.24)
+		key, err = m.createKey(ctx, req.KeyVersionID, &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}, material)
 	}
 	if err != nil {
 		return hsm.Key{}, err
@@ -40,11 +44,10 @@ func (m *Module) GenerateKey(ctx context.Context, req hsm.GenerateKeyRequest) (h
 	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: key.spec, Fingerprint: fingerprint, Owner: key.owner, Custody: hsm.CustodySoftware}, nil
 }
 
-// createKey generates and saves a key, or returns the key that another process has saved.
-func (m *Module) createKey(ctx context.Context, name string, req hsm.GenerateKeyRequest) (*masterKey, error) {
-	material := make(redact.Bytes, req.Spec.Len())
-	_, _ = rand.Read(material) // it never fails (Go 1.24)
-	key := &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}
+// createKey saves a new key with its material and makes it visible, or the key that another process has saved. It returns the one that
+// is visible, and wipes the other one. The caller must hold the lock of the record's name.
+func (m *Module) createKey(ctx context.Context, id uuid.UUID, key *masterKey, material redact.Bytes) (*masterKey, error) {
+	name := keyName(id)
 	plain := key.marshal(material)
 	defer plain.Wipe()
 	existing, err := m.storage.Create(ctx, name, m.sealer.seal(masterKeyRecord, name, plain))
@@ -57,7 +60,7 @@ func (m *Module) createKey(ctx context.Context, name string, req hsm.GenerateKey
 			return nil, err
 		}
 	}
-	if err := m.publish(func() { m.keys[req.KeyVersionID] = key }); err != nil {
+	if err := m.publish(func() { m.keys[id] = key }); err != nil {
 		key.material.wipe()
 		return nil, err
 	}

@@ -8,7 +8,8 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
-// ImportKey implements hsm.Module. It saves the key after all checks, and makes it visible after it was saved.
+// ImportKey implements hsm.Module. It saves the key after all checks, and makes it visible after it was saved. If another process has
+// saved a key with that identifier meanwhile, that is the key, and the material must be the same.
 func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key, error) {
 	if err := m.begin(ctx); err != nil {
 		return hsm.Key{}, err
@@ -20,8 +21,7 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 	if err != nil {
 		return hsm.Key{}, err
 	}
-	name := keyName(req.KeyVersionID)
-	unlock, err := m.lockName(ctx, name)
+	unlock, err := m.lockName(ctx, keyName(req.KeyVersionID))
 	if err != nil {
 		return hsm.Key{}, err
 	}
@@ -43,10 +43,12 @@ func (m *Module) ImportKey(ctx context.Context, req hsm.ImportRequest) (hsm.Key,
 		imported.Owner = existing.owner
 		return imported, nil
 	}
-	if err := m.saveKey(ctx, name, req, material); err != nil {
+	saved, err := m.createKey(ctx, req.KeyVersionID, &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}, material)
+	if err != nil {
 		return hsm.Key{}, err
 	}
-	return imported, nil
+	imported.Owner = saved.owner
+	return imported, checkSame(fingerprint, req, saved) // it is another one if another process has imported the key meanwhile
 }
 
 // pairFor returns the pair of a request. It rejects an algorithm that does not fit the pair.
@@ -100,16 +102,4 @@ func checkSame(fingerprint hsm.Fingerprint, req hsm.ImportRequest, existing *mas
 		return hsm.ErrOtherMaterial
 	}
 	return nil
-}
-
-// saveKey saves a key. The module owns the material afterwards; if saveKey fails, it wipes the material.
-func (m *Module) saveKey(ctx context.Context, name string, req hsm.ImportRequest, material redact.Bytes) error {
-	key := &masterKey{spec: req.Spec, owner: req.Owner, material: newSecret(material)}
-	plain := key.marshal(material)
-	defer plain.Wipe()
-	err := m.save(ctx, masterKeyRecord, name, plain, func() { m.keys[req.KeyVersionID] = key })
-	if err != nil {
-		key.material.wipe()
-	}
-	return err
 }

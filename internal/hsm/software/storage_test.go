@@ -288,3 +288,49 @@ func TestClose_makesEveryCallFail(t *testing.T) {
 	}
 	var _ hsm.Storage = f
 }
+
+// Two processes import first material into one key: the later one finds the key of the other one, and must not replace it.
+func TestImportKey_inTwoProcessesAtOnce_leavesOneKey(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ same bool }{"the same material": {true}, "other material": {false}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			storage := &hsmtest.Storage{}
+			var meanwhile func()
+			storage.Fail = func(method, _ string) error {
+				if act := meanwhile; act != nil && (method == "Create" || method == "Save") {
+					meanwhile = nil
+					act()
+				}
+				return nil
+			}
+			m, other := open(t, storage), open(t, storage)
+			pair := createPair(t, m, wrapping.ECSM2)
+			material := random(32)
+			first := importRequest(t, pair, wrapping.SM2PKE, material)
+			if !c.same {
+				material = random(32)
+			}
+			late := importRequest(t, pair, wrapping.SM2PKE, material)
+			late.KeyVersionID = first.KeyVersionID
+			meanwhile = func() {
+				if _, err := other.ImportKey(t.Context(), first); err != nil {
+					t.Error(err)
+				}
+			}
+			_, err := m.ImportKey(t.Context(), late)
+			if c.same && err != nil || !c.same && !errors.Is(err, hsm.ErrOtherMaterial) {
+				t.Errorf("The later import ends with %v", err)
+			}
+			want, err := other.FindKey(t.Context(), first.KeyVersionID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, process := range map[string]hsm.Module{"the later process": m, "a new process": open(t, storage)} {
+				if got, err := process.FindKey(t.Context(), first.KeyVersionID); err != nil || got.Fingerprint != want.Fingerprint {
+					t.Errorf("In %s the key is %v, %v", what, got.Fingerprint, err)
+				}
+			}
+		})
+	}
+}
