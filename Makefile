@@ -46,6 +46,7 @@ KUSTOMIZE := $(TOOLS)/kustomize
 GOLANGCI_LINT := $(TOOLS)/golangci-lint
 LAUNCHER := $(TOOLS)/controlplane
 export HELM := $(TOOLS)/helm
+CYCLONEDX_GOMOD := $(TOOLS)/cyclonedx-gomod
 
 # Official clients of the documented API, which the tests of the gateway run.
 NPM_CLIENTS := hack/gateway/node/node_modules/.package-lock.json
@@ -164,7 +165,7 @@ verify-format:
 .PHONY: verify-generated
 verify-generated: $(CONTROLLER_GEN) $(KUSTOMIZE)
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
-	tar -c --exclude=./bin --exclude=./.git --exclude=./my . | tar -x -C "$$copy"; \
+	tar -c --exclude=./bin --exclude=./dist --exclude=./.git --exclude=./my . | tar -x -C "$$copy"; \
 	$(MAKE) --no-print-directory -C "$$copy" generate TOOLS=$(TOOLS); \
 	for dir in api config docs; do \
 		diff -ru "$$dir" "$$copy/$$dir" || { echo "Generated files are not current; run: make generate" >&2; exit 1; }; \
@@ -184,12 +185,14 @@ verify-manifests: $(KUSTOMIZE) $(HELM)
 	$(KUSTOMIZE) build config/gateway >/dev/null
 	$(HELM) lint --strict --quiet config/chart
 
-# The product must build without cgo, with the software store only.
+# The product must build without cgo, with the software store only, and the commands on the platforms of a release.
 .PHONY: verify-portable
 verify-portable:
 	CGO_ENABLED=0 $(GO) build -o /dev/null .
+	CGO_ENABLED=0 GOOS=darwin $(GO) build -o /dev/null .
+	CGO_ENABLED=0 GOOS=windows $(GO) build -o /dev/null .
 
-##@ Images
+##@ Images and releases
 
 .PHONY: image
 image: ## Build the images IMG, IMG-hsm and IMG-client with docker, podman or buildah (IMG=… CONTAINER_TOOL=…)
@@ -200,6 +203,10 @@ image-check: ## Build the images again and compare them, and check their content
 	@hack/packages.sh buildah
 	@$(MAKE) --no-print-directory image CONTAINER_TOOL=buildah
 	@VERSION=$(VERSION) hack/image/check.sh $(IMG)
+
+.PHONY: release
+release: $(KUSTOMIZE) $(HELM) $(CYCLONEDX_GOMOD) ## Write a release to dist/: images, manifests, chart, command line, checksums and SBOM (VERSION=… IMG=…)
+	@VERSION=$(VERSION) IMG=$(IMG) TOOLS=$(TOOLS) hack/release/release.sh
 
 ##@ A control plane on this machine
 
@@ -243,14 +250,11 @@ undeploy: $(KUSTOMIZE) ## Delete what deploy applied, permanently: all key objec
 	$(KUSTOMIZE) build config/crd | kubectl delete --ignore-not-found -f -
 	$(KUSTOMIZE) build config/default | kubectl delete --ignore-not-found -f -
 
-.PHONY: docker-build
-docker-build: image
-
 # The targets above depend on the following ones.
 
 .PHONY: packages
 packages:
-	@hack/packages.sh gcc libc6-dev openssl softhsm2 libnss3 libnss3-tools opencryptoki p11-kit p11-kit-modules \
+	@hack/packages.sh curl gcc libc6-dev openssl softhsm2 libnss3 libnss3-tools opencryptoki p11-kit p11-kit-modules \
 		libtpm2-pkcs11-1 libtss2-tcti-swtpm0 swtpm
 
 .PHONY: demo-packages
@@ -327,4 +331,8 @@ $(GOLANGCI_LINT): hack/tools/golangci-lint/go.mod hack/tools/golangci-lint/go.su
 
 $(HELM): hack/tools/helm/go.mod hack/tools/helm/go.sum
 	@cd hack/tools/helm && GO=$(GO) ../../build.sh helm -o $(TOOLS)/ tool
+	@touch $@
+
+$(CYCLONEDX_GOMOD): hack/tools/cyclonedx-gomod/go.mod hack/tools/cyclonedx-gomod/go.sum
+	@cd hack/tools/cyclonedx-gomod && GO=$(GO) ../../build.sh cyclonedx-gomod -o $(TOOLS)/ tool
 	@touch $@

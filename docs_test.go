@@ -53,14 +53,15 @@ type docsPage struct {
 // another control plane and operator already; no controller completes the end of a namespace, or collects
 // what an object owned.
 var installPage = docsPage{
-	file: "install.md",
+	file:    "install.md",
+	without: "With Helm", // TestREADME_installsWithHelm runs it
 	replace: []string{
 		"make build\neval", `
 			kubectl apply -k .
 			kubectl get deployment keyconvoy-controller-manager -n keyconvoy-system -o yaml > deployment.yaml
 			test 1 = $(grep -c -- '- --pkcs11-module=softhsm=/opt/softhsm/lib/libsofthsm2.so' deployment.yaml)
 			test 1 = $(grep -c 'reference: registry.example.com/softhsm:v1' deployment.yaml)
-			grep -q 'image: registry.example.com/keyconvoy:v2' deployment.yaml
+			grep -q 'image: registry.example.com/keyconvoy:v1' deployment.yaml
 			cd ..
 			make build
 			eval`,
@@ -182,7 +183,7 @@ func TestDocs_commandsWork(t *testing.T) {
 // script saves a page's yaml blocks and puts its sh blocks together.
 func (w workplace) script(page docsPage) string {
 	w.t.Helper()
-	s := &readmeScript{t: w.t, file: "docs/" + page.file, blocks: readBlocks(w.t, filepath.Join("docs", page.file))}
+	s := w.newScript(filepath.Join("docs", page.file))
 	if page.after != nil {
 		s.text.WriteString(w.script(*page.after))
 	}
@@ -324,14 +325,15 @@ func anchors(page string) (names []string) {
 // followREADME does what the README says before “By hand”.
 func (w workplace) followREADME() {
 	w.t.Helper()
-	s := &readmeScript{t: w.t, file: "README.md", blocks: readBlocks(w.t, "README.md")}
+	s := w.newScript("README.md")
 	s.text.WriteString("cd ..\n")
 	end := s.find("KEY=payments\n").line
+	helm := s.find("helm install")
 	for _, b := range s.blocks {
 		switch {
 		case b.language == "yaml":
 			w.save(b)
-		case b.language == "sh" && b.line < end:
+		case b.language == "sh" && b.line < end && b != helm:
 			s.add(b)
 		}
 	}
@@ -344,7 +346,7 @@ func (w workplace) addCluster(page docsPage, stop func(), softhsm, nss tokens.To
 	if page.stop {
 		stop()
 	}
-	other := workplace{w.t, testenv.Another(w.t), w.dir, w.bin}
+	other := workplace{w.t, testenv.Another(w.t), w.dir, w.bin, w.releases}
 	other.bash("kubectl apply -k ../config/default")
 	other.startOperatorUntil(softhsm, nss)
 	both := clientcmdapi.NewConfig()

@@ -38,7 +38,8 @@ import (
 //     so does the pod's init container (checkPod).
 //   - make is run with --dry-run: it says whether the targets exist. make demo has a test of its own
 //     (hack/demo), and make test would run this one.
-//   - docker is a stub that pushes nothing.
+//   - The files of the latest release are made here, and a server on this machine has them (startReleases).
+//   - helm has an API server of its own (TestREADME_installsWithHelm).
 //   - The blocks "by hand" are run once for each algorithm that they are for (byHand).
 
 // beKeyconvoy makes this test binary the product's.
@@ -95,12 +96,14 @@ type workplace struct {
 	env *testenv.Env
 	dir string // with what commands make; the repository's files are in the directory above
 	bin string // in front of the PATH
+
+	releases string // the address of the latest release's files
 }
 
 func newWorkplace(t testing.TB, env *testenv.Env) workplace {
 	t.Helper()
 	above := t.TempDir()
-	w := workplace{t, env, filepath.Join(above, "my"), t.TempDir()}
+	w := workplace{t, env, filepath.Join(above, "my"), t.TempDir(), startReleases(t, env)}
 	if err := os.Mkdir(w.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +129,7 @@ func newWorkplace(t testing.TB, env *testenv.Env) workplace {
 		t.Fatal(err)
 	}
 	for name, script := range map[string]string{
-		"make":   fmt.Sprintf("unset MAKEFLAGS MAKELEVEL MFLAGS; exec %q --dry-run -C %q \"$@\" >/dev/null", realMake, root),
-		"docker": `test "$1" = push && test $# -eq 2`,
+		"make": fmt.Sprintf("unset MAKEFLAGS MAKELEVEL MFLAGS; exec %q --dry-run -C %q \"$@\" >/dev/null", realMake, root),
 	} {
 		if err := os.WriteFile(filepath.Join(w.bin, name), []byte("#!/bin/bash\n"+script+"\n"), 0o700); err != nil {
 			t.Fatal(err)
@@ -227,16 +229,23 @@ mv ledger.key ledger-by-keyconvoy.key
 
 // readmeScript puts the blocks together.
 type readmeScript struct {
-	t      testing.TB
-	file   string
-	blocks []*block
-	text   strings.Builder
+	t        testing.TB
+	file     string
+	blocks   []*block
+	releases string
+	text     strings.Builder
+}
+
+// newScript begins a script with the blocks of a page.
+func (w workplace) newScript(file string) *readmeScript {
+	w.t.Helper()
+	return &readmeScript{t: w.t, file: file, blocks: readBlocks(w.t, file), releases: w.releases}
 }
 
 // add appends a block, with from replaced by to where that is given.
 func (s *readmeScript) add(b *block, replace ...string) {
 	b.used = true
-	text := strings.NewReplacer(replace...).Replace(b.text)
+	text := strings.NewReplacer(append(replace, latestRelease, s.releases)...).Replace(b.text)
 	fmt.Fprintf(&s.text, ": %s, line %d\n%s\n", s.file, b.line, text)
 }
 
@@ -297,15 +306,16 @@ func TestREADME_commandsWork(t *testing.T) {
 	w := newWorkplace(t, testenv.Start(t))
 	softhsm, nss := tokens.SoftHSM(t), tokens.FreshNSS(t)
 	w.startOperator(softhsm, nss)
-	s := &readmeScript{t: t, file: "README.md", blocks: readBlocks(t, "README.md")}
+	s := w.newScript("README.md")
 	s.text.WriteString("cd ..\n")
+	s.find("helm install").used = true
 	firstByHand := s.find("KEY=payments\n")
 	for _, b := range s.blocks {
 		switch b.language {
 		case "yaml":
 			w.save(b)
 		case "sh":
-			if b.line < firstByHand.line {
+			if b.line < firstByHand.line && !b.used {
 				s.add(b)
 			}
 		case "mermaid":

@@ -7,7 +7,6 @@
 #   CONTAINER_TOOL   docker, podman or buildah; the first one that works if unset
 #   VERSION          the version that keyconvoy --version prints
 #   BASE_IMAGES      "standin" builds on the images that hack/image/standin.sh makes, for tests without a registry
-#   IMAGE_FLAGS      more flags of the build, such as --no-cache
 #
 # All times in the image are that of the commit, so two builds of a commit have the same digest.
 set -euo pipefail
@@ -75,8 +74,7 @@ flags=(
   --build-arg "GOPROXY=$(go env GOPROXY)"
 )
 
-# The stand-ins are local images, under the names that the Dockerfile has. The caches of Go are those of this machine, so
-# that nothing is downloaded or compiled twice.
+# The stand-ins are local images, under the names that the Dockerfile has.
 if [ "${BASE_IMAGES:-}" = standin ]; then
   if [ "$tool" = docker ]; then
     echo "BASE_IMAGES=standin works with buildah and podman only." >&2
@@ -85,10 +83,15 @@ if [ "${BASE_IMAGES:-}" = standin ]; then
   for base in $(sed -n 's/^FROM \(golang\|debian\)\(:[^ ]*\).*/\1\2/p' Dockerfile); do
     flags+=(--build-context "$base=container-image://localhost/keyconvoy-standin/${base%%@*}")
   done
-  flags+=(--pull-never --volume "$(go env GOMODCACHE):/go/pkg/mod" --volume "$(go env GOCACHE):/root/.cache/go-build")
+  flags+=(--pull-never)
 fi
-# shellcheck disable=SC2206 # several flags
-flags+=(${IMAGE_FLAGS:-})
+
+# buildah and podman build without cached layers: buildah 1.28 uses a cached LABEL although the value of its ARG has changed.
+# Nothing is downloaded or compiled twice, because they use Go's caches of this machine.
+buildah_flags=(
+  --layers=false --timestamp "$SOURCE_DATE_EPOCH" --identity-label=false --security-opt label=disable
+  --volume "$(go env GOMODCACHE):/go/pkg/mod" --volume "$(go env GOCACHE):/root/.cache/go-build"
+)
 
 echo "Building the image $name ($target, $architecture) with $tool …" >&2
 case $tool in
@@ -100,13 +103,13 @@ case $tool in
     fi
     ;;
   podman)
-    podman build "${flags[@]}" --layers --timestamp "$SOURCE_DATE_EPOCH" --identity-label=false --tag "$name" .
+    podman build "${flags[@]}" "${buildah_flags[@]}" --tag "$name" .
     if [ -n "$archive" ]; then
       podman save --format oci-archive --output "$archive" "$name"
     fi
     ;;
   buildah)
-    buildah bud "${flags[@]}" --isolation chroot --layers --timestamp "$SOURCE_DATE_EPOCH" --identity-label=false --tag "$name" .
+    buildah bud "${flags[@]}" "${buildah_flags[@]}" --isolation chroot --tag "$name" .
     if [ -n "$archive" ]; then
       rm -f "$archive" # otherwise the image would be added
       buildah push "$name" "oci-archive:$archive:$name"

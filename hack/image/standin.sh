@@ -65,6 +65,6 @@ container=$(buildah from scratch)
 buildah copy --quiet "$container" "$work/golang" / >&2
 buildah copy --quiet "$container" "$(go env GOROOT)" /usr/local/go >&2
 buildah copy --quiet "$container" /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt >&2
-commit "$golang" PATH=/usr/local/go/bin:/usr/sbin:/usr/bin GOPATH=/go GOTOOLCHAIN=local
+commit "$golang" PATH=/usr/local/go/bin:/usr/sbin:/usr/bin HOME=/root GOPATH=/go GOTOOLCHAIN=local
 
 echo "Made $debian and $golang." >&2
