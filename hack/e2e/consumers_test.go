@@ -21,6 +21,7 @@ import (
 // The pods of the documents, as they are printed. They are in the namespace team-a, with the DataKey ledger.
 func TestDocuments_podsReadTheDataKey(t *testing.T) {
 	install(t, installation{})
+	installCSI(t) // before the namespace, because the driver must be there when its pods end
 	const namespace = "team-a"
 	kubectl(t, "create", "namespace", namespace)
 	t.Cleanup(func() { deleteNamespace(t, namespace) })
@@ -47,7 +48,6 @@ func TestDocuments_podsReadTheDataKey(t *testing.T) {
 
 	t.Run("Export to a pod, in a volume", func(t *testing.T) {
 		explainFailure(t)
-		installCSI(t)
 		applyBlock(t, "docs/export-to-a-pod.md", "# ledger-volume.yaml")
 		usesDataKey(t, namespace, "ledger-volume")
 	})
