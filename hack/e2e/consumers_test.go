@@ -93,10 +93,13 @@ func applyBlock(t testing.TB, document, firstLine string) {
 // readInPod reads a file in the memory of a pod, through the root of one of its processes.
 func readInPod(t testing.TB, pod corev1.Pod, program, file string) []byte {
 	t.Helper()
-	running := processes(t, pod, program)
-	if len(running) != 1 {
-		t.Fatalf("the processes %s in %s are %v, want one", program, pod.Name, running)
-	}
+	var running []process
+	eventually(t, "the program runs", func() error { // the container is ready a moment earlier
+		if running = processes(t, pod, program); len(running) != 1 {
+			return fmt.Errorf("the processes %s in %s are %v, want one", program, pod.Name, running)
+		}
+		return nil
+	})
 	content, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(running[0].pid), "root", file))
 	if err != nil {
 		t.Fatal(err)
