@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -159,16 +158,4 @@ func waitGone(t testing.TB, object client.Object) time.Duration {
 		return err
 	})
 	return time.Since(start)
-}
-
-// writeKey writes the private key of a recipient as openssl does.
-func writeKey(t testing.TB, file string, r recipient) {
-	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(r.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
