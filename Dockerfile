@@ -8,6 +8,7 @@
 # Nothing here depends on the time or the machine, so two builds of a commit have the same digest.
 FROM golang:1.26.4-bookworm@sha256:5d2b868674b57c9e48cdd39e891acce4196b6926ca6d11e9c270a8f85106203d AS source
 WORKDIR /src
+ENV GOCACHE=/go/build-cache
 # The module proxy of the machine, if it has one.
 ARG GOPROXY
 

@@ -13,7 +13,7 @@ type AccessKeySpec struct {
 	// bound to it say what the access key may do. It cannot be changed.
 	// +required
 	ServiceAccountName ObjectName `json:"serviceAccountName"`
-	// KeyStoreRef names the key store in which CreateKey creates keys. Defaults to none: CreateKey is then rejected.
+	// KeyStoreRef names the key store in which CreateKey creates keys. Without it, CreateKey is rejected.
 	// +optional
 	KeyStoreRef *KeyStoreReference `json:"keyStoreRef,omitempty"`
 	// Disabled rejects all requests with this access key. Defaults to false.

@@ -106,7 +106,7 @@ type ExportTarget struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.encryptionContext) || has(self.ciphertextBlob)",message="encryptionContext requires ciphertextBlob: a DataKey has its own context"
 // +kubebuilder:validation:XValidation:rule="(self.wrappingKeySpec == 'EC_SM2') == (self.wrappingAlgorithm == 'SM2PKE')",message="EC_SM2 requires SM2PKE; RSA key specs require RSAES_OAEP_SHA_256 or RSAES_OAEP_SHA_1"
 // +kubebuilder:validation:XValidation:rule="!has(self.sm2CiphertextFormat) || self.wrappingAlgorithm == 'SM2PKE'",message="sm2CiphertextFormat requires wrappingAlgorithm SM2PKE"
-// +kubebuilder:validation:XValidation:rule="!has(self.target) || !has(self.delivery) || self.delivery != 'Status'",message="target is the Secret to write: delivery Status writes none"
+// +kubebuilder:validation:XValidation:rule="!has(self.target) || !has(self.delivery) || self.delivery != 'Status'",message="target must not be set if delivery is Status, which writes no Secret"
 // +kubebuilder:validation:XValidation:rule="(has(self.delivery) && self.delivery == 'Status') == (has(oldSelf.delivery) && oldSelf.delivery == 'Status')",message="delivery cannot be changed: create another ExportedDataKey"
 // +kubebuilder:validation:XValidation:rule="(has(self.target) && has(self.target.name)) == (has(oldSelf.target) && has(oldSelf.target.name)) && (!has(self.target) || !has(self.target.name) || self.target.name == oldSelf.target.name)",message="target.name cannot be changed: create another ExportedDataKey"
 type ExportedDataKeySpec struct {

@@ -378,7 +378,7 @@ var ruleExamples = joined(map[rule]map[string]examples{
 		},
 		rejected: []string{exported + `, sm2CiphertextFormat: C1C3C2}`},
 	}),
-	{"exporteddatakeys", "spec", "target is the Secret to write: delivery Status writes none"}: only(examples{
+	{"exporteddatakeys", "spec", "target must not be set if delivery is Status, which writes no Secret"}: only(examples{
 		accepted: []string{exported + `, delivery: Status}`, exported + `, delivery: Secret, target: {name: a}}`, exported + `, target: {name: a}}`},
 		rejected: []string{exported + `, delivery: Status, target: {name: a}}`, exported + `, delivery: Status, target: {}}`},
 	}),

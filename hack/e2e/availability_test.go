@@ -124,7 +124,7 @@ func underLoad(t *testing.T, what string, event func()) {
 		defer w.mu.Unlock()
 		for name := range l.created {
 			if w.added[name] == 0 {
-				return fmt.Errorf("%s has none", name)
+				return fmt.Errorf("%s has no Secret", name)
 			}
 		}
 		return nil

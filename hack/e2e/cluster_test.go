@@ -46,7 +46,7 @@ func kubectl(t testing.TB, args ...string) string {
 	return run(t, "", "kubectl", args...)
 }
 
-// command is kubectl, for what may fail or runs beside the test.
+// command is kubectl, for commands that may fail, or that run while the test goes on.
 func command(args ...string) *exec.Cmd { return exec.Command("kubectl", args...) }
 
 // apply applies a manifest.

@@ -78,7 +78,7 @@ var dataKeyVolume = corev1.Volume{Name: "key", VolumeSource: corev1.VolumeSource
 }}}
 
 // Pods get their data keys although the plugin is killed meanwhile, their volumes end with them, and a pod whose permission was
-// withdrawn gets none.
+// withdrawn does not get a data key.
 func TestCSI(t *testing.T) {
 	install(t, installation{})
 	installCSI(t)

@@ -25,7 +25,7 @@ const (
 	operatorLabels     = "app.kubernetes.io/name=keyconvoy,app.kubernetes.io/component=manager"
 )
 
-// installation is what a test needs of the operator beside the defaults.
+// installation is how a test installs the operator, where that differs from the defaults.
 type installation struct {
 	tag      string   // of the image; v1 if empty
 	replicas int      // 1 if zero
@@ -134,7 +134,7 @@ func leader(t testing.TB) corev1.Pod {
 				return nil
 			}
 		}
-		return fmt.Errorf("the holder %q is none of the pods", holder)
+		return fmt.Errorf("no pod is the holder %q", holder)
 	})
 	return found
 }

@@ -93,7 +93,7 @@ stringData: {pin: "%[4]s"}
 `, name, operatorNamespace, s.dir, tokenPIN)
 }
 
-// tokenPatch gives the container what SoftHSM needs beside its library, as docs/install.md says.
+// tokenPatch gives the container what SoftHSM needs in addition to its library, as docs/install.md says.
 const tokenPatch = `
 - {op: add, path: /spec/template/spec/containers/0/args/-, value: --pkcs11-allow-path=softhsm=/etc/softhsm}
 - {op: add, path: /spec/template/spec/containers/0/args/-, value: "--pkcs11-allow-path=softhsm=/var/lib/softhsm/tokens:rw"}

@@ -1,4 +1,4 @@
-// The tests of the gateway with official clients. A module of its own: what the clients depend on must not reach the product.
+// The tests of the gateway with official clients. It is a separate module, so that the product does not depend on what the clients need.
 module github.com/keyconvoy/keyconvoy/hack/gateway
 
 go 1.26.4

@@ -90,7 +90,7 @@ fi
 # Nothing is downloaded or compiled twice, because they use Go's caches of this machine.
 buildah_flags=(
   --layers=false --timestamp "$SOURCE_DATE_EPOCH" --identity-label=false --security-opt label=disable
-  --volume "$(go env GOMODCACHE):/go/pkg/mod" --volume "$(go env GOCACHE):/root/.cache/go-build"
+  --volume "$(go env GOMODCACHE):/go/pkg/mod" --volume "$(go env GOCACHE):/go/build-cache"
 )
 
 echo "Building the image $name ($target, $architecture) with $tool …" >&2

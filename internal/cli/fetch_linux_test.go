@@ -127,7 +127,7 @@ func TestFetch_usedWrongly_saysWhatToDo(t *testing.T) {
 		"with an unknown encoding":          {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--encoding", "base32"}, "base64"},
 		"with no time":                      {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--timeout", "0s"}, "--timeout"},
 		"with a signal for nothing":         {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--signal", "HUP", "--process", "p"}, "require --watch"},
-		"with a signal for no one":          {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--watch", "--signal", "HUP"}, "process"},
+		"with a signal without a process":   {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--watch", "--signal", "HUP"}, "process"},
 		"with a signal that does not exist": {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--watch", "--signal", "HANGUP", "--process", "p"}, "HUP"},
 		"with a command and a signal":       {[]string{"--datakey", "k", "--output", "/dev/shm/k", "--watch", "--then", "--signal", "HUP", "--process", "p", "--", "true"}, "signal then"},
 	} {

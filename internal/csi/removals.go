@@ -57,7 +57,7 @@ func (r *removals) run() {
 // endWithin limits how long the driver waits for deletions when it ends. Kubernetes deletes what is left with the pods.
 const endWithin = 5 * time.Second
 
-// wait waits until all are deleted, but not for longer than endWithin. None may be added any more.
+// wait waits until all are deleted, but not for longer than endWithin. The caller must add no others.
 func (r *removals) wait() {
 	done := make(chan struct{})
 	go func() {

@@ -63,7 +63,7 @@ func (c *Client) Next(ctx context.Context, dataKey types.NamespacedName, was str
 	return digest, err
 }
 
-// digestOf returns what identifies a data key (v1alpha1.DataKeyReference), or "" if there is none yet.
+// digestOf returns what identifies a data key (v1alpha1.DataKeyReference), or "" while the DataKey has no data key.
 func digestOf(k *v1alpha1.DataKey) string {
 	if k.Status.DataKeyDigest != "" || k.Status.CiphertextBlob == "" {
 		return k.Status.DataKeyDigest

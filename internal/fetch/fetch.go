@@ -166,7 +166,7 @@ func (c *Client) create(ctx context.Context, r Request, object *v1alpha1.Exporte
 			object.ObjectMeta = created.ObjectMeta
 			return checkUnchanged(object, created)
 		case apierrors.IsAlreadyExists(err):
-			return nil // by a request of ours whose answer was lost: no one else knows the name
+			return nil // by a request of ours whose answer was lost: only this process knows the name
 		}
 		return err
 	}))

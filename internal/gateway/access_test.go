@@ -91,7 +91,7 @@ func TestGateway_verbs(t *testing.T) {
 			there := r.call(t, caller, "DescribeKey", map[string]string{"KeyId": id})
 			not := r.call(t, caller, "DescribeKey", map[string]string{"KeyId": uuid.NewString()})
 			if there.status != not.status || !maps.Equal(withoutID(there), withoutID(not)) {
-				t.Errorf("A key is answered with %v, and none with %v", there.body, not.body)
+				t.Errorf("A hidden key is answered with %v, and a key that does not exist with %v", there.body, not.body)
 			}
 		})
 	}

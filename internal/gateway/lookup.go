@@ -40,7 +40,7 @@ func (c *call) find(ctx context.Context, parameter string, verbs ...string) (*en
 	return c.allowed(ctx, c.settled(ctx, text), keyNotFound(), verbs...)
 }
 
-// findAlias returns the key that has an alias. An alias that several keys have names none of them: otherwise a user who may write one
+// findAlias returns the key that has an alias. An alias that several keys have is not resolved: otherwise a user who may write one
 // key's object could redirect the alias of another.
 func (c *call) findAlias(ctx context.Context, alias string, verbs ...string) (*entry, error) {
 	notFound := &wire.Error{Code: wire.AliasNotFound}

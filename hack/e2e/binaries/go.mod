@@ -1,5 +1,5 @@
-// What the node of make e2e runs containers with. A module of its own: its dependencies must reach neither the product
-// nor the tests.
+// Containerd, which runs the containers on the node of make e2e. It is a separate module, so that neither the product nor the
+// tests depend on what it needs.
 module github.com/keyconvoy/keyconvoy/hack/e2e/binaries
 
 go 1.26.6

@@ -59,7 +59,7 @@ func FuzzCanonicalV1(f *testing.F) {
 	f.Add("a b", "", "~*")
 	f.Fuzz(func(t *testing.T, name, value, other string) {
 		if name == "" || name == "Signature" || !utf8.ValidString(name) || !utf8.ValidString(value) || !utf8.ValidString(other) || value == other {
-			t.Skip()
+			return // no client sends it
 		}
 		s := v1("Echo", map[string]string{name: value})
 		m, err := receive(s.sign(testSecret))
@@ -82,7 +82,7 @@ func FuzzCanonicalACS3(f *testing.F) {
 	f.Add("a b", "", "", false)
 	f.Fuzz(func(t *testing.T, name, value, body string, sm3 bool) {
 		if !utf8.ValidString(name) || !utf8.ValidString(value) {
-			t.Skip()
+			return // no client sends it
 		}
 		algorithm := "ACS3-HMAC-SHA256"
 		if sm3 {

@@ -15,7 +15,7 @@ type AccessKeySpecApplyConfiguration struct {
 	// ServiceAccountName is the ServiceAccount of this namespace as which the gateway authorizes requests. The roles that are
 	// bound to it say what the access key may do. It cannot be changed.
 	ServiceAccountName *apiv1alpha1.ObjectName `json:"serviceAccountName,omitempty"`
-	// KeyStoreRef names the key store in which CreateKey creates keys. Defaults to none: CreateKey is then rejected.
+	// KeyStoreRef names the key store in which CreateKey creates keys. Without it, CreateKey is rejected.
 	KeyStoreRef *KeyStoreReferenceApplyConfiguration `json:"keyStoreRef,omitempty"`
 	// Disabled rejects all requests with this access key. Defaults to false.
 	Disabled *bool `json:"disabled,omitempty"`
