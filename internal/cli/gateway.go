@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
-	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -23,8 +21,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/audit"
 	"github.com/keyconvoy/keyconvoy/internal/gateway"
 	"github.com/keyconvoy/keyconvoy/internal/gateway/wire"
-	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 const gatewayLong = `Serve the documented key management API (version 2016-01-20) over HTTPS, on the same keys as the objects in
@@ -54,19 +50,15 @@ const (
 
 // gatewayOptions are the gateway's flags.
 type gatewayOptions struct {
-	kubeconfig     string
-	address        string
-	tlsDir         string
-	selfSigned     bool
-	metricsAddress string
-	probeAddress   string
-	libraries      libraryFlags
-	auditLog       string
-	log            zap.Options
+	serverFlags
+
+	address    string
+	tlsDir     string
+	selfSigned bool
 }
 
 func newGatewayCommand() *cobra.Command {
-	o := gatewayOptions{log: logOptions()}
+	var o gatewayOptions
 	cmd := &cobra.Command{
 		Use:     "gateway",
 		Short:   "Serve the documented key management API to its official clients",
@@ -76,17 +68,10 @@ func newGatewayCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster (default: $KUBECONFIG, or in a pod its service account)")
+	o.add(flags, "each request")
 	flags.StringVar(&o.address, "bind-address", ":8444", "address of the API")
 	flags.StringVar(&o.tlsDir, "tls-dir", "", "`DIRECTORY` with the certificate (tls.crt) and its key (tls.key), which are read again when they change")
 	flags.BoolVar(&o.selfSigned, "tls-self-signed", false, "for trials: generate a certificate at each start, which clients must be told to trust")
-	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the HTTPS metrics endpoint (requires permission to get /metrics); 0 disables it")
-	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of the /healthz and /readyz endpoints; 0 disables them")
-	o.libraries.add(flags)
-	flags.StringVar(&o.auditLog, "audit-log", audit.Stdout, "destination of the audit log, one JSON line for each request: stdout, a `PATH` to append to, or off")
-	logFlags := flag.NewFlagSet("log", flag.ContinueOnError)
-	o.log.BindFlags(logFlags)
-	flags.AddGoFlagSet(logFlags)
 	return cmd
 }
 
@@ -144,12 +129,6 @@ func (o *gatewayOptions) run(cmd *cobra.Command) error {
 	}
 	ctrl.Log.Info("Starting the gateway", "version", version, "namespace", namespace, "address", o.address, "metrics", o.metricsAddress, "auditLog", o.auditLog)
 	return mgr.Start(ctx)
-}
-
-// modules returns what opens the modules of key stores, and what reads their PINs.
-func (o *gatewayOptions) modules(libraries libraries) (hsm.Provider, secrets.EntryReader, error) {
-	m := managerOptions{kubeconfig: o.kubeconfig, libraries: o.libraries}
-	return m.modules(libraries)
 }
 
 // filled returns a check that fails until the caches are filled.

@@ -2,29 +2,22 @@ package cli
 
 import (
 	"errors"
-	"flag"
-	"fmt"
 	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/keyconvoy/keyconvoy/controllers"
 	"github.com/keyconvoy/keyconvoy/internal/audit"
-	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/lease"
-	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 const (
@@ -60,19 +53,15 @@ const managerExample = `  # With a kubeconfig and SoftHSM:
 
 // managerOptions are the manager's flags.
 type managerOptions struct {
-	kubeconfig     string
-	leaderElect    bool
-	metricsAddress string
-	probeAddress   string
-	profiling      string
-	libraries      libraryFlags
-	namespaces     []string
-	auditLog       string
-	log            zap.Options
+	serverFlags
+
+	leaderElect bool
+	profiling   string
+	namespaces  []string
 }
 
 func newManagerCommand() *cobra.Command {
-	o := managerOptions{log: logOptions()}
+	var o managerOptions
 	cmd := &cobra.Command{
 		Use:     "manager",
 		Short:   "Run the operator",
@@ -82,17 +71,10 @@ func newManagerCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster (default: $KUBECONFIG, or in a pod its service account)")
+	o.add(flags, "each operation on a key")
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "enable leader election, so that one of several replicas works at a time")
-	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the HTTPS metrics endpoint (requires permission to get /metrics); 0 disables it")
-	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of the /healthz and /readyz endpoints; 0 disables them")
 	flags.StringVar(&o.profiling, "profiling", "", "loopback `ADDRESS` of the profiling endpoint (net/http/pprof), such as 127.0.0.1:6060; disabled by default")
-	o.libraries.add(flags)
-	flags.StringVar(&o.auditLog, "audit-log", audit.Stdout, "destination of the audit log, one JSON line for each operation on a key: stdout, a `PATH` to append to, or off")
 	flags.StringSliceVar(&o.namespaces, "namespaces", nil, "`NAMES` of the namespaces to watch, separated by commas (default: all). With it, the operator needs permissions in these namespaces and its own only (config/namespaced)")
-	logFlags := flag.NewFlagSet("log", flag.ContinueOnError)
-	o.log.BindFlags(logFlags)
-	flags.AddGoFlagSet(logFlags)
 	return cmd
 }
 
@@ -147,15 +129,6 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	return mgr.Start(ctx)
 }
 
-// modules returns what opens the modules of key stores, and what reads their PINs.
-func (o *managerOptions) modules(libraries libraries) (hsm.Provider, secrets.EntryReader, error) {
-	if o.libraries.inProcess { // which has the PINs then, and runs where a process of ours cannot be started
-		return libraries.inProcess(), nil, nil
-	}
-	children := libraries.inChildren(ctrl.Log.WithName("modules"))
-	return children, pinReader(o.kubeconfig), metrics.Registry.Register(children.Metrics())
-}
-
 // logStart logs the version and settings, except the parameters of libraries, which can contain secrets.
 func (o *managerOptions) logStart(namespace string, libraries libraries) {
 	ctrl.Log.Info("Starting Keyconvoy", "version", version, "namespace", namespace, "namespaces", o.namespaces, "leaderElection", o.leaderElect,
@@ -171,32 +144,11 @@ func (o *managerOptions) logStart(namespace string, libraries libraries) {
 	}
 }
 
-// spareMemory collects garbage when the heap, which holds the caches, has grown by half instead of by its size. This
-// takes CPU time only while there is work. The environment variable GOGC overrides it.
-func spareMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-}
-
 // onLoopback reports whether an address is reachable only from this machine or pod (and by users who may forward a
 // port into the pod). It does not resolve names, because their addresses can change.
 func onLoopback(address string) bool {
 	a, err := netip.ParseAddrPort(address)
 	return err == nil && a.Addr().Unmap().IsLoopback()
-}
-
-// restConfig returns the configuration of a kubeconfig; "" means the default.
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("finding the cluster: %w", err)
-	}
-	// The API server's Priority and Fairness is the limit, not the client.
-	cfg.QPS = -1
-	return cfg, nil
 }
 
 func (o *managerOptions) manager(cfg *rest.Config, namespace string) (ctrl.Manager, error) {
