@@ -187,7 +187,7 @@ func decideParameters(object *v1alpha1.ImportedKey, now time.Time) parametersDec
 
 // annotationValue is an annotation's value as the status keeps it.
 func annotationValue(object metav1.Object, name string) string {
-	return digested(object.GetAnnotations()[name])
+	return keyring.AnnotationValue(object.GetAnnotations()[name])
 }
 
 // importMaterial imports the material unless the very same was imported before. Reasons: PendingImport,

@@ -101,7 +101,7 @@ func stripUnread(in any) (any, error) {
 	kept := map[string]string{}
 	for name, value := range m.GetAnnotations() {
 		if slices.Contains(readAnnotations, name) {
-			kept[name] = digested(value)
+			kept[name] = keyring.AnnotationValue(value)
 		}
 	}
 	if !maps.Equal(kept, m.GetAnnotations()) {
@@ -114,18 +114,6 @@ func stripUnread(in any) (any, error) {
 var readAnnotations = []string{
 	v1alpha1.AnnotationRenewImportParameters, v1alpha1.AnnotationDeleteKeyMaterial, v1alpha1.AnnotationRotate,
 	v1alpha1.AnnotationDataKeyMade,
-}
-
-// maxAnnotation is how long an annotation's value is kept as it is.
-const maxAnnotation = 64
-
-// digested returns the value of an annotation as the cache and the status keep it: a long one as its digest, of which
-// this is the same again.
-func digested(value string) string {
-	if len(value) > maxAnnotation {
-		return secrets.DigestOf(value)
-	}
-	return value
 }
 
 // ClientOptions are how the manager's client must be: Secrets and ConfigMaps are read live, and a

@@ -101,13 +101,12 @@ func stripUnread(in any) (any, error) {
 	return in, nil
 }
 
-// annotationBytes are the annotations that the gateway reads, and how long they can be within the limits of their operations. A character
+// annotationBytes are the annotations that only the gateway reads, and how long they can be within the limits of their operations. A character
 // has up to 4 bytes, or 6 where JSON escapes it.
 var annotationBytes = map[string]int{
-	annotationDescription:                4 * maxDescription,
-	annotationTags:                       maxTags * (6*(maxTagKey+maxTagValue) + len(`"":"",`)),
-	annotationAliases:                    maxAliases*(maxAlias+len(`"",`)) + len(`[]`),
-	v1alpha1.AnnotationDeleteKeyMaterial: 65, // more than a status can have: then it is known to differ
+	annotationDescription: 4 * maxDescription,
+	annotationTags:        maxTags * (6*(maxTagKey+maxTagValue) + len(`"":"",`)),
+	annotationAliases:     maxAliases*(maxAlias+len(`"",`)) + len(`[]`),
 }
 
 // readAnnotations returns those of the annotations that the gateway reads. It cuts off what is longer than its operations write, so
@@ -118,6 +117,9 @@ func readAnnotations(all map[string]string) map[string]string {
 		if value, ok := all[name]; ok {
 			kept[name] = strings.ToValidUTF8(strings.Clone(value[:min(len(value), most)]), "")
 		}
+	}
+	if value, ok := all[v1alpha1.AnnotationDeleteKeyMaterial]; ok {
+		kept[v1alpha1.AnnotationDeleteKeyMaterial] = strings.Clone(keyring.AnnotationValue(value))
 	}
 	return kept
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
+	"github.com/keyconvoy/keyconvoy/internal/secrets"
 )
 
 // The kinds of master keys.
@@ -68,7 +69,7 @@ func ofImported(o *v1alpha1.ImportedKey) *Key {
 		inModule: func(now time.Time) bool {
 			expires := o.Status.MaterialExpireTime
 			return o.Status.HasMaterial && (expires == nil || now.Before(expires.Time)) &&
-				o.Annotations[v1alpha1.AnnotationDeleteKeyMaterial] == o.Status.MaterialDeletedFor
+				AnnotationValue(o.Annotations[v1alpha1.AnnotationDeleteKeyMaterial]) == o.Status.MaterialDeletedFor
 		},
 	}
 	k.holds = o.Spec.Adopt == nil || o.Status.MaterialFingerprint != "" || o.Spec.Adopt.ByName() && k.bound
@@ -177,6 +178,18 @@ func versionOf(v *v1alpha1.KeyVersion) (kms.Version, error) {
 		version.Fingerprint = &fp
 	}
 	return version, err
+}
+
+// maxAnnotation is how long an annotation's value is kept as it is.
+const maxAnnotation = 64
+
+// AnnotationValue returns the value of an annotation as caches and statuses keep it: a long one as its digest, of which this is the
+// same again.
+func AnnotationValue(value string) string {
+	if len(value) > maxAnnotation {
+		return secrets.DigestOf(value)
+	}
+	return value
 }
 
 // decode sets kms but for its versions. initial is the state of a key without a status.

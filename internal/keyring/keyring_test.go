@@ -3,6 +3,7 @@ package keyring_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -335,5 +336,25 @@ func TestKey_generated_thatOnlyAsks_permitsNothing(t *testing.T) {
 		if err := kms.Permit(op, k.Origin, k.State); kms.CodeOf(err) != kms.RejectedUnavailable {
 			t.Errorf("%s: %v", op, err)
 		}
+	}
+}
+
+// The status has the digest of a long annotation, and an object from the API server has the annotation itself.
+func TestKey_whoseMaterialWasDeletedForALongAnnotation_isInTheModuleAgain(t *testing.T) {
+	t.Parallel()
+	asked := strings.Repeat("because ", 20)
+	key := &v1alpha1.ImportedKey{
+		ObjectMeta: metav1.ObjectMeta{UID: types.UID(uuid.NewString()), Annotations: map[string]string{v1alpha1.AnnotationDeleteKeyMaterial: asked}},
+		Spec:       v1alpha1.ImportedKeySpec{KeySpec: v1alpha1.KeySpec(hsm.AES256)},
+		Status: v1alpha1.ImportedKeyStatus{
+			KeyState: "Enabled", HasMaterial: true, MaterialFingerprint: "f", MaterialDeletedFor: keyring.AnnotationValue(asked),
+		},
+	}
+	if !keyring.Of(key).InModule(time.Now()) {
+		t.Error("the key, whose material was imported again, is not expected in the module")
+	}
+	key.Annotations[v1alpha1.AnnotationDeleteKeyMaterial] = asked + "once more"
+	if keyring.Of(key).InModule(time.Now()) {
+		t.Error("the key, whose material is to be deleted, is expected in the module")
 	}
 }
