@@ -193,7 +193,7 @@ func deleteAlias(ctx context.Context, c *call) (wire.Object, error) {
 	return nil, c.removeAlias(ctx, e, alias)
 }
 
-// updateAlias gives an alias to a key and removes it from all others. Between both, the alias names no key.
+// updateAlias gives an alias to a key and removes it from all others. Between both, the alias is not resolved.
 func updateAlias(ctx context.Context, c *call) (wire.Object, error) {
 	e, alias, err := c.keyAndAlias(ctx)
 	if err != nil {

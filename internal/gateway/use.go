@@ -170,7 +170,7 @@ func (c *call) holder(ctx context.Context, blob kms.Blob, verbs ...string) (mast
 // entryOfKey is what lookups need of a key from the cache.
 func entryOfKey(key *keyring.Key) *entry { return &entry{ref: key.Ref(), id: key.ID()} }
 
-// exported is an export, and what to do with it.
+// exported is an export as the answers have it.
 type exported struct{ kms.ExportedDataKey }
 
 func (e exported) object() wire.Object {

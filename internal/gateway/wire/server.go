@@ -30,6 +30,9 @@ const (
 	maxBodies = 16
 )
 
+// bodyWait is how long a request waits for its turn to send a body.
+const bodyWait = 3 * time.Second
+
 // RequestTime bounds the work for a request. Some official clients wait for 10 seconds.
 const RequestTime = 9 * time.Second
 
@@ -150,11 +153,13 @@ func (e *exchange) serve(w http.ResponseWriter, r *http.Request) (Object, error)
 // receive reads the request.
 func (e *exchange) receive(w http.ResponseWriter, r *http.Request) (*message, error) {
 	if r.ContentLength != 0 {
+		waiting, cancel := context.WithTimeout(r.Context(), bodyWait)
+		defer cancel()
 		select {
 		case e.server.bodies <- struct{}{}:
 			defer func() { <-e.server.bodies }()
-		default:
-			return nil, throttled("")
+		case <-waiting.Done():
+			return nil, throttled("The gateway reads as many bodies as it can. Retry with backoff.")
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
 	}

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -292,5 +293,29 @@ func TestServer_tooManyRequests_areThrottledBeforeTheirSignature(t *testing.T) {
 	}
 	if want := []string{" Rejected.Throttling false"}; !slices.Equal(*observed, want) {
 		t.Errorf("Observed %v, want %v", *observed, want)
+	}
+}
+
+func TestServer_bodies_waitForTheirTurn(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(&double{})
+	for range maxBodies {
+		s.bodies <- struct{}{} // a client that sends slowly
+	}
+	inBody := func(nonce string) *http.Request {
+		r := v1("Echo", map[string]string{"SignatureNonce": nonce})
+		r.form.Set("Text", "in the body")
+		return r.sign(testSecret)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if got := do(t, s, inBody("gives up").WithContext(ended)); got.status != 429 || got.Code != "Rejected.Throttling" {
+		t.Errorf("While other bodies are read, the answer is %d %s", got.status, got.body)
+	}
+	answered := make(chan reply)
+	go func() { answered <- do(t, s, inBody("waits")) }()
+	<-s.bodies
+	if got := <-answered; got.status != http.StatusOK {
+		t.Errorf("After one of them, the answer is %s", got.body)
 	}
 }
