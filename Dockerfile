@@ -39,7 +39,23 @@ RUN printf '%s\n' root:x:0:0:root:/root:/usr/sbin/nologin keyconvoy:x:65532:6553
 # The images begin empty and get only what is named here, so they have no shell and no package manager. There are no CA
 # certificates, because the operator trusts the certificate authority of its cluster only, and no time zones, because it
 # writes UTC.
-FROM scratch AS runtime
+FROM scratch AS image
+ARG VERSION=dev
+ARG REVISION
+ARG CREATED
+LABEL org.opencontainers.image.title="Keyconvoy" \
+      org.opencontainers.image.description="Moves keys between HSMs, and to pods, always encrypted" \
+      org.opencontainers.image.source="https://github.com/keyconvoy/keyconvoy" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"
+# A number, so that the kubelet can verify that it is not root.
+USER 65532:65532
+ENTRYPOINT ["/keyconvoy"]
+
+# For programs and libraries that need glibc.
+FROM image AS runtime
 # The path of the dynamic loader is in /lib64 on amd64 and in /lib on arm64. It finds libraries in /lib.
 COPY --from=debian /usr/lib/*-linux-gnu/ld-linux-*.so.* /lib64/
 # glibc. Libraries that were linked before glibc 2.34 require its former parts by name.
@@ -57,35 +73,12 @@ COPY --from=debian \
     /lib/
 COPY --from=debian /passwd /group /nsswitch.conf /etc/
 COPY --from=build /out/keyconvoy /keyconvoy
-ARG VERSION=dev
-ARG REVISION
-ARG CREATED
-LABEL org.opencontainers.image.title="Keyconvoy" \
-      org.opencontainers.image.description="Moves keys between HSMs, and to pods, always encrypted" \
-      org.opencontainers.image.source="https://github.com/keyconvoy/keyconvoy" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
-# A number, so that the kubelet can verify that it is not root.
-USER 65532:65532
-ENTRYPOINT ["/keyconvoy"]
 
 # For fetch in an init container or an image volume, and for the CSI driver, which the DaemonSet runs as root.
-FROM scratch AS client
+FROM image AS client
 COPY --from=build-client /out/keyconvoy /keyconvoy
-ARG VERSION=dev
-ARG REVISION
-ARG CREATED
 LABEL org.opencontainers.image.title="Keyconvoy client" \
-      org.opencontainers.image.description="Fetches data keys into pods" \
-      org.opencontainers.image.source="https://github.com/keyconvoy/keyconvoy" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
-USER 65532:65532
-ENTRYPOINT ["/keyconvoy"]
+      org.opencontainers.image.description="Fetches data keys into pods"
 
 # No image contains a PKCS#11 module: the software store needs none, and the library of an HSM comes from its vendor. To
 # add it, mount a volume: an image, one that an init container fills, or a persistent volume. Then allow the library under
