@@ -130,6 +130,9 @@ var docsPages = []docsPage{
 	{file: "generated-keys.md", then: `
 		test 2 = $(kubectl get generatedkey archive -n team-a -o jsonpath='{.status.versions[*].number}' | wc -w)
 		kubectl get secret records -n team-a -o jsonpath='{.data.previousCiphertextBlob}' | base64 -d | grep -q .`},
+	{file: "gateway.md", then: `
+		kubectl get deployment keyconvoy-gateway -n keyconvoy-system -o yaml | grep 'image: registry.example.com/keyconvoy:v1'
+		test 32 -le $(kubectl get secret payments-app -n team-a -o jsonpath='{.data.accessKeySecret}' | base64 -d | wc -c)`},
 	{file: "distribute.md", then: "cmp shop-one-ledger.key ledger.key"},
 	{file: "roles-and-consent.md", then: `
 		kubectl create rolebinding bob-writes-exports -n team-a --clusterrole=keyconvoy-exporteddatakey-editor-role --user=bob
