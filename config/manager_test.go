@@ -71,7 +71,10 @@ var yamlBlock = regexp.MustCompile("(?s)\n```yaml\n(.*?)\n```")
 // The kubelet takes the user from an image, and not the group: a pod that names none has the group 0.
 func TestPods_haveAGroup(t *testing.T) {
 	t.Parallel()
-	pods := map[string]corev1.PodSpec{"config/default": managerPod(t, build(t, "default")).Spec}
+	pods := map[string]corev1.PodSpec{
+		"config/default": managerPod(t, build(t, "default")).Spec,
+		"config/gateway": find[appsv1.Deployment](t, build(t, "gateway"), "Deployment", "keyconvoy-gateway").Spec.Template.Spec,
+	}
 	pages, err := filepath.Glob("../docs/*.md")
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +92,7 @@ func TestPods_haveAGroup(t *testing.T) {
 			pods[fmt.Sprintf("block %d of %s", i, page)] = pod.Spec
 		}
 	}
-	if len(pods) < 3 {
+	if len(pods) < 4 {
 		t.Errorf("only these pods were found: %v", slices.Collect(maps.Keys(pods)))
 	}
 	for where, spec := range pods {
