@@ -134,9 +134,9 @@ generate: $(CONTROLLER_GEN) $(KUSTOMIZE) ## Generate deepcopy, apply configurati
 	$(CONTROLLER_GEN) rbac:roleName=manager-role paths=./controllers/... output:rbac:artifacts:config=config/rbac
 	$(GO) run ./hack/reasons docs/reasons.md
 	$(GO) run ./hack/reference docs/reference
-	rm -rf config/chart/files && mkdir -p config/chart/files/default config/chart/files/monitoring config/chart/files/namespaced
+	rm -rf config/chart/files && mkdir -p $(addprefix config/chart/files/,default csi gateway monitoring namespaced)
 	$(KUSTOMIZE) build config/chart -o config/chart/files/default
-	$(KUSTOMIZE) build config/monitoring -o config/chart/files/monitoring
+	for part in csi gateway monitoring; do $(KUSTOMIZE) build config/$$part -o config/chart/files/$$part; done
 	cp config/namespaced/cluster_role.yaml config/chart/files/namespaced
 
 .PHONY: fmt

@@ -98,9 +98,13 @@ func TestChart_rendersWhatIsInstalledWithKubectl(t *testing.T) {
 		values string
 		want   []*unstructured.Unstructured
 	}{
-		"by default":                 {"", build(t, "default")},
-		"for some namespaces":        {"namespaces: [team-a, team-b]", build(t, "namespaced")},
-		"with monitoring":            {"monitoring: {enabled: true}", append(build(t, "default"), build(t, "monitoring")...)},
+		"by default":          {"", build(t, "default")},
+		"for some namespaces": {"namespaces: [team-a, team-b]", build(t, "namespaced")},
+		"with monitoring":     {"monitoring: {enabled: true}", append(build(t, "default"), build(t, "monitoring")...)},
+		"with the CSI driver": {
+			"csi: {enabled: true, image: {repository: keyconvoy-client, tag: latest}}", append(build(t, "default"), build(t, "csi")...),
+		},
+		"with the gateway":           {"gateway: {enabled: true}", append(build(t, "default"), build(t, "gateway")...)},
 		"without policies":           {"policies: {enabled: false}", without(build(t, "default"), "ValidatingAdmissionPolicy")},
 		"without the network policy": {"networkPolicy: {enabled: false}", without(build(t, "default"), "NetworkPolicy")},
 		"without the namespace":      {"createNamespace: false", without(build(t, "default"), "Namespace")},
@@ -224,6 +228,35 @@ func TestChart_libraries(t *testing.T) {
 	g.Expect(pod.Spec.SecurityContext.FSGroup).To(HaveValue(BeEquivalentTo(65532)))
 }
 
+func TestChart_gateway_hasTheLibrariesOfTheOperator(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	const values = libraryValues + "\ngateway: {enabled: true, replicas: 3}\nimage: {repository: registry.example.com/keyconvoy, tag: v2}"
+	manager := chartPod(t, values).Spec
+	gateway := find[appsv1.Deployment](t, render(t, values), "Deployment", "keyconvoy-gateway")
+	pod := gateway.Spec.Template.Spec
+	g.Expect(gateway.Spec.Replicas).To(HaveValue(BeEquivalentTo(3)))
+	g.Expect(pod.Containers[0].Image).To(Equal("registry.example.com/keyconvoy:v2"))
+	isOfLibrary := func(arg string) bool { return strings.HasPrefix(arg, "--pkcs11") }
+	of := func(args []string) []string {
+		return slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return !isOfLibrary(arg) })
+	}
+	g.Expect(of(pod.Containers[0].Args)).To(Equal(of(manager.Containers[0].Args)))
+	g.Expect(pod.Containers[0].VolumeMounts).To(ContainElements(manager.Containers[0].VolumeMounts))
+	g.Expect(pod.Volumes).To(ContainElements(manager.Volumes))
+	g.Expect(pod.Volumes).To(HaveLen(len(manager.Volumes)+1), "the certificate has a volume, too")
+	g.Expect(pod.InitContainers).To(Equal(manager.InitContainers))
+}
+
+func TestChart_csi_hasTheClientImageOfTheRelease(t *testing.T) {
+	t.Parallel()
+	objects := render(t, "csi: {enabled: true}\nimage: {repository: registry.example.com/keyconvoy, tag: v2}")
+	daemons := find[appsv1.DaemonSet](t, objects, "DaemonSet", "keyconvoy-csi")
+	if image := daemons.Spec.Template.Spec.Containers[0].Image; image != "registry.example.com/keyconvoy:v2-client" {
+		t.Errorf("the image is %s", image)
+	}
+}
+
 // The API server takes the pod with libraries under the restricted Pod Security Standard, and the binary its flags.
 func TestChart_withLibraries_runsUnderRestrictedPodSecurity(t *testing.T) {
 	t.Parallel()
@@ -295,12 +328,16 @@ func TestChart_wrongValues(t *testing.T) {
 		"libraries: [{name: softhsm, path: l.so}]": "/libraries/0/path",
 		"libraries: [{name: softhsm, path: /l, volumes: [{name: v, mountPath: /v}]}]": "/libraries/0/volumes/0",
 		"libraries: [{name: softhsm, path: /l, environment: {A: b}}]":                 "/libraries/0/environment",
-		"namespaces: team-a":               "/namespaces",
-		"namespaces: ['team-*']":           "/namespaces/0",
-		"policies: false":                  "/policies",
-		"networkPolicy: {enabled: 'yes'}":  "/networkPolicy/enabled",
-		"monitoring: {labels: [release]}":  "/monitoring/labels",
-		"createNamespace: keyconvoy":       "/createNamespace",
+		"namespaces: team-a":              "/namespaces",
+		"namespaces: ['team-*']":          "/namespaces/0",
+		"policies: false":                 "/policies",
+		"networkPolicy: {enabled: 'yes'}": "/networkPolicy/enabled",
+		"monitoring: {labels: [release]}": "/monitoring/labels",
+		"createNamespace: keyconvoy":      "/createNamespace",
+		"csi: {image: keyconvoy}":         "/csi/image",
+		"gateway: true":                   "/gateway",
+		// The values fit the schema, and not one another.
+		"{namespaces: [team-a], gateway: {enabled: true}}": "leave namespaces empty",
 		"fsGroup: staff":                   "/fsGroup",
 		"monitoring: {serviceMonitor: {}}": "serviceMonitor",
 	} {
