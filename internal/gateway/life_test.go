@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -244,9 +245,16 @@ func TestGateway_lifeOfAGeneratedKey(t *testing.T) {
 	}
 
 	tagsAndAliases(t, r, c, id, other)
-	list := r.ok(t, c, "ListKeys", map[string]string{"PageSize": "1", "PageNumber": "2"})
-	if list.text(t, "TotalCount") != "2" || !strings.Contains(list.text(t, "Keys", "Key"), other) {
-		t.Errorf("The second page is %v", list.body)
+	var pages string
+	for number := range 2 {
+		list := r.ok(t, c, "ListKeys", map[string]string{"PageSize": "1", "PageNumber": fmt.Sprint(number + 1)})
+		if list.text(t, "TotalCount") != "2" {
+			t.Errorf("Page %d is %v", number+1, list.body)
+		}
+		pages += list.text(t, "Keys", "Key")
+	}
+	if strings.Count(pages, "KeyId:") != 2 || !strings.Contains(pages, "KeyId:"+id) || !strings.Contains(pages, "KeyId:"+other) {
+		t.Errorf("The pages have %s", pages)
 	}
 	filtered := r.ok(t, c, "ListKeys", map[string]string{"Filters": `[{"Key":"KeySpec","Values":["Aliyun_SM4"]},{"Key":"KeyState","Values":["Disabled"]},{"Key":"KeyState","Values":["Enabled"]}]`})
 	if filtered.text(t, "TotalCount") != "1" || !strings.Contains(filtered.text(t, "Keys", "Key"), id) {
