@@ -23,12 +23,23 @@ func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, erro
 		if err != nil {
 			return nil, err
 		}
-		tag, err := s.Sign(p11.CKM_SHA256_HMAC, key, message)
-		if err == nil && len(tag) != 32 {
-			err = hsm.Errorf(hsm.Internal, "the token returned an HMAC of a wrong length")
+		tag, err := s.hmac(key, message)
+		if err == nil {
+			return tag, nil
 		}
-		return tag, err
+		if key, err = s.replaceUnfinishedMAC(key, err); err != nil {
+			return nil, err
+		}
+		return s.hmac(key, message)
 	})
+}
+
+func (s *session) hmac(key p11.ObjectHandle, message []byte) ([]byte, error) {
+	tag, err := s.Sign(p11.CKM_SHA256_HMAC, key, message)
+	if err == nil && len(tag) != 32 {
+		err = hsm.Errorf(hsm.Internal, "the token returned an HMAC of a wrong length")
+	}
+	return tag, err
 }
 
 // macKey returns the MAC key. The first use generates it.
@@ -42,7 +53,13 @@ func (s *session) macKey() (p11.ObjectHandle, error) {
 		return 0, err
 	}
 	defer unlock()
-	if h, ok, err = s.LookUp(macKeyName, s.checkMAC); ok || err != nil { // another caller may have generated it
+	return s.findOrGenerateMAC()
+}
+
+// findOrGenerateMAC is macKey for a caller that holds the lock: another one may have generated the key meanwhile.
+func (s *session) findOrGenerateMAC() (p11.ObjectHandle, error) {
+	h, ok, err := s.LookUp(macKeyName, s.checkMAC)
+	if ok || err != nil {
 		return h, err
 	}
 	h, err = s.GenerateKey(p11.CKM_GENERIC_SECRET_KEY_GEN, append(macTemplate(true), s.can.hardenedMAC.attributes(macMechanisms)...))

@@ -58,6 +58,9 @@ func (s *session) findOrGenerate(req hsm.GenerateKeyRequest) (hsm.Key, error) {
 		return hsm.Key{}, err
 	}
 	fingerprint, err := s.fingerprint(h)
+	if err != nil && len(handles) == 1 {
+		fingerprint, err = s.replaceUnfinishedMaster(h, req, err)
+	}
 	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: req.Owner, Custody: hsm.CustodyModule}, err
 }
 

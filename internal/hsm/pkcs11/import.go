@@ -90,7 +90,7 @@ func (s *session) importKey(req hsm.ImportRequest, custody hsm.Custody) (hsm.Key
 	}
 	owner := req.Owner
 	if exists {
-		owner, err = s.checkSame(existing, fingerprint)
+		owner, err = s.checkSame(in, existing, fingerprint)
 	} else {
 		err = s.createMaster(in, fingerprint)
 	}
@@ -225,10 +225,10 @@ func (s *session) unwrapOnHost(req hsm.ImportRequest, private p11.ObjectHandle) 
 }
 
 // checkSame rejects material that differs from that of the existing key, and returns that key's owner.
-func (s *session) checkSame(existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner hsm.Owner, err error) {
+func (s *session) checkSame(in incoming, existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner hsm.Owner, err error) {
 	have, err := s.fingerprint(existing)
 	if err != nil {
-		return hsm.Owner{}, err
+		return s.replaceUnfinishedImport(in, existing, fingerprint, err)
 	}
 	if have != fingerprint {
 		return hsm.Owner{}, hsm.ErrOtherMaterial

@@ -105,7 +105,7 @@ func (s *session) destroyPair(id uuid.UUID) error {
 	return s.destroyAll(publicName(id))
 }
 
-// pair returns the pair with that identifier. ok is false if one of its halves is missing.
+// pair returns the pair with that identifier. ok is false if one of its halves is missing or unfinished.
 func (s *session) pair(id uuid.UUID) (key hsm.WrappingKey, ok bool, err error) {
 	private, err := s.FindObjects(privateName(id).Template())
 	if err != nil {
@@ -118,9 +118,12 @@ func (s *session) pair(id uuid.UUID) (key hsm.WrappingKey, ok bool, err error) {
 	if len(private) == 0 || len(public) == 0 {
 		return hsm.WrappingKey{}, false, s.HealthCheck()
 	}
-	values, err := s.GetAttributes(private[0], p11.CKA_LABEL)
+	values, err := s.GetAttributes(private[0], p11.CKA_LABEL, p11.CKA_MODULUS)
 	if err != nil {
 		return hsm.WrappingKey{}, false, err
+	}
+	if len(values[1]) == 0 {
+		return hsm.WrappingKey{}, false, nil // its generation did not end: unfinished.go
 	}
 	key, ok = parsePairLabel(string(values[0]))
 	if !ok {
