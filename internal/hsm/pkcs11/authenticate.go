@@ -27,7 +27,7 @@ func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, erro
 		if err == nil {
 			return tag, nil
 		}
-		if key, err = s.replaceUnfinishedMAC(key, err); err != nil {
+		if key, err = s.replaceUnfinishedMAC(message, err); err != nil {
 			return nil, err
 		}
 		return s.hmac(key, message)

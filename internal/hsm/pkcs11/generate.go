@@ -59,7 +59,9 @@ func (s *session) findOrGenerate(req hsm.GenerateKeyRequest) (hsm.Key, error) {
 	}
 	fingerprint, err := s.fingerprint(h)
 	if err != nil && len(handles) == 1 {
-		fingerprint, err = s.replaceUnfinishedMaster(h, req, err)
+		if h, err = s.replaceUnfinishedMaster(req, err); err == nil {
+			fingerprint, err = s.fingerprint(h)
+		}
 	}
 	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: req.Owner, Custody: hsm.CustodyModule}, err
 }
@@ -87,7 +89,7 @@ func (s *session) generateMaster(req hsm.GenerateKeyRequest) (p11.ObjectHandle, 
 		err = s.checkLabel(h, req)
 	}
 	if err == nil {
-		err = s.checkAlone(req)
+		err = s.checkAlone(h, req)
 	}
 	if err != nil {
 		_ = s.DestroyObject(h)
@@ -121,9 +123,9 @@ func (s *session) checkGenerated(h p11.ObjectHandle) error {
 // checkAlone rejects a new key if another process generated one at the same time. LockID is for this process only, and unlike
 // imported keys the two are different. Each process searches after its own key is in the token. So of two processes at least
 // one sees both keys and destroys its own, and no process returns a key that does not remain.
-func (s *session) checkAlone(req hsm.GenerateKeyRequest) error {
+func (s *session) checkAlone(h p11.ObjectHandle, req hsm.GenerateKeyRequest) error {
 	handles, err := s.FindObjects(masterName(req.KeyVersionID).Template())
-	if err == nil && len(handles) != 1 {
+	if err == nil && (len(handles) != 1 || handles[0] != h) {
 		err = hsm.Errorf(hsm.Unavailable, "another process generated the same key at the same time")
 	}
 	return err

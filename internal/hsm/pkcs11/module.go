@@ -20,6 +20,8 @@ type Module struct {
 	token     *token.Token
 	can       capabilities
 	permitted []hsm.Capability // what custody policy permits of can
+
+	unfinished unfinishedKeys
 }
 
 var _ hsm.Module = (*Module)(nil)

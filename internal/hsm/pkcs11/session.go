@@ -13,12 +13,14 @@ type session struct {
 	*token.Session
 	cfg *Config
 	can *capabilities // what the self-test found, or has found so far
+
+	unfinished *unfinishedKeys
 }
 
 // do runs op in a session. See token.Token.Do.
 func (m *Module) do(ctx context.Context, op func(*session) error) error {
 	return m.token.Do(ctx, func(s *token.Session) error {
-		return op(&session{Session: s, cfg: &m.cfg, can: &m.can})
+		return op(&session{Session: s, cfg: &m.cfg, can: &m.can, unfinished: &m.unfinished})
 	})
 }
 

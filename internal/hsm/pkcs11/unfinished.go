@@ -4,6 +4,8 @@ package pkcs11
 
 import (
 	"errors"
+	"sync"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -12,92 +14,156 @@ import (
 )
 
 // SoftHSM stores the attributes of a new key before its value. A process that ends in between leaves a key without a value in the
-// token, under the identifier of the key that was to be created. Every operation with it fails, so the next attempt replaces it.
+// token, under the identifier of the key that was to be created. Every operation with it fails, and a retry replaces it.
 
-// unfinished returns whether the generation of a key did not end, or the cause if it did: the error of an operation with the key. It
-// did not end if the operation succeeds with a fresh key of the same kind, and if the token says that it generated the fresh key but
-// not the other one (CKA_LOCAL).
-func (s *session) unfinished(h p11.ObjectHandle, cause error, generate func() (p11.ObjectHandle, error), operate func(p11.ObjectHandle) error) error {
-	if !rejected(cause) {
-		return cause
-	}
-	fresh, err := generate()
-	if err != nil || operate(fresh) != nil {
-		return cause
-	}
-	for key, generated := range map[p11.ObjectHandle]bool{h: false, fresh: true} {
-		values, err := s.GetAttributes(key, p11.CKA_LOCAL)
-		if err != nil {
-			return err
-		}
-		if generated && !isTrue(values[0]) || !generated && !isFalse(values[0]) {
-			return cause
-		}
-	}
-	return nil
+// creationTime is how long a key has to be unfinished before it is replaced: another process may be creating it.
+const creationTime = 2 * time.Second
+
+var errUnfinished = hsm.Errorf(hsm.Unavailable, "a key in the token cannot be used yet: either another process is creating it, or its creation was interrupted and it will be replaced")
+
+// replacement is what decides whether a key is unfinished, and creates it again. All of it is called with the lock of the identifier.
+type replacement struct {
+	name token.ObjectName
+	// works is an operation that a finished key permits.
+	works func(p11.ObjectHandle) error
+	// fresh creates a session key like the one that is to be created. works must succeed with it.
+	fresh func() (p11.ObjectHandle, error)
+	// generated is whether the token generates the key, so that CKA_LOCAL says whether that ended.
+	generated bool
+	// create creates the key again.
+	create func() (p11.ObjectHandle, error)
 }
 
-// rejected returns whether the token understood a call and refused it.
-func rejected(err error) bool {
-	var code p11.Error
-	class := token.ClassOf(err)
-	return errors.As(err, &code) && (class == token.Rejected || class == token.InvalidInput)
-}
-
-// replaceUnfinishedMaster replaces a master key whose generation did not end, and returns the fingerprint of the new one. Otherwise it
-// returns the cause.
-func (s *session) replaceUnfinishedMaster(h p11.ObjectHandle, req hsm.GenerateKeyRequest, cause error) (hsm.Fingerprint, error) {
-	generate := func() (p11.ObjectHandle, error) {
-		template := s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, false, s.can.hardenedGenerated)
-		return s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, generatedTemplate(req.Spec, template))
-	}
-	operate := func(key p11.ObjectHandle) error { _, err := s.fingerprint(key); return err }
-	if err := s.unfinished(h, cause, generate, operate); err != nil {
-		return hsm.Fingerprint{}, err
-	}
-	if err := s.DestroyObject(h); err != nil {
-		return hsm.Fingerprint{}, err
-	}
-	made, err := s.generateMaster(req)
+// replaceUnfinished creates a key again whose creation did not end. It returns the cause, which is why the key does not work, if there
+// may be any other reason for it, because nothing that was made with a finished key may be lost.
+func (s *session) replaceUnfinished(r replacement, cause error) (p11.ObjectHandle, error) {
+	s.Forget(r.name)
+	found, err := s.FindObjects(r.name.Template())
 	if err != nil {
-		return hsm.Fingerprint{}, err
-	}
-	return s.fingerprint(made)
-}
-
-// replaceUnfinishedMAC is replaceUnfinishedMaster for the MAC key, whose replacement it returns.
-func (s *session) replaceUnfinishedMAC(h p11.ObjectHandle, cause error) (p11.ObjectHandle, error) {
-	generate := func() (p11.ObjectHandle, error) {
-		return s.GenerateSessionKey(p11.CKM_GENERIC_SECRET_KEY_GEN, append(macTemplate(false), s.can.hardenedMAC.attributes(macMechanisms)...))
-	}
-	operate := func(key p11.ObjectHandle) error { _, err := s.hmac(key, []byte("test")); return err }
-	if err := s.unfinished(h, cause, generate, operate); err != nil {
 		return 0, err
 	}
+	if len(found) != 1 || !meansNoValue(cause) {
+		return 0, cause
+	}
+	old := found[0]
+	if !s.canReplace(r, old) {
+		return 0, cause
+	}
+	if !meansNoValue(r.works(old)) { // not any more
+		return 0, errUnfinished
+	}
+	if !s.unfinished.isOld(r.name, s.Now()) {
+		return 0, errUnfinished
+	}
+	if err := s.DestroyObject(old); err != nil {
+		return 0, err
+	}
+	s.unfinished.forget(r.name)
+	return r.create()
+}
+
+// canReplace returns whether the token says that it did not generate the key, and creates one like it that works.
+func (s *session) canReplace(r replacement, old p11.ObjectHandle) bool {
+	fresh, err := r.fresh()
+	if err != nil || r.works(fresh) != nil {
+		return false
+	}
+	return !s.isLocal(old, true) && (!r.generated || s.isLocal(fresh, false))
+}
+
+// isLocal returns CKA_LOCAL of a key, or otherwise if the token does not say.
+func (s *session) isLocal(h p11.ObjectHandle, otherwise bool) bool {
+	values, err := s.GetAttributes(h, p11.CKA_LOCAL)
+	if err != nil || !isTrue(values[0]) && !isFalse(values[0]) {
+		return otherwise
+	}
+	return isTrue(values[0])
+}
+
+// meansNoValue returns whether an operation failed as it does with a key without a value: SoftHSM finds that the mechanism is not for
+// this key, or that the key is too short.
+func meansNoValue(err error) bool {
+	var code p11.Error
+	return errors.As(err, &code) && (code == p11.CKR_MECHANISM_INVALID || code == p11.CKR_KEY_SIZE_RANGE)
+}
+
+// unfinishedKeys remembers when unfinished keys were first seen.
+type unfinishedKeys struct {
+	mu    sync.Mutex
+	since map[token.ObjectName]time.Time
+}
+
+// isOld returns whether a key was first seen at least creationTime ago.
+func (u *unfinishedKeys) isOld(name token.ObjectName, now time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	first, seen := u.since[name]
+	if !seen {
+		if u.since == nil {
+			u.since = map[token.ObjectName]time.Time{}
+		}
+		u.since[name] = now
+		return false
+	}
+	return now.Sub(first) >= creationTime
+}
+
+func (u *unfinishedKeys) forget(name token.ObjectName) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.since, name)
+}
+
+func (s *session) fingerprints(h p11.ObjectHandle) error {
+	_, err := s.fingerprint(h)
+	return err
+}
+
+// replaceUnfinishedMaster is replaceUnfinished for a generated master key.
+func (s *session) replaceUnfinishedMaster(req hsm.GenerateKeyRequest, cause error) (p11.ObjectHandle, error) {
+	return s.replaceUnfinished(replacement{
+		name: masterName(req.KeyVersionID), works: s.fingerprints, generated: true,
+		fresh: func() (p11.ObjectHandle, error) {
+			template := s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, false, s.can.hardenedGenerated)
+			return s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, generatedTemplate(req.Spec, template))
+		},
+		create: func() (p11.ObjectHandle, error) { return s.generateMaster(req) },
+	}, cause)
+}
+
+// replaceUnfinishedMAC is replaceUnfinished for the MAC key, with a message that it did not authenticate.
+func (s *session) replaceUnfinishedMAC(message []byte, cause error) (p11.ObjectHandle, error) {
 	unlock, err := s.LockID(macKeyID)
 	if err != nil {
 		return 0, err
 	}
 	defer unlock()
-	s.Forget(macKeyName)
-	if err := s.DestroyObject(h); err != nil && !token.HasCode(err, p11.CKR_OBJECT_HANDLE_INVALID) { // another caller has replaced it
-		return 0, err
-	}
-	return s.findOrGenerateMAC()
+	return s.replaceUnfinished(replacement{
+		name: macKeyName, works: func(key p11.ObjectHandle) error { _, err := s.hmac(key, message); return err }, generated: true,
+		fresh: func() (p11.ObjectHandle, error) {
+			return s.GenerateSessionKey(p11.CKM_GENERIC_SECRET_KEY_GEN, append(macTemplate(false), s.can.hardenedMAC.attributes(macMechanisms)...))
+		},
+		create: s.findOrGenerateMAC,
+	}, cause)
 }
 
-// replaceUnfinishedImport replaces a master key whose import did not end, where the existing key fails although the same operation
-// succeeded with the incoming material. The key is of the same owner. So nothing is lost: either no import of this version ended, or
-// the material has the fingerprint of the one that did, which the caller checked.
+// replaceUnfinishedImport is replaceUnfinished for an imported master key of the same owner. The fresh key is the material itself, so
+// the key can be created again.
 func (s *session) replaceUnfinishedImport(in incoming, existing p11.ObjectHandle, fingerprint hsm.Fingerprint, cause error) (hsm.Owner, error) {
-	if !rejected(cause) {
-		return hsm.Owner{}, cause
-	}
 	if _, owner, err := s.describe(existing); err != nil || owner != in.request.Owner {
 		return hsm.Owner{}, cause
 	}
-	if err := s.destroyAll(masterName(in.request.KeyVersionID)); err != nil {
-		return hsm.Owner{}, err
-	}
-	return in.request.Owner, s.createMaster(in, fingerprint)
+	_, err := s.replaceUnfinished(replacement{
+		name: masterName(in.request.KeyVersionID), works: s.fingerprints,
+		fresh: func() (p11.ObjectHandle, error) {
+			h, err := s.storeMaster(in, false)
+			if err != nil {
+				return 0, err
+			}
+			s.DestroyOnRelease(h)
+			return h, s.checkCreated(h, in.last, fingerprint)
+		},
+		create: func() (p11.ObjectHandle, error) { return 0, s.createMaster(in, fingerprint) },
+	}, cause)
+	return in.request.Owner, err
 }

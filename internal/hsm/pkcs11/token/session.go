@@ -5,6 +5,7 @@ package token
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	p11 "github.com/miekg/pkcs11"
@@ -93,6 +94,9 @@ func (s *Session) change(function string, call func() error) error {
 	defer objects.unlock()
 	return s.check(function, call())
 }
+
+// Now returns the time of the libraries' clock.
+func (s *Session) Now() time.Time { return s.token.libraries.now() }
 
 // LockID serializes, in this process, the callers that create or destroy the token's objects with that CKA_ID.
 func (s *Session) LockID(id uuid.UUID) (unlock func(), err error) {
