@@ -118,7 +118,6 @@ func TestExportedDataKey_marksThatNoStatusCanHold_areLeftOut(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startWithKey(t)
 			o.dataKey(t, "dek")
 			e := o.export(t, "e")
@@ -161,7 +160,6 @@ func TestConsent_withdrawn_ofASecretThatSomeoneHolds_destroysTheExport(t *testin
 		"with a finalizer":       func(s *corev1.Secret) { s.Finalizers = []string{"example.com/held"} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startToSpread(t, "All")
 			e := o.inTeam(t, "export")
 			o.Make(t, e)

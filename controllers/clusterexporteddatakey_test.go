@@ -199,7 +199,6 @@ func TestClusterExport_foreignExportOfItsName_isLeftAlone(t *testing.T) {
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			o := startToSpread(t, "All")
 			namespaces := o.teamNamespaces(t, 2)
 			foreign := newExport(o.OwnNamespace, func(s *v1alpha1.ExportedDataKeySpec) { s.DryRun = true })
@@ -308,7 +307,6 @@ func TestClusterExport_whoseOwnerWasTakenOff_goesWithItsNamespaceAllTheSame(t *t
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			o := startToSpread(t, "All")
 			ns := o.teamNamespaces(t, 1)[0]
 			e := o.clusterExport(t)
@@ -421,7 +419,6 @@ func TestClusterExport_refusedByTheServerInOneNamespace_isMadeInTheOthers(t *tes
 		"for a while, by a server out of it": {http.StatusInternalServerError, v1alpha1.ReasonAPIServer, true},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			r := &refusal{namespace: "none-yet"}
 			o := startToSpread(t, "All", r.option())
 			namespaces := o.teamNamespaces(t, 3)

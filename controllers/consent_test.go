@@ -224,7 +224,6 @@ func TestConsent_withdrawn_deletesTheSecret_andComesBack(t *testing.T) {
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.relabel(t, o.Namespace, o.OwnNamespace)
 			store := o.clusterStore(t, onSoftware, func(s *v1alpha1.ClusterKeyStoreSpec) {
@@ -311,7 +310,6 @@ func TestConsent_withdrawn_deletesTheSecret_alsoWhen(t *testing.T) {
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			o := startToSpread(t, "All")
 			e := o.inTeam(t, "export", toConfigMap("recipient", "key"))
 			o.Make(t, &corev1.ConfigMap{

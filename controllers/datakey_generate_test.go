@@ -136,7 +136,6 @@ func TestDataKey_isAsLongAsItIsAskedFor(t *testing.T) {
 		"the-bytes-win": {spec("AES_128", 33), 33},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			if got := len(o.dataKeyBytes(t, o.dataKey(t, name, c.spec))); got != c.want {
 				t.Errorf("it has %d bytes, want %d", got, c.want)
 			}
@@ -153,7 +152,6 @@ func TestDataKey_custodyIsTheModules(t *testing.T) {
 		onNSS:     {16: hsm.CustodyModule, 1: hsm.CustodyHost},
 	} {
 		t.Run(store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, store)
 			key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
@@ -203,7 +201,6 @@ func TestDataKey_refusesTargetMetadataThatIsNotTheUsers(t *testing.T) {
 		"annotation-name":     {v1alpha1.SecretTarget{Annotations: map[string]v1alpha1.MetadataValue{"not a name": "x"}}, "name part must"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			k := newDataKey(name, withTarget(c.target))
 			o.Make(t, k)
 			o.Stalls(t, k, "InvalidParameter", "InvalidParameter: ", "target: ", c.says)

@@ -97,7 +97,6 @@ func TestDataKey_onRotation_followsThePrimaryVersion(t *testing.T) {
 	t.Parallel()
 	for store, custody := range map[string]v1alpha1.Custody{onSoftware: "Software", onSoftHSM: "Module", onNSS: "Module"} {
 		t.Run(store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, store)
 			key := o.generated(t, "key", generatedWith(v1alpha1.DeletionDelete))

@@ -25,7 +25,6 @@ func TestDataKey_aBlobThatIsNotItsOwnIsNeverReplaced(t *testing.T) {
 		"base64-of-nothing": {"AAAA", "It is not a CiphertextBlob"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			k := o.dataKey(t, name)
 			blob := k.Status.CiphertextBlob
 			s := o.secretOf(t, name)
@@ -59,7 +58,6 @@ func TestDataKey_withNothingButABlobThatCannotBeRead_stalls(t *testing.T) {
 		"garbage": "not a blob", "of-another-key": foreign, "cut": cutShort(t, own), "under-another-context": bound,
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			s := o.makeSecret(t, o.tagged(t, keptBlob(name, name, blob)))
 			k := newDataKey(name)
 			o.Make(t, k)
@@ -113,7 +111,6 @@ func TestDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
 		"without-owner":       {Type: v1alpha1.SecretTypeDataKey, Data: map[string][]byte{"x": []byte("theirs")}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			s.Name = name
 			o.makeSecret(t, s)
 			k := newDataKey(name)
@@ -143,7 +140,6 @@ func TestDataKey_aSecretThatComesJustBeforeTheWriteIsNotReplaced(t *testing.T) {
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startWithKey(t)
 			old := o.dataKey(t, "old")
 			kept := c.secret(o.tagged(t, keptBlob("dek", "dek", old.Status.CiphertextBlob)))
@@ -240,7 +236,6 @@ func TestDataKey_changedMetadataIsRepairedWithoutANewDataKey(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			k := o.dataKey(t, name, withTarget(v1alpha1.SecretTarget{
 				Labels: map[string]v1alpha1.MetadataValue{"app": "a"}, Annotations: map[string]v1alpha1.MetadataValue{"note": "n"},
 			}))

@@ -33,7 +33,6 @@ func TestDataKey_aBlobThatDoesNotOpenIsNotTakenOver(t *testing.T) {
 		"too-short-for-a-blob":  {"AAAA", ledger, "It is not a CiphertextBlob"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			k := newDataKey(name, withBlob(c.blob), withContext(c.context))
 			o.Make(t, k)
 			message := o.Stalls(t, k, "InvalidParameter", "InvalidParameter: ", "CiphertextBlob: "+c.says)
@@ -74,7 +73,6 @@ func TestDataKey_aBlobOfAnotherLengthIsNotTakenOver(t *testing.T) {
 	t.Parallel()
 	for store, lengths := range map[string][]int32{onSoftware: {16, 20}, onSoftHSM: {16, 20}} {
 		t.Run(store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, store)
 			o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))
@@ -165,7 +163,6 @@ func TestDataKey_takesOverASecretThatWasThereBefore(t *testing.T) {
 	// Anyone who may write Secrets can write their annotations, so no custody is believed.
 	for name, custody := range map[string]string{"with-the-best-custody": "Module", "with-a-custody-that-is-no-word": "Safe", "without-a-custody": ""} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			s := o.tagged(t, keptBlob(name, name, old.Status.CiphertextBlob))
 			s.Annotations["keyconvoy.io/custody"] = custody
 			o.makeSecret(t, s)
@@ -197,7 +194,6 @@ func TestDataKey_blobInASecretThatIsNotItsOwn_isNotTakenOver(t *testing.T) {
 		"with-garbage":       tag("&&&"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			s := o.makeSecret(t, stolen(name, change))
 			k := newDataKey(name)
 			o.Make(t, k)

@@ -69,7 +69,6 @@ func TestApproval_recipientThatIsSwappedAfterTheLook_isNotExportedTo(t *testing.
 		},
 	} {
 		t.Run(path, func(t *testing.T) {
-			t.Parallel()
 			read := &beforeRead{path: path}
 			o := startToSpread(t, "Same", read.option())
 			o.setPolicy(t, &policy{Recipients: toRecipients(rsaRecipient())})
@@ -105,7 +104,6 @@ func TestApproval_consentThatIsWithdrawnDuringTheExport_keepsTheSecretFromBeingW
 	t.Parallel()
 	for sentence, seen := range map[string]bool{"and the operator has seen it": true, "and the approval has become old": false} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			clock := testClock()
 			o := startToSpread(t, "All", harness.WithClock(clock))
 			e := o.inTeam(t, "e")
@@ -135,7 +133,6 @@ func TestApproval_thatHasBecomeOldAndStillHolds_isActedOn(t *testing.T) {
 		"an import public key":        toKey("other"),
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			clock := testClock()
 			o := startToSpread(t, "Same", harness.WithClock(clock))
 			o.pendingKey(t, "other", under("RSA_2048", "RSAES_OAEP_SHA_256"))

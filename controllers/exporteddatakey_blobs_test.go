@@ -29,7 +29,6 @@ func TestExportedDataKey_blobThatDoesNotOpen_isRefused(t *testing.T) {
 		"too-short":       {"AAAA", ledger, "CiphertextBlob: It is not a CiphertextBlob"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			e := newExport(name, ofBlob(c.blob, c.context))
 			o.Make(t, e)
 			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: ", c.says)

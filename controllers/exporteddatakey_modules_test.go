@@ -41,7 +41,6 @@ func TestExportedDataKey_custodyIsTheModules(t *testing.T) {
 		onNSS:      {"RSAES_OAEP_SHA_256": hsm.CustodyModule, "RSAES_OAEP_SHA_1": hsm.CustodyModule, "SM2PKE": hsm.CustodyHost},
 	} {
 		t.Run(store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, store)
 			o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"))

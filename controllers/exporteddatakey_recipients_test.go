@@ -39,7 +39,6 @@ func TestExportedDataKey_recipientThatIsNoPublicKey_isRefusedWithWhatToDo(t *tes
 		"ssh":             {"ssh-rsa AAAAB3NzaC1yc2E= user@host", "an SSH public key; convert it: ssh-keygen -e -m PKCS8"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			e := newExport(name, toBlob(c.text))
 			o.Make(t, e)
 			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: ", "PublicKeyBlob: ", c.says)
@@ -87,7 +86,6 @@ func TestExportedDataKey_keyAndAlgorithmThatDoNotFit_areRefused(t *testing.T) {
 		"sm2-in-a-pem-of-an-ec": {[]exportChange{toBlob(p256PEM), withSM2}, "the curve must be SM2"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			e := newExport(name, c.change...)
 			o.Make(t, e)
 			o.Stalls(t, e, "InvalidParameter", "InvalidParameter: The specified parameter is not valid.", c.says)
@@ -133,7 +131,6 @@ func TestExportedDataKey_takesAPublicKeyInEveryForm(t *testing.T) {
 		"configmap-pem":          toConfigMap("map", "pem"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			e := o.export(t, name, change)
 			o.checkExport(t, e, to)
 			if !bytes.Equal(o.openExport(t, e, to), want) {
@@ -142,7 +139,6 @@ func TestExportedDataKey_takesAPublicKeyInEveryForm(t *testing.T) {
 		})
 	}
 	t.Run("imported-key", func(t *testing.T) {
-		t.Parallel()
 		e := o.export(t, "imported-key", toKey("other"))
 		if e.Status.RecipientFingerprint != key.Status.ImportParameters.PublicKeyFingerprint {
 			t.Errorf("the recipient is %s", e.Status.RecipientFingerprint)
@@ -281,7 +277,6 @@ func TestExportedDataKey_isOpenedByOpenssl(t *testing.T) {
 		"sm2-asn1":     {sm2Recipient(), withSM2Format("ASN1")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			e := o.export(t, name, toBlob(c.to.public.Base64()), c.change)
 			if !bytes.Equal(opensslOpen(t, c.to, e.Spec.WrappingAlgorithm, o.exportedBytes(t, e)), want) {
 				t.Error("openssl opens it to another data key")

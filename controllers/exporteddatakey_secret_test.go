@@ -28,7 +28,6 @@ func TestExportedDataKey_aForeignSecretIsLeftAlone(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			s.Name = name
 			o.makeSecret(t, s)
 			e := newExport(name)
@@ -53,7 +52,6 @@ func TestExportedDataKey_aSecretThatComesJustBeforeTheWriteIsNotAdopted(t *testi
 	} {
 		for when, again := range map[string]bool{"at the first export": false, "in place of the former Secret": true} {
 			t.Run(name+", "+when, func(t *testing.T) {
-				t.Parallel()
 				o := startWithKey(t)
 				o.dataKey(t, "dek")
 				e := newExport("e")
@@ -107,7 +105,6 @@ func TestExportedDataKey_driftIsRepaired(t *testing.T) {
 		"a-user-added-an-entry": {func(s *corev1.Secret) { s.Data["theirs"] = []byte("x") }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			e := o.export(t, name, withExportTarget(v1alpha1.ExportTarget{SecretTarget: v1alpha1.SecretTarget{
 				Labels: map[string]v1alpha1.MetadataValue{"app": "a"}, Annotations: map[string]v1alpha1.MetadataValue{"note": "n"},
 			}}))

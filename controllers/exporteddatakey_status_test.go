@@ -63,8 +63,9 @@ func TestExportedDataKey_inTheStatus_costsOneWrite_andNothingMore(t *testing.T) 
 
 	o.Restart(t)
 	o.Settled(t, e)
-	o.Again(t, e, func() { o.setPolicy(t, &policy{Recipients: toRecipients(rsaRecipient())}) })
-	o.Settled(t, e)
+	o.Again(t, e, func() {
+		o.Again(t, o.key(t), func() { o.setPolicy(t, &policy{Recipients: toRecipients(rsaRecipient())}) })
+	})
 	wantCounts(t, "looking again", o.Writes(), map[string]int{"patch importedkeys/status": 1}) // the generation of the policy
 	wantCounts(t, "looking again", o.Calls(), map[string]int{})
 }

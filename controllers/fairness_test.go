@@ -80,7 +80,6 @@ func TestFairness_aTenantWhoseModuleHangs_delaysNoOther(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t, harness.WithTimeout(noTimeout))
 			o.store(t, onSoftware)
 			o.enabledKey(t, "key", nil)

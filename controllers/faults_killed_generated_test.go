@@ -19,7 +19,6 @@ import (
 func TestGeneratedKey_operatorKilledAfterEachEffect_losesNothing(t *testing.T) {
 	t.Parallel()
 	t.Run(onSoftHSM, func(t *testing.T) {
-		t.Parallel()
 		token := ownToken(t)
 		m := startMortal(t, token)
 		m.givePIN(t, m.Namespace, token.PIN)
@@ -29,7 +28,6 @@ func TestGeneratedKey_operatorKilledAfterEachEffect_losesNothing(t *testing.T) {
 		m.killedInALife(t, 0)
 	})
 	t.Run(onSoftware, func(t *testing.T) {
-		t.Parallel()
 		m := startMortal(t, tokens.Token{})
 		m.store(t, onSoftware)
 		m.killedInALife(t, 1)

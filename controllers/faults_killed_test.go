@@ -90,7 +90,6 @@ func TestOperator_killedAfterEachEffect_goesOnWhereItWas(t *testing.T) {
 	}
 	t.Parallel()
 	t.Run(onSoftHSM, func(t *testing.T) {
-		t.Parallel()
 		token := ownToken(t)
 		m := startMortal(t, token)
 		m.givePIN(t, m.Namespace, token.PIN)
@@ -100,7 +99,6 @@ func TestOperator_killedAfterEachEffect_goesOnWhereItWas(t *testing.T) {
 		m.killedInEachStory(t, under("RSA_2048", "RSAES_OAEP_SHA_1"), 0)
 	})
 	t.Run(onSoftware, func(t *testing.T) {
-		t.Parallel()
 		m := startMortal(t, tokens.Token{})
 		m.store(t, onSoftware)
 		m.killedInEachStory(t, under("EC_SM2", "SM2PKE"), 1)

@@ -15,7 +15,6 @@ func TestToken_initialisedAnew_nothingIsMadeAnew(t *testing.T) {
 	t.Parallel()
 	for name, restart := range map[string]bool{"while the operator runs": false, "before it starts": true} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			tokenInitialisedAnew(t, restart)
 		})
 	}

@@ -30,7 +30,6 @@ func TestGeneratedKey_isMadeInTheModule(t *testing.T) {
 		{onNSS, "Module", []hsm.KeySpec{hsm.AES128, hsm.AES192, hsm.AES256}},
 	} {
 		t.Run(c.store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, c.store)
 			for i, spec := range c.specs {
@@ -109,7 +108,6 @@ func TestGeneratedKey_rotated_oldVersionsOpenAndTheNewOneMakes(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{onSoftware, onSoftHSM} {
 		t.Run(store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, store)
 			key := o.generated(t, "key", generatedWith(v1alpha1.DeletionDelete))

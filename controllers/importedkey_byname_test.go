@@ -100,7 +100,6 @@ func TestAdoptByName_keyOfAnotherObject_isNotAdopted(t *testing.T) {
 		"of-an-early-version": {hsm.AES256, func(owner *hsm.Owner) { *owner = hsm.Owner{Namespace: owner.Namespace} }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			owner := o.former(name)
 			c.change(&owner)
 			o.importInto(t, c.spec, owner)
@@ -193,7 +192,6 @@ func TestAdoptByName_anotherAdoptsByVersionAtOnce_oneGetsIt(t *testing.T) {
 	t.Parallel()
 	for name, namedFirst := range map[string]bool{"the name comes first": true, "the version comes first": false} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, onSoftware)
 			was := o.retained(t, "key", nil)
@@ -304,7 +302,6 @@ func TestAdoptByName_operatorEndsBeforeItSaysSo_adoptsTheSameKey(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			var c cut
 			o := startOperator(t, c.option())
 			o.store(t, kind)

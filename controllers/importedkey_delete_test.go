@@ -36,7 +36,6 @@ func TestImportedKey_deletion_doesToTheModuleWhatThePolicySays(t *testing.T) {
 				continue
 			}
 			t.Run(strings.TrimSuffix(kind+", "+string(policy), ", "), func(t *testing.T) {
-				t.Parallel()
 				o := startOperator(t)
 				o.store(t, kind)
 				key := o.enabledKey(t, "key", nil, under("RSA_2048", "RSAES_OAEP_SHA_1"), withDeletionPolicy(policy))

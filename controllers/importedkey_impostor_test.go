@@ -25,7 +25,6 @@ func TestImportedKey_impostor_destroysNothingWhenItIsDeleted(t *testing.T) {
 		"in another namespace":   {true, "ForbiddenKeyVersionNotFound"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			store := o.clusterStore(t, onSoftware)
 			key := o.enabledKey(t, "key", nil, inClusterStore(store.Name))

@@ -12,7 +12,6 @@ import (
 func TestImportedKey_ownersLastWord_keepsTheKey(t *testing.T) {
 	t.Parallel()
 	t.Run("the deletion is called off when its window is over", func(t *testing.T) {
-		t.Parallel()
 		clock, read := testClock(), &beforeRead{path: "/importedkeys/key"}
 		o := startOperator(t, harness.WithClock(clock), read.option())
 		o.store(t, onSoftware)
@@ -29,7 +28,6 @@ func TestImportedKey_ownersLastWord_keepsTheKey(t *testing.T) {
 		}
 	})
 	t.Run("the policy becomes Retain when the object is deleted", func(t *testing.T) {
-		t.Parallel()
 		read := &beforeRead{path: "/importedkeys/key"}
 		o := startOperator(t, read.option())
 		o.store(t, onSoftware)

@@ -181,7 +181,6 @@ func TestImportedKey_formerPairs_goWithTheirOwnEnd(t *testing.T) {
 	} {
 		for _, kind := range []string{onSoftware, onSoftHSM} {
 			t.Run(fmt.Sprintf("%s on %s", state, kind), func(t *testing.T) {
-				t.Parallel()
 				clock := testClock()
 				o := startOperator(t, harness.WithClock(clock))
 				o.store(t, kind)

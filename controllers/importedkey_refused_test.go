@@ -151,7 +151,6 @@ func TestImportedKey_materialThatIsNoGood_isRefused(t *testing.T) {
 		number++
 		keyName := fmt.Sprintf("key-%d", number)
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			var change []func(*v1alpha1.ImportedKeySpec)
 			if c.rsa {
 				change = append(change, under("RSA_2048", "RSAES_OAEP_SHA_256"))
@@ -205,7 +204,6 @@ func TestImportedKey_reimport_refusesOtherMaterial(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, kind)
 			wrapping := under("RSA_2048", "RSAES_OAEP_SHA_1")

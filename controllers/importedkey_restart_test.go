@@ -21,7 +21,6 @@ func TestImportedKey_secondReconcileAndRestart_costNothing(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			store := o.store(t, kind)
 			wrapping := under("RSA_2048", "RSAES_OAEP_SHA_1")
@@ -128,7 +127,6 @@ func TestOperator_endsBetweenMakingAPairAndSayingSo_findsThePairAgain(t *testing
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			var c cut
 			o := startOperator(t, c.option())
 			o.store(t, kind)
@@ -155,7 +153,6 @@ func TestOperator_endsBetweenImportAndSayingSo_findsTheKeyAgain(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			var c cut
 			o := startOperator(t, c.option())
 			o.store(t, kind)

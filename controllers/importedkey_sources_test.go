@@ -69,7 +69,6 @@ func TestImportedKey_material_isTakenFromWhereItIs(t *testing.T) {
 	} {
 		for _, when := range []string{"before", "after"} {
 			t.Run(name+", made "+when+" the key asks for it", func(t *testing.T) {
-				t.Parallel()
 				key := o.pendingKey(t, c.key+"-"+when)
 				p := key.Status.ImportParameters
 				m, objects := c.sources(wrapUnder(t, p, o.material(32)), p.ImportToken)

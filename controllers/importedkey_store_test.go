@@ -26,7 +26,6 @@ func TestImportedKey_whatTheKeyStoreCannotDo_isRefused(t *testing.T) {
 		"PKCS#1 v1.5 that was not allowed": {onSoftware, nil, under("RSA_2048", "RSAES_PKCS1_V1_5"), "RSAES_PKCS1_V1_5"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			if c.store == nil {
 				c.store = func(*v1alpha1.KeyStoreSpec) {}

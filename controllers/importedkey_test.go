@@ -160,7 +160,6 @@ func TestImportedKey_materialFromOpenssl_isImported(t *testing.T) {
 		"NSS, RSA-OAEP SHA-256: inside the module":         {onNSS, hsm.AES256, under("RSA_2048", "RSAES_OAEP_SHA_256"), hsm.CustodyModule},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, c.store)
 			key := o.pendingKey(t, "key", ofSpec(c.key), c.under)

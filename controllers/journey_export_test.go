@@ -16,7 +16,6 @@ func TestJourney_fromOpensslToOpenssl_withoutAKeyInTheClear(t *testing.T) {
 		onSoftware: hsm.CustodySoftware, onSoftHSM: hsm.CustodyHost, onNSS: hsm.CustodyModule,
 	} {
 		t.Run(store, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, store)
 			key := o.pendingKey(t, "key", under("RSA_2048", "RSAES_OAEP_SHA_256"))

@@ -48,7 +48,6 @@ func TestKeyHolder_adoptionThroughAnotherKeyStoreOfTheToken_isRefused(t *testing
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.store(t, c.kind)
 			rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")
@@ -83,7 +82,6 @@ func TestKeyHolder_adoptionWhileTheHoldersStoreIsClosed_isRefused(t *testing.T) 
 	t.Parallel()
 	for name, forget := range map[string]bool{"a holder whose token is known": false, "a holder whose token is not known": true} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			store := o.clusterStore(t, onSoftHSM)
 			key := o.enabledKey(t, "key", nil, inClusterStore(store.Name), under("RSA_2048", "RSAES_OAEP_SHA_1"))

@@ -44,7 +44,6 @@ func TestKeyStore_deletionOfItsNamespace_destroysWhatIsInTheToken(t *testing.T) 
 	t.Parallel()
 	for _, kind := range []string{onSoftHSM, onNSS} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			store := o.store(t, kind)
 			rsa := under("RSA_2048", "RSAES_OAEP_SHA_1")

@@ -83,7 +83,6 @@ func TestKeyStore_PINThatNoTokenHas_isNotTried(t *testing.T) {
 		"a newline only":               {"\r\n", v1alpha1.ReasonSourceNotFound, []string{"is empty"}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			t.Parallel()
 			var openings atomic.Int32
 			o := startOperator(t, countOpenings(&openings))
 			store := &v1alpha1.KeyStore{ObjectMeta: named("store"), Spec: storeSpec(onSoftHSM)}

@@ -99,7 +99,6 @@ func TestKeyStore_PINMissing_waitsAndWakes(t *testing.T) {
 		"a Secret without the entry": {"other": []byte("x")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			if there != nil {
 				secret := pinSecret(o.Namespace, "")
@@ -199,7 +198,6 @@ func TestKeyStore_moduleDown_isToldOnceAndItsReturnToo(t *testing.T) {
 		"ClusterKeyStore": func(o *operator, t *testing.T) client.Object { return o.clusterStore(t, onSoftHSM) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			var c cut
 			o := startOperator(t, harness.WithHealth(50*time.Millisecond), c.option())
 			store := newStore(o, t)

@@ -14,7 +14,6 @@ func TestKeyStore_saysWhetherItsKeysAreProtected(t *testing.T) {
 		onNSS:      v1alpha1.KeyProtectionNotEnforced,
 	} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			p := o.store(t, kind).Status.KeyProtection
 			if p == nil || p.State != want || (len(p.Methods) > 0) != (want == v1alpha1.KeyProtectionNotEnforced) {

@@ -23,7 +23,6 @@ func TestSweep_pairsOfKeysThatLostTheirFinalizer_goWhenTheyExpire(t *testing.T) 
 		"at the next start": func(t *testing.T, o *operator, s *v1alpha1.KeyStore) { o.Restart(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			clock := testClock()
 			o := startOperator(t, harness.WithClock(clock), harness.WithHealth(time.Second))
 			store := o.store(t, onSoftware)

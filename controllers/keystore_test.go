@@ -27,7 +27,6 @@ func TestKeyStore_thatCannotBeOpened_saysWhatToDo(t *testing.T) {
 		"two tokens with one label":                      {tokenSpec(onSoftHSM, twinLabel), "serial"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			o.givePIN(t, o.Namespace, "vQ4-7pZk")
 			store := &v1alpha1.KeyStore{ObjectMeta: metav1.ObjectMeta{Name: "store"}, Spec: c.spec}
@@ -51,7 +50,6 @@ func TestKeyStore_serves_saysWhatItIsAndCan(t *testing.T) {
 				name = "Cluster" + name
 			}
 			t.Run(name, func(t *testing.T) {
-				t.Parallel()
 				o := startOperator(t)
 				var status v1alpha1.KeyStoreStatus
 				if cluster {
@@ -222,7 +220,6 @@ func TestKeyStore_restart_writesNothing(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			// A token of its own: a ClusterKeyStore's status has the token's keys without a holder, and other tests come and go.
 			spec := storeSpec(kind)

@@ -22,7 +22,6 @@ func TestExpiry_takesEffectAtTheInstant_thoughNoReconcileRan(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			clock := testClock()
 			o := startOperator(t, harness.WithClock(clock))
 			o.store(t, kind)
@@ -192,7 +191,6 @@ func TestMaterial_gone_comesBackByTheSameMaterialOnly(t *testing.T) {
 			},
 		} {
 			t.Run(name+" on "+kind, func(t *testing.T) {
-				t.Parallel()
 				clock := testClock()
 				o := startOperator(t, harness.WithClock(clock))
 				o.store(t, kind)

@@ -43,7 +43,6 @@ func TestKeyState_followsItsOwner_andTellsOfEachChange(t *testing.T) {
 		"disabled-without-material": {true, []step{{disabled, kms.StatePendingImport}, {enabled, kms.StatePendingImport}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			var key *v1alpha1.ImportedKey
 			if c.without {
 				key = o.pendingKey(t, name)
@@ -100,7 +99,6 @@ func TestKey_thatMayNotBeUsed_refusesAndWakesWhoWaits(t *testing.T) {
 		"pending-deletion": {v1alpha1.DesiredPendingDeletion, kms.StatePendingDeletion, kms.RejectedPendingDeletion},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startWithKey(t)
 			o.dataKey(t, "dek")
 			made := o.export(t, "made-before", toBlob(sm2Recipient().public.Base64()), withSM2)
@@ -198,7 +196,6 @@ func TestPendingDeletion_endsInDestruction_atTheInstant(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM, onNSS} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			clock := testClock()
 			o := startOperator(t, harness.WithClock(clock))
 			o.store(t, kind)
@@ -331,7 +328,6 @@ func TestPendingDeletion_takesNoMaterial(t *testing.T) {
 func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 	t.Parallel()
 	t.Run("by deletion of its object", func(t *testing.T) {
-		t.Parallel()
 		o := startOperator(t)
 		o.store(t, onSoftware)
 		key := o.enabledKey(t, "key", nil, withDeletionPolicy(v1alpha1.DeletionDelete))
@@ -360,7 +356,6 @@ func TestKey_inUse_saysSoBeforeItIsDestroyed(t *testing.T) {
 		}
 	})
 	t.Run("by a pending deletion", func(t *testing.T) {
-		t.Parallel()
 		o := startWithKey(t)
 		o.dataKey(t, "dek")
 		key := importedKey("key")

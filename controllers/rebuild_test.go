@@ -152,7 +152,6 @@ func TestAdoptByName_namespaceDeletedAndAppliedFromGit_bringsEverythingBack(t *t
 	t.Parallel()
 	for _, kind := range []string{onSoftware, onSoftHSM, onNSS} {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			was := o.fromGit(t, kind)
 			o.removeNamespace(t)

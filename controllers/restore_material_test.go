@@ -61,7 +61,6 @@ func TestRestore_ofALostKeyFromItsMaterial_bringsTheDataKeysBack(t *testing.T) {
 		"from NSS to the software store":     {onNSS, software},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			restoreFromMaterial(t, c.kind, c.lose)
 		})
 	}
@@ -242,7 +241,6 @@ func TestRestore_versionThatAnotherObjectHolds_isTaken(t *testing.T) {
 	t.Parallel()
 	for name, elsewhere := range map[string]bool{"in the same namespace": false, "in another namespace": true} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t)
 			store := o.clusterStore(t, onSoftware)
 			material := o.material(32)

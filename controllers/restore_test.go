@@ -230,7 +230,6 @@ func TestAdopt_whatIsNotTheKeyThatIsMeant_isRefused(t *testing.T) {
 			kms.ForbiddenKeyVersionNotFound, "imported from a namespace with the name " + o.Namespace},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			again := adoptionOf(key, name)
 			c.change(again)
 			again.Spec.DeletionPolicy = v1alpha1.DeletionDelete

@@ -34,7 +34,6 @@ func TestTimeout_ofACallThatHangs_isInTheConditions(t *testing.T) {
 		"dry run":  {"ExportDataKey", newExport("waiting", func(s *v1alpha1.ExportedDataKeySpec) { s.DryRun = true })},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			o := startOperator(t, harness.WithTimeout(shortTime))
 			o.store(t, onSoftware)
 			o.enabledKey(t, "key", nil)

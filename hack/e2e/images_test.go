@@ -24,7 +24,13 @@ const root = "../.."
 
 // importImages gives the node the images that the tests use, because it cannot pull any.
 func importImages(ctx context.Context) error {
-	if err := importOperator(ctx); err != nil {
+	// The images of make image. The operator's gets two tags, so that the tests can upgrade from one to the other.
+	for file, name := range map[string]string{"manager.tar": operatorImage + ":v1", "client.tar": operatorImage + ":v1-client"} {
+		if err := ctr(ctx, "images", "import", "--index-name="+name, filepath.Join(root, "bin/node", file)); err != nil {
+			return err
+		}
+	}
+	if err := ctr(ctx, "images", "tag", operatorImage+":v1", operatorImage+":v2"); err != nil {
 		return err
 	}
 	softhsm, err := softhsmFiles()
@@ -42,10 +48,6 @@ func importImages(ctx context.Context) error {
 	}
 	for _, i := range []image.Image{
 		softhsm, debian,
-		{
-			Name: operatorImage + ":v1-client", Files: map[string]string{"/keyconvoy": filepath.Join(root, "bin/node/client")},
-			Entrypoint: []string{"/keyconvoy"}, User: "65532:65532",
-		},
 		{Name: ledgerImage, Files: map[string]string{"/ledger": ledger}, Entrypoint: []string{"/ledger", "/run/keys/ledger.key"}},
 	} {
 		if err := i.Import(ctx, "ctr"); err != nil {
@@ -55,31 +57,16 @@ func importImages(ctx context.Context) error {
 	return nil
 }
 
-var path = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-
-// importOperator gives the node the operator's image under two tags, so that the tests can upgrade from one to the other.
-func importOperator(ctx context.Context) error {
-	operator := image.Image{
-		Name: operatorImage + ":v1", Files: map[string]string{}, Entrypoint: []string{"/keyconvoy"}, User: "65532:65532",
-	}
-	if err := operator.AddProgram("/keyconvoy", filepath.Join(root, "bin/keyconvoy")); err != nil {
-		return err
-	}
-	// The C library, which vendors' libraries need completely.
-	for _, library := range glibc {
-		if err := operator.AddProgram(library, library); err != nil {
-			return err
-		}
-	}
-	if err := operator.Import(ctx, "ctr"); err != nil {
-		return err
-	}
-	tag := exec.CommandContext(ctx, "ctr", "--namespace=k8s.io", "images", "tag", operatorImage+":v1", operatorImage+":v2")
-	if out, err := tag.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", tag, err, out)
+// ctr runs the client of containerd on the images of Kubernetes.
+func ctr(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "ctr", append([]string{"--namespace=k8s.io"}, args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", cmd, err, out)
 	}
 	return nil
 }
+
+var path = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 
 // softhsmLibrary is the file of Debian's package.
 const softhsmLibrary = "/usr/lib/softhsm/libsofthsm2.so"
@@ -101,19 +88,7 @@ func softhsmFiles() (image.Image, error) {
 	return i, err
 }
 
-// glibc is what the operator's image contains for the libraries of modules.
-var glibc = func() []string {
-	var found []string
-	for _, pattern := range []string{"/lib/*-linux-gnu/libm.so.6", "/lib/*-linux-gnu/libdl.so.2", "/lib/*-linux-gnu/libpthread.so.0"} {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			panic(err)
-		}
-		found = append(found, files...)
-	}
-	return found
-}()
-
+// isGlibc returns whether a library is part of glibc, which the operator's image contains.
 func isGlibc(library string) bool {
 	name := filepath.Base(library)
 	for _, prefix := range []string{"libc.so", "libm.so", "libdl.so", "libpthread.so", "ld-linux"} {

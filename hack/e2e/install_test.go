@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -140,6 +142,33 @@ func TestUninstall_leavesNothing_andAnotherInstallationWorks(t *testing.T) {
 	install(t, installation{})
 	newDataKeyWithoutOld(t, namespace)
 	r.exportNow(t, namespace, "export")
+}
+
+// Helm continues an installation of kubectl, and kubectl one of Helm, and the keys remain.
+func TestInstall_withHelm(t *testing.T) {
+	install(t, installation{})
+	namespace := newNamespace(t)
+	newDataKey(t, namespace, "ClusterKeyStore", "main")
+	r := newRecipient(t)
+	key, _ := r.exportNow(t, namespace, "by-kubectl")
+
+	run(t, "", os.Getenv("HELM"), "upgrade", "--install", "keyconvoy", filepath.Join(root, "config/chart"), "--namespace", operatorNamespace,
+		"--create-namespace", "--take-ownership", "--force-conflicts", "--wait", "--timeout=3m", "--set=replicas=2", "--set=csi.enabled=true",
+		"--set=image.repository="+operatorImage, "--set=image.tag=v1")
+	if pods := operatorPods(t); len(pods) != 2 {
+		t.Errorf("%d pods of the operator, want 2", len(pods))
+	}
+	kubectl(t, "rollout", "status", "daemonset", "keyconvoy-csi", "-n", csiNamespace, "--timeout=3m")
+	byHelm, _ := r.exportNow(t, namespace, "by-helm")
+	equal(t, "an export of the operator that Helm installed", byHelm, key)
+
+	run(t, "", os.Getenv("HELM"), "uninstall", "keyconvoy", "--namespace", operatorNamespace, "--wait", "--timeout=3m")
+	if pods := operatorPods(t); len(pods) != 0 {
+		t.Errorf("%d pods of the operator are left", len(pods))
+	}
+	install(t, installation{})
+	again, _ := r.exportNow(t, namespace, "again")
+	equal(t, "an export after Helm uninstalled it and kubectl installed it again", again, key)
 }
 
 // newDataKeyWithoutOld creates a data key where the Secret of a DataKey that no longer exists is left: the documents say

@@ -10,6 +10,7 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -216,7 +217,17 @@ func (e *Env) NamespaceWith(t testing.TB, labels map[string]string) string {
 		t.Fatalf("Creating a namespace: %v", err)
 	}
 	namespaceTests.Store(ns.Name, t.Name())
+	t.Cleanup(func() { e.empty(ns.Name) })
 	return ns.Name
+}
+
+// empty deletes what the operators of later tests would otherwise list and keep in their caches: they watch these kinds whole.
+func (e *Env) empty(namespace string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, kind := range []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}} {
+		_ = e.Client.DeleteAllOf(ctx, kind, client.InNamespace(namespace)) // the test may have stopped the API server
+	}
 }
 
 // namespaceTests are the names of the tests that created the namespaces, by namespace.
