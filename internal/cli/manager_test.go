@@ -128,7 +128,8 @@ func TestManager_isReadyWhenItsCachesAreFilled_andOtherwiseSaysWhy(t *testing.T)
 			}
 		}
 	}
-	mayWatch("-first", "keystores", "clusterkeystores", "generatedkeys", "datakeys", "exporteddatakeys", "clusterexporteddatakeys", "secrets", "configmaps", "namespaces", "leases")
+	mayWatch("-first", "keystores", "clusterkeystores", "generatedkeys", "datakeys", "exporteddatakeys", "clusterexporteddatakeys", "accesskeys",
+		"secrets", "configmaps", "namespaces", "leases")
 	m := startManagerAs(t, env.AddUser(user))
 
 	waitFor(t, "the reason to be given", func() bool {
