@@ -343,7 +343,8 @@ func TestFetch_watch_replacesTheFile_alsoAfterAnOutage(t *testing.T) {
 	if err := os.WriteFile(server, content, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	told := startLines(t, exec.CommandContext(t.Context(), server, "-c", `trap 'echo told' HUP; echo ready; while :; do sleep 0.01; done`))
+	// It starts no process while it waits: a new one has its name for a moment, and would get the signal.
+	told := startLines(t, exec.CommandContext(t.Context(), server, "-c", `trap 'echo told' HUP; sleep 600 >/dev/null 2>&1 & echo ready; while :; do wait; done`))
 	told.wants(t, "ready")
 
 	ctx, cancel := context.WithCancel(t.Context())
