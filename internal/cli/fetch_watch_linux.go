@@ -188,7 +188,10 @@ func signalProcesses(program, name string) error {
 		if _, isWorker := parents[parent]; isWorker {
 			continue
 		}
-		if err := unix.Kill(pid, number); err != nil {
+		switch err := unix.Kill(pid, number); {
+		case errors.Is(err, unix.ESRCH): // it has ended
+			continue
+		case err != nil:
 			return fmt.Errorf("sending SIG%s to process %d of %s: %w", strings.TrimPrefix(strings.ToUpper(name), "SIG"), pid, program, err)
 		}
 		sent++

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -124,29 +123,12 @@ func (o *gatewayOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(o.serve(mgr, handler), addProbes(mgr, o.probeAddress, filled(mgr))); err != nil {
+	filled := newCachesFilled()
+	if err := errors.Join(o.serve(mgr, handler), addProbes(mgr, o.probeAddress, filled.check), mgr.Add(filled)); err != nil {
 		return err
 	}
 	ctrl.Log.Info("Starting the gateway", "version", version, "namespace", namespace, "address", o.address, "metrics", o.metricsAddress, "auditLog", o.auditLog)
-	return mgr.Start(ctx)
-}
-
-// filled returns a check that fails until the caches are filled.
-func filled(mgr ctrl.Manager) func() error {
-	done := make(chan struct{})
-	err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { // which runs after the caches are filled
-		close(done)
-		<-ctx.Done()
-		return nil
-	}))
-	return func() error {
-		select {
-		case <-done:
-			return err
-		default:
-			return errors.Join(err, errors.New("the caches are not filled yet"))
-		}
-	}
+	return filled.run(ctx, mgr)
 }
 
 // serve adds the server of the API.

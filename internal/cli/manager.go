@@ -115,18 +115,19 @@ func (o *managerOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	caches := controllers.NewCaches()
+	caches, filled := controllers.NewCaches(), newCachesFilled()
 	err = errors.Join(
 		controllers.Setup(ctx, mgr, controllers.Options{
 			Modules: modules, ReadPIN: readPIN, OperatorNamespace: namespace, Namespaces: o.served(namespace), Metrics: metrics.Registry, Audit: auditLog, Caches: caches,
 		}),
 		addProbes(mgr, o.probeAddress, caches.Check),
+		mgr.Add(filled),
 	)
 	if err != nil {
 		return err
 	}
 	o.logStart(namespace, libraries)
-	return mgr.Start(ctx)
+	return filled.run(ctx, mgr)
 }
 
 // logStart logs the version and settings, except the parameters of libraries, which can contain secrets.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -146,6 +147,17 @@ func TestManager_isReadyWhenItsCachesAreFilled_andOtherwiseSaysWhy(t *testing.T)
 	})
 }
 
+// How it ends is checked when the test is over.
+func TestManager_whoseCachesAreNotFilled_endsAllTheSame(t *testing.T) {
+	t.Parallel()
+	env := testenv.Start(t)
+	m := startManagerAs(t, env.AddUser(env.Namespace(t)))
+	waitFor(t, "the reason to be given", func() bool {
+		_, body := m.get(t, "http://"+m.probes+"/readyz", "")
+		return strings.Contains(body, "forbidden")
+	})
+}
+
 func TestManager_servesProfilesOnTheLoopbackInterface(t *testing.T) {
 	t.Parallel()
 	address := freeAddress(t)
@@ -202,6 +214,7 @@ func startManagerAs(t *testing.T, user *rest.Config, flags ...string) *manager {
 	cmd := c.commandContext(t.Context(), t)
 	// When the test is over it ends as in a rollout.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 2 * time.Minute
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
 		t.Fatal(err)
