@@ -163,9 +163,12 @@ func TestInstall_withHelm(t *testing.T) {
 	equal(t, "an export of the operator that Helm installed", byHelm, key)
 
 	run(t, "", os.Getenv("HELM"), "uninstall", "keyconvoy", "--namespace", operatorNamespace, "--wait", "--timeout=3m")
-	if pods := operatorPods(t); len(pods) != 0 {
-		t.Errorf("%d pods of the operator are left", len(pods))
-	}
+	eventually(t, "no pod of the operator is left", func() error {
+		if pods := operatorPods(t); len(pods) != 0 {
+			return fmt.Errorf("%d pods", len(pods))
+		}
+		return nil
+	})
 	install(t, installation{})
 	again, _ := r.exportNow(t, namespace, "again")
 	equal(t, "an export after Helm uninstalled it and kubectl installed it again", again, key)

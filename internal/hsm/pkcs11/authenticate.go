@@ -24,14 +24,26 @@ func (m *Module) Authenticate(ctx context.Context, message []byte) ([]byte, erro
 			return nil, err
 		}
 		tag, err := s.hmac(key, message)
-		if err == nil {
-			return tag, nil
+		if err != nil {
+			err = s.destroyUnfinishedMAC(message, err)
 		}
-		if key, err = s.replaceUnfinishedMAC(message, err); err != nil {
-			return nil, err
-		}
-		return s.hmac(key, message)
+		return tag, err
 	})
+}
+
+// destroyUnfinishedMAC is destroyUnfinished for the MAC key, with a message that it did not authenticate.
+func (s *session) destroyUnfinishedMAC(message []byte, cause error) error {
+	unlock, err := s.LockID(macKeyID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.destroyUnfinished(suspect{
+		name: macKeyName, use: func(h p11.ObjectHandle) error { _, err := s.hmac(h, message); return err }, generated: true,
+		likeIt: func() (p11.ObjectHandle, error) {
+			return s.GenerateSessionKey(p11.CKM_GENERIC_SECRET_KEY_GEN, s.macKeyTemplate(false))
+		},
+	}, cause)
 }
 
 func (s *session) hmac(key p11.ObjectHandle, message []byte) ([]byte, error) {
@@ -53,16 +65,10 @@ func (s *session) macKey() (p11.ObjectHandle, error) {
 		return 0, err
 	}
 	defer unlock()
-	return s.findOrGenerateMAC()
-}
-
-// findOrGenerateMAC is macKey for a caller that holds the lock: another one may have generated the key meanwhile.
-func (s *session) findOrGenerateMAC() (p11.ObjectHandle, error) {
-	h, ok, err := s.LookUp(macKeyName, s.checkMAC)
-	if ok || err != nil {
+	if h, ok, err = s.LookUp(macKeyName, s.checkMAC); ok || err != nil { // another caller may have generated it
 		return h, err
 	}
-	h, err = s.GenerateKey(p11.CKM_GENERIC_SECRET_KEY_GEN, append(macTemplate(true), s.can.hardenedMAC.attributes(macMechanisms)...))
+	h, err = s.GenerateKey(p11.CKM_GENERIC_SECRET_KEY_GEN, s.macKeyTemplate(true))
 	if err != nil {
 		return 0, err
 	}
@@ -76,6 +82,10 @@ func (s *session) findOrGenerateMAC() (p11.ObjectHandle, error) {
 	}
 	s.Remember(macKeyName, h)
 	return h, nil
+}
+
+func (s *session) macKeyTemplate(tokenObject bool) []*p11.Attribute {
+	return append(macTemplate(tokenObject), s.can.hardenedMAC.attributes(macMechanisms)...)
 }
 
 // checkMAC rejects a key that can leave the token.

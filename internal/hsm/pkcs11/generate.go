@@ -58,12 +58,15 @@ func (s *session) findOrGenerate(req hsm.GenerateKeyRequest) (hsm.Key, error) {
 		return hsm.Key{}, err
 	}
 	fingerprint, err := s.fingerprint(h)
-	if err != nil && len(handles) == 1 {
-		if h, err = s.replaceUnfinishedMaster(req, err); err == nil {
-			fingerprint, err = s.fingerprint(h)
-		}
+	if err != nil {
+		return hsm.Key{}, s.destroyUnfinished(suspect{
+			name: masterName(req.KeyVersionID), use: s.tryFingerprint, generated: true,
+			likeIt: func() (p11.ObjectHandle, error) {
+				return s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, s.generatedMaster(req, false))
+			},
+		}, err)
 	}
-	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: req.Owner, Custody: hsm.CustodyModule}, err
+	return hsm.Key{KeyVersionID: req.KeyVersionID, Spec: req.Spec, Fingerprint: fingerprint, Owner: req.Owner, Custody: hsm.CustodyModule}, nil
 }
 
 // checkSameRequest rejects a key that was not generated for the request: anyone may have imported it.
@@ -80,8 +83,7 @@ func (s *session) checkSameRequest(h p11.ObjectHandle, req hsm.GenerateKeyReques
 
 // generateMaster generates a master key in the token. It destroys the key again if its protection is not as requested.
 func (s *session) generateMaster(req hsm.GenerateKeyRequest) (p11.ObjectHandle, error) {
-	template := s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, true, s.can.hardenedGenerated)
-	h, err := s.GenerateKey(p11.CKM_AES_KEY_GEN, generatedTemplate(req.Spec, template))
+	h, err := s.GenerateKey(p11.CKM_AES_KEY_GEN, s.generatedMaster(req, true))
 	if err != nil {
 		return 0, err
 	}
@@ -105,6 +107,11 @@ func (s *session) checkLabel(h p11.ObjectHandle, req hsm.GenerateKeyRequest) err
 		err = hsm.Errorf(hsm.NotSupported, "the token does not keep the label of a key, without which Keyconvoy would not find a generated key again")
 	}
 	return err
+}
+
+// generatedMaster is the template of the master key of a request.
+func (s *session) generatedMaster(req hsm.GenerateKeyRequest, tokenObject bool) []*p11.Attribute {
+	return generatedTemplate(req.Spec, s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, tokenObject, s.can.hardenedGenerated))
 }
 
 // generatedTemplate is the template of a master key that the token generates. The hardening must be last in it.

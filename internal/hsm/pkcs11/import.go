@@ -226,15 +226,28 @@ func (s *session) unwrapOnHost(req hsm.ImportRequest, private p11.ObjectHandle) 
 
 // checkSame rejects material that differs from that of the existing key, and returns that key's owner.
 func (s *session) checkSame(in incoming, existing p11.ObjectHandle, fingerprint hsm.Fingerprint) (owner hsm.Owner, err error) {
-	have, err := s.fingerprint(existing)
-	if err != nil {
-		return s.replaceUnfinishedImport(in, existing, fingerprint, err)
-	}
-	if have != fingerprint {
-		return hsm.Owner{}, hsm.ErrOtherMaterial
-	}
 	_, owner, err = s.describe(existing)
+	if err != nil {
+		return hsm.Owner{}, err
+	}
+	err = s.checkMaterial(existing, fingerprint)
+	if err != nil && owner == in.request.Owner {
+		err = s.destroyUnfinished(suspect{
+			name:   masterName(in.request.KeyVersionID),
+			use:    func(h p11.ObjectHandle) error { return s.checkMaterial(h, fingerprint) },
+			likeIt: func() (p11.ObjectHandle, error) { return s.storeSessionMaster(in) },
+		}, err)
+	}
 	return owner, err
+}
+
+// checkMaterial rejects a key with another fingerprint.
+func (s *session) checkMaterial(h p11.ObjectHandle, fingerprint hsm.Fingerprint) error {
+	have, err := s.fingerprint(h)
+	if err == nil && have != fingerprint {
+		err = hsm.ErrOtherMaterial
+	}
+	return err
 }
 
 // createMaster creates the master key in the token. It destroys the key again if its material or protection is not as
@@ -259,6 +272,16 @@ func (s *session) createMaster(in incoming, fingerprint hsm.Fingerprint) error {
 func (s *session) storeMaster(in incoming, token bool) (p11.ObjectHandle, error) {
 	req := in.request
 	return s.storeKey(in, s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, token, s.can.hardened))
+}
+
+// storeSessionMaster is storeMaster for a session object, which shows that the key can be created again.
+func (s *session) storeSessionMaster(in incoming) (p11.ObjectHandle, error) {
+	h, err := s.storeMaster(in, false)
+	if err == nil {
+		s.DestroyOnRelease(h)
+		err = s.checkMaster(h)
+	}
+	return h, err
 }
 
 // storeKey creates a key from material: by its value if that is on the host, otherwise by unwrapping it.

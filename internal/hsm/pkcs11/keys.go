@@ -165,6 +165,12 @@ func (s *session) fingerprint(h p11.ObjectHandle) (hsm.Fingerprint, error) {
 	return s.fingerprintOf(h, block)
 }
 
+// tryFingerprint returns why a key has no fingerprint.
+func (s *session) tryFingerprint(h p11.ObjectHandle) error {
+	_, err := s.fingerprint(h)
+	return err
+}
+
 // lastBlock returns M ⊕ K1, for fingerprintOf. The caller wipes it.
 func (s *session) lastBlock(h p11.ObjectHandle) ([16]byte, error) {
 	var zeros [16]byte

@@ -14,70 +14,82 @@ import (
 )
 
 // SoftHSM stores the attributes of a new key before its value. A process that ends in between leaves a key without a value in the
-// token, under the identifier of the key that was to be created. Every operation with it fails, and a retry replaces it.
+// token, under the identifier of the key that was to be created. Every operation with it fails. It is destroyed when one has failed,
+// so that the next attempt creates the key.
 
-// creationTime is how long a key has to be unfinished before it is replaced: another process may be creating it.
+// creationTime is how long a key has to be unfinished before it is destroyed: another process may be creating it.
 const creationTime = 2 * time.Second
 
-var errUnfinished = hsm.Errorf(hsm.Unavailable, "a key in the token cannot be used yet: either another process is creating it, or its creation was interrupted and it will be replaced")
+var errUnfinished = hsm.Errorf(hsm.Unavailable, "a key in the token cannot be used yet: another process is creating it, or its creation was interrupted and is repeated")
 
-// replacement is what decides whether a key is unfinished, and creates it again. All of it is called with the lock of the identifier.
-type replacement struct {
+// suspect is a key that may be unfinished.
+type suspect struct {
 	name token.ObjectName
-	// works is an operation that a finished key permits.
-	works func(p11.ObjectHandle) error
-	// fresh creates a session key like the one that is to be created. works must succeed with it.
-	fresh func() (p11.ObjectHandle, error)
-	// generated is whether the token generates the key, so that CKA_LOCAL says whether that ended.
+	// use is an operation that every finished key permits.
+	use func(p11.ObjectHandle) error
+	// likeIt creates a session key from the same template, which is used to show that the token is not to blame.
+	likeIt func() (p11.ObjectHandle, error)
+	// generated is whether the token generates the key, and says so in CKA_LOCAL when that has ended.
 	generated bool
-	// create creates the key again.
-	create func() (p11.ObjectHandle, error)
 }
 
-// replaceUnfinished creates a key again whose creation did not end. It returns the cause, which is why the key does not work, if there
-// may be any other reason for it, because nothing that was made with a finished key may be lost.
-func (s *session) replaceUnfinished(r replacement, cause error) (p11.ObjectHandle, error) {
-	s.Forget(r.name)
-	found, err := s.FindObjects(r.name.Template())
+// destroyUnfinished destroys a key whose creation did not end, because of which an operation failed. It returns errUnfinished if the
+// operation can be repeated, and otherwise the cause: nothing that was made with a finished key may be lost. The caller holds the lock
+// of the identifier.
+func (s *session) destroyUnfinished(k suspect, cause error) error {
+	if !meansNoValue(cause) {
+		return cause
+	}
+	s.Forget(k.name)
+	found, err := s.FindObjects(k.name.Template())
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if len(found) != 1 || !meansNoValue(cause) {
-		return 0, cause
+	if len(found) == 0 {
+		return errUnfinished // another caller has destroyed it
 	}
-	old := found[0]
-	if !s.canReplace(r, old) {
-		return 0, cause
+	if len(found) > 1 {
+		return cause
 	}
-	if !meansNoValue(r.works(old)) { // not any more
-		return 0, errUnfinished
+	switch err := k.use(found[0]); {
+	case err == nil: // it has been finished meanwhile
+		s.unfinished.forget(k.name)
+		return errUnfinished
+	case !meansNoValue(err):
+		return err
 	}
-	if !s.unfinished.isOld(r.name, s.Now()) {
-		return 0, errUnfinished
+	if err := s.checkUnfinished(k, found[0], cause); err != nil {
+		return err
 	}
-	if err := s.DestroyObject(old); err != nil {
-		return 0, err
+	if s.unfinished.isOld(k.name, s.Now()) {
+		if err := s.DestroyObject(found[0]); err != nil {
+			return err
+		}
+		s.unfinished.forget(k.name)
 	}
-	s.unfinished.forget(r.name)
-	return r.create()
+	return errUnfinished
 }
 
-// canReplace returns whether the token says that it did not generate the key, and creates one like it that works.
-func (s *session) canReplace(r replacement, old p11.ObjectHandle) bool {
-	fresh, err := r.fresh()
-	if err != nil || r.works(fresh) != nil {
-		return false
+// checkUnfinished returns nil if the token permits the operation with a key like the one that does not work, and says that it did not
+// generate the latter. Otherwise it returns the cause, or that the connection was lost.
+func (s *session) checkUnfinished(k suspect, h p11.ObjectHandle, cause error) error {
+	working, err := k.likeIt()
+	if err == nil {
+		err = k.use(working)
 	}
-	return !s.isLocal(old, true) && (!r.generated || s.isLocal(fresh, false))
+	if token.ClassOf(err) == token.ConnectionLost {
+		return err
+	}
+	if err != nil || !s.hasLocal(h, isFalse) || k.generated && !s.hasLocal(working, isTrue) {
+		return cause
+	}
+	return nil
 }
 
-// isLocal returns CKA_LOCAL of a key, or otherwise if the token does not say.
-func (s *session) isLocal(h p11.ObjectHandle, otherwise bool) bool {
+// hasLocal returns whether the token tells CKA_LOCAL of a key, and it is as expected.
+func (s *session) hasLocal(h p11.ObjectHandle, expected func([]byte) bool) bool {
 	values, err := s.GetAttributes(h, p11.CKA_LOCAL)
-	if err != nil || !isTrue(values[0]) && !isFalse(values[0]) {
-		return otherwise
-	}
-	return isTrue(values[0])
+	return err == nil && expected(values[0])
 }
 
 // meansNoValue returns whether an operation failed as it does with a key without a value: SoftHSM finds that the mechanism is not for
@@ -97,73 +109,18 @@ type unfinishedKeys struct {
 func (u *unfinishedKeys) isOld(name token.ObjectName, now time.Time) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	first, seen := u.since[name]
-	if !seen {
-		if u.since == nil {
-			u.since = map[token.ObjectName]time.Time{}
-		}
-		u.since[name] = now
-		return false
+	if first, seen := u.since[name]; seen {
+		return now.Sub(first) >= creationTime
 	}
-	return now.Sub(first) >= creationTime
+	if u.since == nil {
+		u.since = map[token.ObjectName]time.Time{}
+	}
+	u.since[name] = now
+	return false
 }
 
 func (u *unfinishedKeys) forget(name token.ObjectName) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.since, name)
-}
-
-func (s *session) fingerprints(h p11.ObjectHandle) error {
-	_, err := s.fingerprint(h)
-	return err
-}
-
-// replaceUnfinishedMaster is replaceUnfinished for a generated master key.
-func (s *session) replaceUnfinishedMaster(req hsm.GenerateKeyRequest, cause error) (p11.ObjectHandle, error) {
-	return s.replaceUnfinished(replacement{
-		name: masterName(req.KeyVersionID), works: s.fingerprints, generated: true,
-		fresh: func() (p11.ObjectHandle, error) {
-			template := s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, false, s.can.hardenedGenerated)
-			return s.GenerateSessionKey(p11.CKM_AES_KEY_GEN, generatedTemplate(req.Spec, template))
-		},
-		create: func() (p11.ObjectHandle, error) { return s.generateMaster(req) },
-	}, cause)
-}
-
-// replaceUnfinishedMAC is replaceUnfinished for the MAC key, with a message that it did not authenticate.
-func (s *session) replaceUnfinishedMAC(message []byte, cause error) (p11.ObjectHandle, error) {
-	unlock, err := s.LockID(macKeyID)
-	if err != nil {
-		return 0, err
-	}
-	defer unlock()
-	return s.replaceUnfinished(replacement{
-		name: macKeyName, works: func(key p11.ObjectHandle) error { _, err := s.hmac(key, message); return err }, generated: true,
-		fresh: func() (p11.ObjectHandle, error) {
-			return s.GenerateSessionKey(p11.CKM_GENERIC_SECRET_KEY_GEN, append(macTemplate(false), s.can.hardenedMAC.attributes(macMechanisms)...))
-		},
-		create: s.findOrGenerateMAC,
-	}, cause)
-}
-
-// replaceUnfinishedImport is replaceUnfinished for an imported master key of the same owner. The fresh key is the material itself, so
-// the key can be created again.
-func (s *session) replaceUnfinishedImport(in incoming, existing p11.ObjectHandle, fingerprint hsm.Fingerprint, cause error) (hsm.Owner, error) {
-	if _, owner, err := s.describe(existing); err != nil || owner != in.request.Owner {
-		return hsm.Owner{}, cause
-	}
-	_, err := s.replaceUnfinished(replacement{
-		name: masterName(in.request.KeyVersionID), works: s.fingerprints,
-		fresh: func() (p11.ObjectHandle, error) {
-			h, err := s.storeMaster(in, false)
-			if err != nil {
-				return 0, err
-			}
-			s.DestroyOnRelease(h)
-			return h, s.checkCreated(h, in.last, fingerprint)
-		},
-		create: func() (p11.ObjectHandle, error) { return 0, s.createMaster(in, fingerprint) },
-	}, cause)
-	return in.request.Owner, err
 }

@@ -35,15 +35,15 @@ func leaveUnfinished(t *testing.T, m *Module, template func(*session) []*p11.Att
 	}
 }
 
-// afterAWhile calls an operation that needs an unfinished key: another process may be creating it, so it is not replaced at once.
-func afterAWhile[T any](t *testing.T, operation func() (T, error)) T {
+// retry calls an operation that needs an unfinished key until it succeeds. Another process may be creating the key, so only a call
+// that finds it after creationTime destroys it.
+func retry[T any](t *testing.T, operation func() (T, error)) T {
 	t.Helper()
-	for _, wait := range []time.Duration{0, creationTime / 2} {
+	for _, wait := range []time.Duration{0, creationTime / 2, creationTime} {
 		clock.Advance(wait)
 		_, err := operation()
-		hsmtest.WantKind(t, err, hsm.Unavailable, "the operation, before the key is old")
+		hsmtest.WantKind(t, err, hsm.Unavailable, "the operation, before the key is created again")
 	}
-	clock.Advance(creationTime)
 	result, err := operation()
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,7 @@ func TestGenerateKey_unfinished_isReplaced(t *testing.T) {
 	leaveUnfinished(t, m, func(s *session) []*p11.Attribute {
 		return s.can.derivation.masterTemplate(req.KeyVersionID, req.Spec, req.Owner, true, s.can.hardenedGenerated)
 	}, p11.CKA_VALUE)
-	made := afterAWhile(t, func() (hsm.Key, error) { return m.GenerateKey(t.Context(), req) })
+	made := retry(t, func() (hsm.Key, error) { return m.GenerateKey(t.Context(), req) })
 	if found, err := m.FindKey(t.Context(), req.KeyVersionID); err != nil || found.Fingerprint != made.Fingerprint || found.Owner != req.Owner {
 		t.Errorf("FindKey = %+v, %v; want %+v", found, err, made)
 	}
@@ -122,7 +122,7 @@ func TestImportKey_unfinished_isReplaced(t *testing.T) {
 			hsmtest.WantKind(t, err, hsm.Internal, "ImportKey over a key of another owner")
 			continue
 		}
-		made := afterAWhile(t, func() (hsm.Key, error) { return f.m.ImportKey(t.Context(), req) })
+		made := retry(t, func() (hsm.Key, error) { return f.m.ImportKey(t.Context(), req) })
 		if found, err := f.m.FindKey(t.Context(), req.KeyVersionID); err != nil || found.Fingerprint != made.Fingerprint || found.Owner != req.Owner {
 			t.Errorf("FindKey = %+v, %v; want %+v", found, err, made)
 		}
@@ -137,7 +137,7 @@ func TestAuthenticate_unfinishedKey_isReplaced(t *testing.T) {
 	leaveUnfinished(t, m, func(s *session) []*p11.Attribute {
 		return append(macTemplate(true), s.can.hardenedMAC.attributes(macMechanisms)...)
 	}, p11.CKA_VALUE)
-	tag := afterAWhile(t, func() ([]byte, error) { return m.Authenticate(t.Context(), []byte("message")) })
+	tag := retry(t, func() ([]byte, error) { return m.Authenticate(t.Context(), []byte("message")) })
 	if again, err := m.Authenticate(t.Context(), []byte("message")); err != nil || string(again) != string(tag) {
 		t.Errorf("the tag changed: %v", err)
 	}
