@@ -48,7 +48,8 @@ operator_log=$desk/operator.log
 
 stop_operator() {
   [ -n "$operator_pid" ] || return 0
-  kill "$operator_pid" 2>/dev/null || true
+  # Until it has ended, because a new process that has not become the operator yet can lose a signal.
+  while kill "$operator_pid" 2>/dev/null; do sleep 1; done
   wait "$operator_pid" 2>/dev/null || true
   operator_pid=
 }

@@ -60,7 +60,8 @@ leave() {
   say "Cleaning up: the operators, the control planes, the tokens, all files …"
   cd /
   for cluster in "${!operators[@]}"; do
-    kill "${operators[$cluster]}" 2>/dev/null || true
+    # Until it has ended, because a new process that has not become the operator yet can lose a signal.
+    while kill "${operators[$cluster]}" 2>/dev/null; do sleep 1; done
     wait "${operators[$cluster]}" 2>/dev/null || true
   done
   for cluster in a b; do
