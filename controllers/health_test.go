@@ -58,6 +58,11 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	o.Ready(t, spread)
 	take("an export to many namespaces", "Ready", spread)
 
+	access := accessKey("access")
+	o.Make(t, access)
+	o.Ready(t, access)
+	take("an access key", "Ready", access)
+
 	pending := o.pendingKey(t, "pending")
 	take("a key that waits for its material", "Progressing", pending)
 	homeless := generatedKey("homeless", func(s *v1alpha1.GeneratedKeySpec) { s.KeyStoreRef.Name = "none" })
@@ -119,6 +124,10 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	o.Make(t, wrong)
 	o.Stalls(t, wrong, "InvalidParameter")
 	take("an export to something that is no public key", "Stalled", wrong)
+	taken := accessKey("taken")
+	o.Make(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "taken"}}, taken)
+	o.Stalls(t, taken, v1alpha1.ReasonTargetNotOwned)
+	take("an access key whose Secret exists already", "Stalled", taken)
 	spreadWrong := o.newClusterExport(func(s *v1alpha1.ClusterExportedDataKeySpec) { s.Template.PublicKey.Blob = "no key" })
 	spreadWrong.Name += "-wrong"
 	o.Make(t, spreadWrong)
@@ -142,6 +151,9 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	freshExport := newExport("fresh")
 	o.Make(t, freshExport)
 	take("an export that was made a moment ago", "Progressing", freshExport)
+	freshAccess := accessKey("fresh")
+	o.Make(t, freshAccess)
+	take("an access key that was made a moment ago", "Progressing", freshAccess)
 
 	text, err := yaml.Marshal(all)
 	if err != nil {

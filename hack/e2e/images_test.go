@@ -24,9 +24,9 @@ const root = "../.."
 
 // importImages gives the node the images that the tests use, because it cannot pull any.
 func importImages(ctx context.Context) error {
-	// The images of make image. The operator's gets two tags, so that the tests can upgrade from one to the other.
-	for file, name := range map[string]string{"manager.tar": operatorImage + ":v1", "client.tar": operatorImage + ":v1-client"} {
-		if err := ctr(ctx, "images", "import", "--index-name="+name, filepath.Join(root, "bin/node", file)); err != nil {
+	// The images of make image, with their names. The operator's gets two tags, so that the tests can upgrade from one to the other.
+	for _, file := range []string{"manager.tar", "client.tar"} {
+		if err := ctr(ctx, "images", "import", filepath.Join(root, "bin/node", file)); err != nil {
 			return err
 		}
 	}
