@@ -25,6 +25,7 @@ type operations struct {
 	stores     *keystore.Lane
 	authorizer *authorizer
 	clock      clock.PassiveClock
+	filler     *filler
 }
 
 // call is one request.
