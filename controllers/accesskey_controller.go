@@ -14,6 +14,7 @@ import (
 
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=accesskeys,verbs=get;list;watch
 // +kubebuilder:rbac:groups=keyconvoy.io,resources=accesskeys/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=serviceaccounts,verbs=get
 
 // accessKeyReconciler generates access keys for the gateway.
 type accessKeyReconciler struct {
@@ -38,8 +39,8 @@ func (r *accessKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	}
 	scope := &accessKeyScope{object: object}
 	return reconciler.Run(ctx, r.Frame, object, scope, []reconciler.Phase[*accessKeyScope]{
-		r.identify, r.findSecret, r.ensureSecret,
+		r.identify, r.bindAccount, r.findSecret, r.ensureSecret,
 	}, func(err error) reconciler.Outcome {
-		return reconciler.Outcome{Err: accessKeyError(err), ReadyMessage: "The access key is in its Secret."}
+		return reconciler.Outcome{Err: accessKeyError(err), ReadyMessage: "The access key is in its Secret.", After: accountInterval}
 	})
 }

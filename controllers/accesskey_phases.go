@@ -7,8 +7,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keyconvoy/keyconvoy/api/v1alpha1"
 	"github.com/keyconvoy/keyconvoy/internal/reconciler"
@@ -46,6 +50,39 @@ func (r *accessKeyReconciler) identify(_ context.Context, s *accessKeyScope) (er
 	}
 	s.target, err = secrets.NewTarget(accessKeySecrets, s.object, nil)
 	return err
+}
+
+// accountInterval is how often it is checked whether the ServiceAccount is still the same one. The gateway checks that for requests, too;
+// watching the ServiceAccounts of a cluster would take permissions and memory for all of them.
+const (
+	accountInterval        = 10 * time.Minute
+	missingAccountInterval = 10 * time.Second
+)
+
+// bindAccount sets the UID of the ServiceAccount in the status, once: a user who creates another one with the name must not get what the
+// access key may do, nor give it what the other one may do. Reasons: ServiceAccountNotFound, InputReplaced.
+func (r *accessKeyReconciler) bindAccount(ctx context.Context, s *accessKeyScope) error {
+	account := &metav1.PartialObjectMetadata{}
+	account.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ServiceAccount"))
+	name := string(s.object.Spec.ServiceAccountName)
+	err := r.live.Get(ctx, inNamespace(s.object, name), account)
+	if client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	switch bound := s.object.Status.ServiceAccountUID; {
+	case bound == "" && err != nil:
+		missing := reconciler.Wait(v1alpha1.ReasonServiceAccountNotFound, fmt.Sprintf(
+			"ServiceAccount %s does not exist. The operator continues when it is created.", name))
+		missing.After = missingAccountInterval
+		return missing
+	case bound == "":
+		s.object.Status.ServiceAccountUID = string(account.UID)
+	case err != nil || bound != string(account.UID):
+		return reconciler.Stall(v1alpha1.ReasonInputReplaced, fmt.Sprintf(
+			"ServiceAccount %s was deleted, and the access key is no longer accepted, also if another ServiceAccount has the name. "+
+				"Delete this object, and create it again for the other ServiceAccount.", name))
+	}
+	return nil
 }
 
 // findSecret sets secret. It ends the reconcile if the Secret is as it was left. If the Secret is someone else's, the status no longer

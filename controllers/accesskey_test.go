@@ -16,6 +16,14 @@ func accessKey(name string) *v1alpha1.AccessKey {
 	return &v1alpha1.AccessKey{ObjectMeta: named(name), Spec: v1alpha1.AccessKeySpec{ServiceAccountName: "app"}}
 }
 
+// startWithAccount starts an operator in a namespace with the ServiceAccount of access keys.
+func startWithAccount(t *testing.T) *operator {
+	t.Helper()
+	o := startOperator(t)
+	o.Make(t, &corev1.ServiceAccount{ObjectMeta: named("app")})
+	return o
+}
+
 // accessSecret reads the Secret of an access key.
 func accessSecret(t *testing.T, o *operator, name string) *corev1.Secret {
 	t.Helper()
@@ -26,7 +34,7 @@ func accessSecret(t *testing.T, o *operator, name string) *corev1.Secret {
 
 func TestAccessKey_isInItsSecret(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	o := startWithAccount(t)
 	one, other := accessKey("one"), accessKey("other")
 	o.Make(t, one, other)
 	o.Ready(t, one, other)
@@ -49,7 +57,7 @@ func TestAccessKey_isInItsSecret(t *testing.T) {
 
 func TestAccessKey_unchanged_isNotWritten(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	o := startWithAccount(t)
 	key := accessKey("one")
 	o.Make(t, key)
 	o.Ready(t, key)
@@ -67,7 +75,7 @@ func TestAccessKey_unchanged_isNotWritten(t *testing.T) {
 
 func TestAccessKey_secretDeleted_getsAnotherSecret(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	o := startWithAccount(t)
 	key := accessKey("one")
 	o.Make(t, key)
 	o.Ready(t, key)
@@ -87,7 +95,7 @@ func TestAccessKey_secretDeleted_getsAnotherSecret(t *testing.T) {
 
 func TestAccessKey_secretOfOthers_staysAsItIs(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	o := startWithAccount(t)
 	taken := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: "one"}, Data: map[string][]byte{"accessKeySecret": []byte("theirs")}}
 	o.Make(t, taken)
 	key := accessKey("one")
@@ -101,7 +109,7 @@ func TestAccessKey_secretOfOthers_staysAsItIs(t *testing.T) {
 // A user who may create Secrets can make one that looks like the operator's. The user knows its content.
 func TestAccessKey_secretThatTheOperatorDidNotWrite_isReplaced(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	o := startWithAccount(t)
 	key := accessKey("one")
 	o.Make(t, key)
 	o.Ready(t, key)
@@ -127,7 +135,7 @@ func TestAccessKey_secretThatTheOperatorDidNotWrite_isReplaced(t *testing.T) {
 
 func TestAccessKey_secretReplacedByOneOfOthers_isNotNamedInTheStatus(t *testing.T) {
 	t.Parallel()
-	o := startOperator(t)
+	o := startWithAccount(t)
 	key := accessKey("one")
 	o.Make(t, key)
 	o.Ready(t, key)
@@ -139,4 +147,31 @@ func TestAccessKey_secretReplacedByOneOfOthers_isNotNamedInTheStatus(t *testing.
 	if key.Status.SecretRef != nil {
 		t.Errorf("The status is %s", harness.StatusJSON(key))
 	}
+}
+
+// A user who creates a ServiceAccount with the name of a former one must not get its access keys.
+func TestAccessKey_serviceAccountReplaced_isNotReady(t *testing.T) {
+	t.Parallel()
+	o := startOperator(t)
+	key := accessKey("one")
+	o.Make(t, key)
+	o.Waits(t, key, v1alpha1.ReasonServiceAccountNotFound, "ServiceAccount app does not exist")
+	former := &corev1.ServiceAccount{ObjectMeta: named("app")}
+	o.Make(t, former)
+	o.Ready(t, key)
+	if key.Status.ServiceAccountUID != string(former.UID) {
+		t.Errorf("The status is %s", harness.StatusJSON(key))
+	}
+	o.Remove(t, former)
+	o.Change(t, key, func() { key.Spec.Disabled = true })
+	o.Stalls(t, key, v1alpha1.ReasonInputReplaced, "Delete this object")
+	o.Make(t, &corev1.ServiceAccount{ObjectMeta: named("app")})
+	o.Change(t, key, func() { key.Spec.Disabled = false })
+	o.Stalls(t, key, v1alpha1.ReasonInputReplaced, "Delete this object")
+	if key.Status.ServiceAccountUID != string(former.UID) {
+		t.Error("The access key belongs to another ServiceAccount now")
+	}
+	again := accessKey("two")
+	o.Make(t, again)
+	o.Ready(t, again)
 }

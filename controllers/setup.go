@@ -142,6 +142,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	live := o.Namespaces.limit(mgr.GetAPIReader(), mgr.GetScheme())
 	stores := keystore.New(mgr.GetClient(), o.Modules, o.Clock)
 	s := &shared{
+		live:    live,
 		secrets: secrets.New(mgr.GetClient(), mgr.GetCache(), o.ReadPIN, o.OperatorNamespace),
 		stores:  stores.Lane(1),
 		keys:    keyring.New(mgr.GetClient(), live, stores),

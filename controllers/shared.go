@@ -28,6 +28,7 @@ const lookAgainInterval = time.Minute
 type shared struct {
 	reconciler.Frame
 
+	live    client.Reader // reads from the API server
 	secrets *secrets.Client
 	stores  *keystore.Lane
 	keys    *keyring.Ring

@@ -10,7 +10,8 @@ import (
 // +kubebuilder:validation:XValidation:rule="self.serviceAccountName == oldSelf.serviceAccountName",message="serviceAccountName cannot be changed: create another AccessKey"
 type AccessKeySpec struct {
 	// ServiceAccountName is the ServiceAccount of this namespace as which the gateway authorizes requests. The roles that are
-	// bound to it say what the access key may do. It cannot be changed.
+	// bound to it say what the access key may do. If it is deleted, the access key no longer serves, also if another one with
+	// the name is created. It cannot be changed.
 	// +required
 	ServiceAccountName ObjectName `json:"serviceAccountName"`
 	// KeyStoreRef names the key store in which CreateKey creates keys. Without it, CreateKey is rejected.
@@ -63,6 +64,10 @@ type AccessKeyStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	AccessKeyID string `json:"accessKeyID,omitempty"`
+	// ServiceAccountUID is the UID of the ServiceAccount to which the access key belongs.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	ServiceAccountUID string `json:"serviceAccountUID,omitempty"`
 	// SecretRef identifies the Secret with the entries accessKeyId and accessKeySecret. If you delete the Secret, the operator
 	// generates another secret.
 	// +optional

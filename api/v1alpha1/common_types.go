@@ -33,9 +33,12 @@ const (
 	ReasonKeyNotReady = "KeyNotReady"
 	// ReasonSourceNotFound: a Secret or ConfigMap, or the entry in it, does not exist.
 	ReasonSourceNotFound = "SourceNotFound"
+	// ReasonServiceAccountNotFound: the ServiceAccount of the access key does not exist.
+	ReasonServiceAccountNotFound = "ServiceAccountNotFound"
 	// ReasonTargetNotOwned: a Secret with the target's name exists and is not managed by this object.
 	ReasonTargetNotOwned = "TargetNotOwned"
-	// ReasonInputReplaced: the DataKey or ImportedKey that the object names was replaced by another with the same name.
+	// ReasonInputReplaced: the DataKey, ImportedKey or ServiceAccount that the object names was replaced by another with the
+	// same name.
 	ReasonInputReplaced = "InputReplaced"
 	// ReasonKeyStoreInUse: the key store is being deleted, but ImportedKeys still have keys or key pairs in its module.
 	ReasonKeyStoreInUse = "KeyStoreInUse"

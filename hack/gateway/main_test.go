@@ -53,9 +53,14 @@ type site struct {
 	caFile   string
 	gateways [2]string // host and port
 	pids     [2]int
-	env      []string // of all processes
-	id, key  string   // an access key for the software store
-	tokens   map[string]v1alpha1.KeyStoreSpec
+	operator int          // its process
+	killed   map[int]bool // the processes that a test killed
+	config   *rest.Config
+	// launchOperator starts an operator with a kubeconfig.
+	launchOperator func(kubeconfig string) (pid int)
+	env            []string // of all processes
+	id, key        string   // an access key for the software store
+	tokens         map[string]v1alpha1.KeyStoreSpec
 }
 
 func root(t testing.TB, path ...string) string {
@@ -82,7 +87,7 @@ func start(t testing.TB) *site {
 	scheme := runtime.NewScheme()
 	must(t, clientgoscheme.AddToScheme(scheme))
 	must(t, v1alpha1.AddToScheme(scheme))
-	s := &site{}
+	s := &site{config: cfg, killed: map[int]bool{}}
 	s.Client, err = client.New(cfg, client.Options{Scheme: scheme})
 	must(t, err)
 	for _, name := range []string{system, team} {
@@ -103,7 +108,10 @@ func start(t testing.TB) *site {
 		"--pkcs11-module=nss=" + nss.Path, "--pkcs11-parameters=nss=" + nss.Parameters, "--pkcs11-allow-path=nss=" + nss.Dir + ":rw",
 	}
 	s.env = append(append(os.Environ(), "POD_NAMESPACE="+system), softHSM.Env...)
-	s.launch(t, binary, libraries, "manager", "--kubeconfig", kubeconfig(t, dir, cfg, ""), "--metrics-bind-address=0", "--health-probe-bind-address=0")
+	s.launchOperator = func(kubeconfig string) int {
+		return s.launch(t, binary, libraries, "manager", "--kubeconfig", kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address=0")
+	}
+	s.operator = s.launchOperator(kubeconfig(t, dir, cfg, ""))
 	for i := range s.gateways {
 		s.gateways[i] = freeAddress(t)
 		probes := freeAddress(t)
@@ -234,7 +242,7 @@ func (s *site) launch(t testing.TB, binary string, libraries []string, args ...s
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
-		if err := cmd.Wait(); err != nil {
+		if err := cmd.Wait(); err != nil && !s.killed[cmd.Process.Pid] {
 			t.Errorf("%s ended with %v", args[0], err)
 		}
 		if t.Failed() {

@@ -156,6 +156,11 @@ func TestGateway_endOfAnAccessKey(t *testing.T) {
 		"account-deleted": {func(c *client) {
 			o.Remove(t, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: c.object.Name}})
 		}, "Forbidden.NoPermission"},
+		"account-replaced": {func(c *client) {
+			account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: c.object.Name}}
+			o.Remove(t, account)
+			o.Make(t, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: c.object.Name}})
+		}, "Forbidden.NoPermission"},
 		"secret-replaced": {func(c *client) {
 			o.Remove(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: c.object.Name}})
 		}, "SignatureDoesNotMatch"},

@@ -78,7 +78,7 @@ func (a *accessKeys) Find(ctx context.Context, id string) (*wire.AccessKey, erro
 	if err != nil || secret == nil {
 		return nil, err
 	}
-	return &wire.AccessKey{ID: id, Secret: secret, Disabled: !object.Usable(a.clock.Now()), Holder: object}, nil
+	return &wire.AccessKey{ID: id, Secret: secret, Disabled: !object.Usable(a.clock.Now()), Tenant: object.Namespace, Holder: object}, nil
 }
 
 // secretOf returns the secret of an AccessKey, nil where its Secret does not exist, or is not its own.

@@ -24,8 +24,8 @@ const (
 	reviewTime = 3 * time.Second
 )
 
-// account is a ServiceAccount.
-type account struct{ namespace, name string }
+// account is a ServiceAccount. Another one with the name has another UID.
+type account struct{ namespace, name, uid string }
 
 // access is what an account wants to do.
 type access struct {
@@ -98,7 +98,7 @@ func (a *authorizer) exists(ctx context.Context, who account) (bool, error) {
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
-	return err == nil && m.DeletionTimestamp.IsZero(), err
+	return err == nil && m.DeletionTimestamp.IsZero() && string(m.UID) == who.uid, err
 }
 
 func (a *authorizer) review(ctx context.Context, want access) (bool, error) {
@@ -106,6 +106,7 @@ func (a *authorizer) review(ctx context.Context, want access) (bool, error) {
 	defer cancel()
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User:   "system:serviceaccount:" + want.account.namespace + ":" + want.account.name,
+		UID:    want.account.uid,
 		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + want.account.namespace, "system:authenticated"},
 		ResourceAttributes: &authorizationv1.ResourceAttributes{
 			Namespace: want.namespace, Name: want.name, Verb: want.verb, Resource: want.resource,

@@ -205,7 +205,7 @@ func updateAlias(ctx context.Context, c *call) (wire.Object, error) {
 		return nil, err
 	}
 	for _, holder := range holders {
-		if _, err := c.allowed(ctx, holder, &wire.Error{Code: wire.AliasNotFound}, verbUpdate); err != nil {
+		if _, err := c.allowed(ctx, holder, alias, &wire.Error{Code: wire.AliasNotFound}, verbUpdate); err != nil {
 			return nil, err
 		}
 	}

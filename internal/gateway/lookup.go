@@ -15,7 +15,7 @@ import (
 )
 
 // settleTime is how long a request waits for a key that this replica does not know yet, or not completely: another replica may
-// have created it a moment ago.
+// have created it a moment ago. The answer that a key does not exist takes as long if the key does exist and the caller may not see it.
 const settleTime = 500 * time.Millisecond
 
 // aliasPrefix begins every alias.
@@ -37,7 +37,14 @@ func (c *call) find(ctx context.Context, parameter string, verbs ...string) (*en
 	if len(text) != 36 || uuid.Validate(text) != nil {
 		return nil, keyNotFound() // identifiers are UIDs
 	}
-	return c.allowed(ctx, c.settled(ctx, text), keyNotFound(), verbs...)
+	e, settled := c.settled(ctx, text)
+	found, err := c.allowed(ctx, e, text, keyNotFound(), verbs...)
+	if settled && kms.CodeOf(err) == kms.ForbiddenKeyNotFound {
+		pause, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		<-pause.Done()
+	}
+	return found, err
 }
 
 // findAlias returns the key that has an alias. An alias that several keys have is not resolved: otherwise a user who may write one
@@ -46,10 +53,10 @@ func (c *call) findAlias(ctx context.Context, alias string, verbs ...string) (*e
 	notFound := &wire.Error{Code: wire.AliasNotFound}
 	keys := c.directory.alias(c.who.namespace, alias)
 	if len(keys) < 2 {
-		return c.allowed(ctx, firstEntry(keys), notFound, verbs...)
+		return c.allowed(ctx, firstEntry(keys), alias, notFound, verbs...)
 	}
 	for _, e := range keys {
-		if _, err := c.allowed(ctx, e, notFound, verbGet); err != nil {
+		if _, err := c.allowed(ctx, e, alias, notFound, verbGet); err != nil {
 			return nil, err
 		}
 	}
@@ -65,43 +72,49 @@ func firstEntry(keys []*entry) *entry {
 	return keys[0]
 }
 
-// settled returns a key, nil for none. It waits a moment for one that is not known, or whose controller has not begun.
-func (c *call) settled(ctx context.Context, id string) *entry {
+// settled returns a key, nil for none. It waits a moment for one that is not known, or whose controller has not begun, and reports
+// whether it found another one.
+func (c *call) settled(ctx context.Context, id string) (found *entry, settled bool) {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
-	var found *entry
-	c.directory.wait(ctx, id, func() bool {
+	settled = c.directory.wait(ctx, id, func() bool {
 		found = c.directory.get(id)
 		return found != nil && found.state != ""
 	})
-	return found
+	return found, settled
 }
 
-// allowed returns a key on which the caller has all verbs. If the caller may not even see it, the answer is that of a key that does
-// not exist, after the same questions to the API server.
-func (c *call) allowed(ctx context.Context, e *entry, notFound error, verbs ...string) (*entry, error) {
-	if e == nil || !e.exists() {
-		phantom := &entry{ref: keyring.Ref{Kind: keyring.KindImportedKey}}
-		phantom.ref.Namespace, phantom.ref.Name = c.who.namespace, "none"
-		_, _, err := c.missingVerb(ctx, phantom, append(verbs, "get"))
+// allowed returns a key, which is named by name, on which the caller has all verbs. If the caller may not even see it, the answer is
+// that of a key that does not exist, after the same questions to the API server: their number must not tell more than the answer. The
+// questions about a key without consent are not about the key, because the roles in its namespace do not matter.
+func (c *call) allowed(ctx context.Context, e *entry, name string, notFound error, verbs ...string) (*entry, error) {
+	exists := e != nil && e.exists()
+	var failure error
+	if exists {
+		var consents bool
+		consents, failure = c.consents(ctx, e)
+		exists = consents || failure != nil
+	}
+	asked := e
+	if !exists {
+		asked = &entry{ref: keyring.Ref{Kind: keyring.KindImportedKey}}
+		asked.ref.Namespace, asked.ref.Name = c.who.namespace, name
+	}
+	verb, lacks, err := c.missingVerb(ctx, asked, verbs)
+	if err != nil {
+		return nil, err
+	}
+	if exists && !lacks && failure == nil {
+		return e, nil
+	}
+	_, invisible, err := c.missingVerb(ctx, asked, []string{verbGet})
+	if err != nil || !exists || invisible {
 		return nil, firstOf(err, notFound)
 	}
-	if consents, err := c.consents(ctx, e); err != nil || !consents {
-		return nil, c.hidden(ctx, e, firstOf(err, notFound), notFound)
+	if failure == nil {
+		failure = noPermission(c.who, verb, e)
 	}
-	verb, lacks, err := c.missingVerb(ctx, e, verbs)
-	if err != nil || !lacks {
-		return e, err
-	}
-	return nil, c.hidden(ctx, e, noPermission(c.who, verb, e), notFound)
-}
-
-// hidden returns an error that only callers who may see the key get. For the others there is no such key.
-func (c *call) hidden(ctx context.Context, e *entry, failure, notFound error) error {
-	if _, invisible, err := c.missingVerb(ctx, e, []string{verbGet}); err != nil || invisible {
-		return firstOf(err, notFound)
-	}
-	return failure
+	return nil, failure
 }
 
 // firstOf returns err, or otherwise if there is none.
@@ -112,17 +125,20 @@ func firstOf(err, otherwise error) error {
 	return otherwise
 }
 
-// missingVerb returns the first verb that the caller does not have on a key.
-func (c *call) missingVerb(ctx context.Context, e *entry, verbs []string) (verb string, lacks bool, err error) {
+// missingVerb returns the first verb that the caller does not have on a key. It asks for all.
+func (c *call) missingVerb(ctx context.Context, e *entry, verbs []string) (missing string, lacks bool, err error) {
 	for _, verb := range verbs {
 		may, err := c.authorizer.may(ctx, access{
 			account: c.who, verb: verb, resource: resourceOf(e.ref.Kind), namespace: e.ref.Namespace, name: e.ref.Name,
 		})
-		if err != nil || !may {
-			return verb, !may, err
+		if err != nil {
+			return verb, true, err
+		}
+		if !may && !lacks {
+			missing, lacks = verb, true
 		}
 	}
-	return "", false, nil
+	return missing, lacks, nil
 }
 
 // consents reports whether the key is of the caller's namespace, or its owner consents to that namespace.

@@ -25,6 +25,7 @@ type operations struct {
 	stores     *keystore.Lane
 	authorizer *authorizer
 	clock      clock.PassiveClock
+	filler     *filler
 }
 
 // call is one request.
@@ -112,7 +113,7 @@ func (o *operations) callOf(r *wire.Request) *call {
 	r.Note = line
 	return &call{
 		operations: o, Parameters: r.Parameters, object: key, line: line,
-		who: account{key.Namespace, string(key.Spec.ServiceAccountName)},
+		who: account{key.Namespace, string(key.Spec.ServiceAccountName), key.Status.ServiceAccountUID},
 	}
 }
 

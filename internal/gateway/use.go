@@ -54,6 +54,7 @@ func getParametersForImport(ctx context.Context, c *call) (wire.Object, error) {
 		made, err = ops.GetParametersForImport(ctx, req)
 		return err
 	})
+	c.filler.fill(key.Ref().Namespace, key.StoreRef())
 	if err != nil {
 		return nil, err
 	}
@@ -143,9 +144,10 @@ func (c *call) blob() (kms.Blob, error) {
 // Forbidden.KeyNotFound, Forbidden.NoPermission, and those of usable.
 func (c *call) holder(ctx context.Context, blob kms.Blob, verbs ...string) (masterKey, error) {
 	var failure error
-	seen := false
+	seen, asked := false, false
 	key, err := c.keys.Holder(ctx, blob.KeyVersionID().String(), func(key *keyring.Key) bool {
-		_, err := c.allowed(ctx, entryOfKey(key), keyNotFound(), verbs...)
+		asked = true
+		_, err := c.allowed(ctx, entryOfKey(key), key.ID(), keyNotFound(), verbs...)
 		switch kms.CodeOf(err) {
 		case "", kms.ForbiddenKeyNotFound:
 		case kms.ForbiddenNoPermission:
@@ -160,8 +162,10 @@ func (c *call) holder(ctx context.Context, blob kms.Blob, verbs ...string) (mast
 		return masterKey{}, failure
 	case err != nil:
 		return masterKey{}, err
+	case key == nil && asked:
+		return masterKey{}, keyNotFound()
 	case key == nil:
-		_, err := c.allowed(ctx, nil, keyNotFound(), verbs...)
+		_, err := c.allowed(ctx, nil, blob.KeyVersionID().String(), keyNotFound(), verbs...)
 		return masterKey{}, err
 	}
 	return c.usable(key)

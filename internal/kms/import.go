@@ -19,7 +19,7 @@ type ImportParametersRequest struct {
 	WrappingKeySpec   wrapping.KeySpec
 	WrappingAlgorithm wrapping.Algorithm
 	// ClientToken makes the call idempotent: the same token returns the same pair. A different token creates a new
-	// pair, and earlier pairs remain valid.
+	// pair, and earlier pairs remain valid. With a Stock, each call returns a new RSA pair.
 	ClientToken string
 }
 
@@ -48,7 +48,11 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 	if err := o.supported(ctx, hsm.OperationImport, string(req.WrappingAlgorithm)); err != nil {
 		return ImportParameters{}, err
 	}
-	pair, others, err := o.wrappingKey(ctx, req)
+	find := o.wrappingKey
+	if o.stocks(req.WrappingKeySpec) {
+		find = o.stockedPair
+	}
+	pair, others, err := find(ctx, req)
 	if err != nil {
 		return ImportParameters{}, err
 	}
@@ -73,9 +77,9 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 		Owner:     req.Key.ID,
 		Namespace: req.Key.Namespace,
 		Spec:      req.WrappingKeySpec,
-		NotAfter:  now.Add(TokenLifetime).UTC().Truncate(time.Second),
+		NotAfter:  lifetimeFrom(now),
 	}
-	if others, err = o.makeRoom(ctx, want); err != nil {
+	if others, _, err = o.makeRoom(ctx, want); err != nil {
 		return hsm.WrappingKey{}, others, err
 	}
 	pair, err = o.Module.CreateWrappingKey(ctx, want)
@@ -95,23 +99,25 @@ const (
 
 // makeRoom destroys the key's pairs that have expired. It rejects another pair, with Rejected.Throttling, while the
 // key or its namespace has the maximum number. It returns the earliest expiry of the key's other pairs, zero for
-// none.
-func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (next time.Time, err error) {
+// none, and whether the wanted pair exists.
+func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (next time.Time, exists bool, err error) {
 	pairs, err := o.Module.ListWrappingKeys(ctx)
 	if err != nil {
-		return next, FromModule(err)
+		return next, false, FromModule(err)
 	}
 	now, ofKey, ofNamespace := o.now(), 0, 0
 	for _, pair := range pairs {
+		pair = o.Stock.attributed(pair)
 		own, valid := pair.Owner == want.Owner, now.Before(pair.NotAfter)
 		switch {
 		case pair.ID == want.ID: // it exists already and was not published
+			exists = true
 		case valid && own:
 			ofKey++
 			next = earlier(next, pair.NotAfter)
 		case own:
 			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
-				return next, FromModule(err)
+				return next, exists, FromModule(err)
 			}
 		}
 		if valid && pair.ID != want.ID && pair.Namespace == want.Namespace {
@@ -120,15 +126,15 @@ func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (
 	}
 	switch {
 	case ofKey >= MaxWrappingKeys:
-		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+		return next, exists, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
 			"The key already has %d pairs of import parameters, the maximum. Use one of them, or wait: each expires after 24 hours.", MaxWrappingKeys)}
 	case want.Namespace != "" && ofNamespace >= MaxNamespaceWrappingKeys:
-		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+		return next, exists, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
 			"Namespace %s already has %d import key pairs in this module, the maximum. Each is destroyed when its import token expires, "+
 				"after 24 hours at most, or when its ImportedKey is deleted. Delete ImportedKeys that you do not need, or wait.",
 			want.Namespace, MaxNamespaceWrappingKeys)}
 	}
-	return next, nil
+	return next, exists, nil
 }
 
 // DestroyImportParameters destroys the key's wrapping pairs: those that have expired, or all. It returns the earliest

@@ -88,6 +88,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: secretRef
       type:
         namedType: com.github.keyconvoy.keyconvoy.api.v1alpha1.AccessKeySecret
+    - name: serviceAccountUID
+      type:
+        scalar: string
 - name: com.github.keyconvoy.keyconvoy.api.v1alpha1.AdoptSpec
   map:
     fields:

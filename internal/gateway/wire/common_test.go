@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,18 +38,21 @@ var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 // double is what a Server needs. Its operation returns the parameters that it was given.
 type double struct {
 	disabled bool
-	calls    []*Request
-	enter    chan struct{} // each call takes one; nil for none
+	tenants  map[string]string // of more access keys, by their identifiers
+	enter    chan struct{}     // each call takes one; nil for none
+
+	mu    sync.Mutex
+	calls []*Request
 }
 
 func (d *double) Find(_ context.Context, id string) (*AccessKey, error) {
 	if id == "KCBROKEN" {
 		return nil, errors.New("a private cause")
 	}
-	if id != testID {
+	if id != testID && d.tenants[id] == "" {
 		return nil, nil
 	}
-	return &AccessKey{ID: id, Secret: redact.Bytes(testSecret), Disabled: d.disabled}, nil
+	return &AccessKey{ID: id, Secret: redact.Bytes(testSecret), Disabled: d.disabled, Tenant: d.tenants[id]}, nil
 }
 
 func (d *double) Has(action string) bool { return action == "Echo" || action == "Refuse" }
@@ -60,6 +64,8 @@ func (d *double) Do(_ context.Context, r *Request) (Object, error) {
 	if d.enter != nil {
 		<-d.enter
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.calls = append(d.calls, r)
 	return Object{{"Text", r.Parameters.Get("Text")}}, nil
 }
@@ -67,6 +73,8 @@ func (d *double) Do(_ context.Context, r *Request) (Object, error) {
 func serve(d *double) (*Server, *[]string) {
 	var observed []string
 	return New(d, d, func(r *Request, action string, err error, _ time.Duration) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		observed = append(observed, fmt.Sprintf("%s %s %t", action, CodeOf(err), r != nil))
 	}, func() time.Time { return now }), &observed
 }

@@ -26,6 +26,8 @@ const (
 	MaxRequests = 256
 	// MaxKeyRequests is how many requests of one access key are served, so that one does not starve the others.
 	MaxKeyRequests = 64
+	// MaxTenantRequests is how many requests of one tenant are served. A tenant can have many access keys.
+	MaxTenantRequests = MaxRequests / 2
 	// maxBodies is how many bodies are read. A client may send one slowly before it is known.
 	maxBodies = 16
 )
@@ -41,6 +43,8 @@ type AccessKey struct {
 	ID       string
 	Secret   redact.Bytes
 	Disabled bool
+	// Tenant is who shares the limit of requests with other access keys.
+	Tenant string
 	// Holder is what Keys knows of it.
 	Holder any
 }
@@ -84,15 +88,16 @@ type Server struct {
 	all    chan struct{} // has a place for each request
 	bodies chan struct{}
 
-	mu    sync.Mutex
-	byKey map[string]int // requests that are served
+	mu       sync.Mutex
+	byKey    map[string]int // requests that are served
+	byTenant map[string]int
 }
 
 // New returns a server.
 func New(keys Keys, operations Operations, observe Observer, now func() time.Time) *Server {
 	return &Server{
 		Keys: keys, Operations: operations, Observe: observe, Now: now,
-		nonces: newNonces(), all: make(chan struct{}, MaxRequests), bodies: make(chan struct{}, maxBodies), byKey: map[string]int{},
+		nonces: newNonces(), all: make(chan struct{}, MaxRequests), bodies: make(chan struct{}, maxBodies), byKey: map[string]int{}, byTenant: map[string]int{},
 	}
 }
 
@@ -142,7 +147,7 @@ func (e *exchange) serve(w http.ResponseWriter, r *http.Request) (Object, error)
 	if err != nil {
 		return nil, err
 	}
-	leave, err := e.server.enterKey(c.accessKeyID)
+	leave, err := e.server.enterKey(e.request.AccessKey)
 	if err != nil {
 		return nil, err
 	}
@@ -229,20 +234,30 @@ func (s *Server) enter() (leave func(), err error) {
 }
 
 // enterKey takes a place for a request of an access key.
-func (s *Server) enterKey(id string) (leave func(), err error) {
+func (s *Server) enterKey(key *AccessKey) (leave func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byKey[id] >= MaxKeyRequests {
+	if s.byKey[key.ID] >= MaxKeyRequests {
 		return nil, throttled("The access key has too many requests at a time. Retry with backoff.")
 	}
-	s.byKey[id]++
+	if s.byTenant[key.Tenant] >= MaxTenantRequests {
+		return nil, throttled("The access keys of the namespace have too many requests at a time. Retry with backoff.")
+	}
+	s.byKey[key.ID]++
+	s.byTenant[key.Tenant]++
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.byKey[id]--; s.byKey[id] == 0 {
-			delete(s.byKey, id)
-		}
+		leaveOne(s.byKey, key.ID)
+		leaveOne(s.byTenant, key.Tenant)
 	}, nil
+}
+
+// leaveOne counts one request less.
+func leaveOne(counts map[string]int, of string) {
+	if counts[of]--; counts[of] == 0 {
+		delete(counts, of)
+	}
 }
 
 // wantsXML reports whether a client asks for XML in the header Accept. The parameter Format comes first.

@@ -282,6 +282,48 @@ func TestServer_tooManyRequestsOfAKey_areThrottled(t *testing.T) {
 	}
 }
 
+// A tenant can have any number of access keys.
+func TestServer_tooManyRequestsOfATenant_areThrottled(t *testing.T) {
+	t.Parallel()
+	d := &double{enter: make(chan struct{}), tenants: map[string]string{"first": "a", "second": "a", "third": "a", "stranger": "b"}}
+	s, _ := serve(d)
+	of := func(id, nonce string) *http.Request {
+		return v1("Echo", map[string]string{"AccessKeyId": id, "SignatureNonce": nonce}).sign(testSecret)
+	}
+	answered := make(chan int)
+	for i := range MaxTenantRequests {
+		r := of([]string{"first", "second"}[i%2], fmt.Sprint(i))
+		go func() {
+			w := httptest.NewRecorder()
+			s.ServeHTTP(w, r)
+			answered <- w.Code
+		}()
+	}
+	until(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.byTenant["a"] == MaxTenantRequests
+	})
+	if got := do(t, s, of("third", "one too many")); got.status != 429 || got.Code != "Rejected.Throttling" {
+		t.Errorf("The answer is %d %s", got.status, got.body)
+	}
+	close(d.enter)
+	if got := do(t, s, of("stranger", "another tenant's")); got.status != http.StatusOK {
+		t.Errorf("The answer to another tenant is %d %s", got.status, got.body)
+	}
+	for range MaxTenantRequests {
+		if status := <-answered; status != http.StatusOK {
+			t.Errorf("One was answered with %d", status)
+		}
+	}
+	if got := do(t, s, of("third", "after them")); got.status != http.StatusOK {
+		t.Errorf("The answer after them is %s", got.body)
+	}
+	if len(s.byKey) > 0 || len(s.byTenant) > 0 {
+		t.Errorf("Requests are still counted: %v, %v", s.byKey, s.byTenant)
+	}
+}
+
 func TestServer_tooManyRequests_areThrottledBeforeTheirSignature(t *testing.T) {
 	t.Parallel()
 	s, observed := serve(&double{})

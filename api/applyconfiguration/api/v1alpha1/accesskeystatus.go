@@ -17,6 +17,8 @@ type AccessKeyStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// AccessKeyID is the identifier with which clients name the access key. It follows from the UID of this object.
 	AccessKeyID *string `json:"accessKeyID,omitempty"`
+	// ServiceAccountUID is the UID of the ServiceAccount to which the access key belongs.
+	ServiceAccountUID *string `json:"serviceAccountUID,omitempty"`
 	// SecretRef identifies the Secret with the entries accessKeyId and accessKeySecret. If you delete the Secret, the operator
 	// generates another secret.
 	SecretRef *AccessKeySecretApplyConfiguration `json:"secretRef,omitempty"`
@@ -54,6 +56,14 @@ func (b *AccessKeyStatusApplyConfiguration) WithConditions(values ...*v1.Conditi
 // If called multiple times, the AccessKeyID field is set to the value of the last call.
 func (b *AccessKeyStatusApplyConfiguration) WithAccessKeyID(value string) *AccessKeyStatusApplyConfiguration {
 	b.AccessKeyID = &value
+	return b
+}
+
+// WithServiceAccountUID sets the ServiceAccountUID field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ServiceAccountUID field is set to the value of the last call.
+func (b *AccessKeyStatusApplyConfiguration) WithServiceAccountUID(value string) *AccessKeyStatusApplyConfiguration {
+	b.ServiceAccountUID = &value
 	return b
 }
 
