@@ -59,7 +59,7 @@ func TestHealth_recordings_areWhatTheOperatorWrites(t *testing.T) {
 	take("an export to many namespaces", "Ready", spread)
 
 	access := accessKey("access")
-	o.Make(t, access)
+	o.Make(t, &corev1.ServiceAccount{ObjectMeta: named("app")}, access)
 	o.Ready(t, access)
 	take("an access key", "Ready", access)
 
