@@ -271,7 +271,7 @@ func withStatus(ns string) []client.Object {
 			ObjectMeta: meta,
 			Spec:       v1alpha1.AccessKeySpec{ServiceAccountName: "app"},
 			Status: v1alpha1.AccessKeyStatus{
-				ObservedGeneration: 1, Conditions: conditions(), AccessKeyID: "KC", SecretRef: &v1alpha1.AccessKeySecret{Name: "s", UID: "u", ResourceVersion: "1"},
+				ObservedGeneration: 1, Conditions: conditions(), AccessKeyID: "KC", ServiceAccountUID: "u", SecretRef: &v1alpha1.AccessKeySecret{Name: "s", UID: "u", ResourceVersion: "1"},
 			},
 		},
 		&v1alpha1.DataKey{
