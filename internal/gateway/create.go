@@ -16,7 +16,6 @@ import (
 	"github.com/keyconvoy/keyconvoy/internal/keyring"
 	"github.com/keyconvoy/keyconvoy/internal/keystore"
 	"github.com/keyconvoy/keyconvoy/internal/kms"
-	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
 // newKey is what CreateKey is asked for.
@@ -61,9 +60,6 @@ func createKey(ctx context.Context, c *call) (wire.Object, error) {
 	}
 	if e = c.directory.get(e.id); e == nil { // it was deleted again
 		return nil, keyNotFound()
-	}
-	if kind == keyring.KindImportedKey {
-		c.filler.fill(c.who.namespace, want.store, wrapping.RSA2048) // the type that official clients ask for next
 	}
 	metadata, err := c.metadata(ctx, e)
 	if err != nil {

@@ -160,12 +160,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) (http.Handler, erro
 	}
 	content := secrets.New(mgr.GetClient(), mgr.GetCache(), o.ReadPIN, o.OperatorNamespace)
 	registry := keystore.New(mgr.GetClient(), o.Modules, o.Clock)
-	registry.StockPairs = true
 	ops := &operations{
 		cached: mgr.GetClient(), live: live, writer: mgr.GetClient(), directory: newDirectory(), keys: keyring.New(mgr.GetClient(), live, registry),
 		// Half of the requests may be in one module.
 		stores: registry.Lane(wire.MaxRequests), authorizer: newAuthorizer(live, o.Clock), clock: o.Clock,
-		filler: newFiller(ctx, registry),
 	}
 	keys := &accessKeys{cached: mgr.GetClient(), secrets: content, clock: o.Clock, known: map[types.UID]knownSecret{}}
 	err = errors.Join(

@@ -25,7 +25,6 @@ type operations struct {
 	stores     *keystore.Lane
 	authorizer *authorizer
 	clock      clock.PassiveClock
-	filler     *filler
 }
 
 // call is one request.

@@ -54,7 +54,6 @@ func getParametersForImport(ctx context.Context, c *call) (wire.Object, error) {
 		made, err = ops.GetParametersForImport(ctx, req)
 		return err
 	})
-	c.filler.fill(key.Ref().Namespace, key.StoreRef())
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func (l *Lane) with(ctx context.Context, id ID, usable func(*module) bool, f fun
 		return &NotReadyError{ID: id, State: Busy}
 	}
 	defer slots.release()
-	return f(Session{kms.Operations{Module: m.Module, Now: l.clock.Now, Stock: m.stock}, token})
+	return f(Session{kms.Operations{Module: m.Module, Now: l.clock.Now}, token})
 }
 
 // slots are what the calls of a lane take while they use a module.

@@ -34,9 +34,6 @@ func ModuleConfig(spec *v1alpha1.KeyStoreSpec) hsm.Config {
 
 // Registry holds the open modules by key store.
 type Registry struct {
-	// StockPairs lets modules that are opened keep import key pairs ready.
-	StockPairs bool
-
 	reader   client.Reader
 	provider hsm.Provider
 	clock    clock.PassiveClock
@@ -62,8 +59,7 @@ type module struct {
 	// config is what the module was opened with; another configuration needs another module.
 	config string
 	users  sync.WaitGroup
-	stock  *kms.Stock // of import key pairs; nil for none
-	lanes  sync.Map   // *Lane → *slots
+	lanes  sync.Map // *Lane → *slots
 	// suspect: a call failed since the last check. failing: the last check failed, or the module is lost.
 	suspect, failing bool
 	// lost: the module's process has ended, or a result was wrong. The module must be closed and opened again. closed: the registry
@@ -176,9 +172,6 @@ func (r *Registry) notReady(ctx context.Context, id ID) error {
 func (r *Registry) Open(ctx context.Context, id ID, config string, cfg hsm.Config, accept func(hsm.Description) error) error {
 	m := &module{config: config, right: r.clock.Now()}
 	m.calls, m.giveUp = context.WithCancel(context.Background())
-	if r.StockPairs {
-		m.stock = kms.NewStock()
-	}
 	cfg.Lost = func(failure *hsm.Error) { r.lose(id, m, failure) }
 	opened, err := r.provider.Open(ctx, cfg)
 	if err != nil {
@@ -390,16 +383,8 @@ func (r *Registry) CloseAll(ctx context.Context) {
 	}
 }
 
-// discardTime bounds the destruction of the pairs in the stock of a module that is closed.
-const discardTime = 3 * time.Second
-
 func (m *module) close() {
 	m.users.Wait()
-	if m.stock != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), discardTime)
-		m.stock.Discard(ctx, m.Module)
-		cancel()
-	}
 	m.giveUp()
 	_ = m.Close(context.Background()) // no caller is left who could do anything about it
 }

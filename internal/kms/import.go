@@ -19,7 +19,7 @@ type ImportParametersRequest struct {
 	WrappingKeySpec   wrapping.KeySpec
 	WrappingAlgorithm wrapping.Algorithm
 	// ClientToken makes the call idempotent: the same token returns the same pair. A different token creates a new
-	// pair, and earlier pairs remain valid. With a Stock, each call returns a new RSA pair.
+	// pair, and earlier pairs remain valid.
 	ClientToken string
 }
 
@@ -48,11 +48,7 @@ func (o Operations) GetParametersForImport(ctx context.Context, req ImportParame
 	if err := o.supported(ctx, hsm.OperationImport, string(req.WrappingAlgorithm)); err != nil {
 		return ImportParameters{}, err
 	}
-	find := o.wrappingKey
-	if o.stocks(req.WrappingKeySpec) {
-		find = o.stockedPair
-	}
-	pair, others, err := find(ctx, req)
+	pair, others, err := o.wrappingKey(ctx, req)
 	if err != nil {
 		return ImportParameters{}, err
 	}
@@ -77,9 +73,9 @@ func (o Operations) wrappingKey(ctx context.Context, req ImportParametersRequest
 		Owner:     req.Key.ID,
 		Namespace: req.Key.Namespace,
 		Spec:      req.WrappingKeySpec,
-		NotAfter:  lifetimeFrom(now),
+		NotAfter:  now.Add(TokenLifetime).UTC().Truncate(time.Second),
 	}
-	if others, _, err = o.makeRoom(ctx, want); err != nil {
+	if others, err = o.makeRoom(ctx, want); err != nil {
 		return hsm.WrappingKey{}, others, err
 	}
 	pair, err = o.Module.CreateWrappingKey(ctx, want)
@@ -99,25 +95,23 @@ const (
 
 // makeRoom destroys the key's pairs that have expired. It rejects another pair, with Rejected.Throttling, while the
 // key or its namespace has the maximum number. It returns the earliest expiry of the key's other pairs, zero for
-// none, and whether the wanted pair exists.
-func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (next time.Time, exists bool, err error) {
+// none.
+func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (next time.Time, err error) {
 	pairs, err := o.Module.ListWrappingKeys(ctx)
 	if err != nil {
-		return next, false, FromModule(err)
+		return next, FromModule(err)
 	}
 	now, ofKey, ofNamespace := o.now(), 0, 0
 	for _, pair := range pairs {
-		pair = o.Stock.attributed(pair)
 		own, valid := pair.Owner == want.Owner, now.Before(pair.NotAfter)
 		switch {
 		case pair.ID == want.ID: // it exists already and was not published
-			exists = true
 		case valid && own:
 			ofKey++
 			next = earlier(next, pair.NotAfter)
 		case own:
 			if err := o.Module.DestroyWrappingKey(ctx, pair.ID); err != nil {
-				return next, exists, FromModule(err)
+				return next, FromModule(err)
 			}
 		}
 		if valid && pair.ID != want.ID && pair.Namespace == want.Namespace {
@@ -126,15 +120,15 @@ func (o Operations) makeRoom(ctx context.Context, want hsm.WrappingKeyRequest) (
 	}
 	switch {
 	case ofKey >= MaxWrappingKeys:
-		return next, exists, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
 			"The key already has %d pairs of import parameters, the maximum. Use one of them, or wait: each expires after 24 hours.", MaxWrappingKeys)}
 	case want.Namespace != "" && ofNamespace >= MaxNamespaceWrappingKeys:
-		return next, exists, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
+		return next, &Error{Code: RejectedThrottling, Detail: fmt.Sprintf(
 			"Namespace %s already has %d import key pairs in this module, the maximum. Each is destroyed when its import token expires, "+
 				"after 24 hours at most, or when its ImportedKey is deleted. Delete ImportedKeys that you do not need, or wait.",
 			want.Namespace, MaxNamespaceWrappingKeys)}
 	}
-	return next, exists, nil
+	return next, nil
 }
 
 // DestroyImportParameters destroys the key's wrapping pairs: those that have expired, or all. It returns the earliest

@@ -82,6 +82,4 @@ func Origins() []Origin { return []Origin{OriginExternal, OriginModule} }
 type Operations struct {
 	Module hsm.Keys
 	Now    func() time.Time
-	// Stock has import key pairs of the module that are ready; nil to generate each pair on request.
-	Stock *Stock
 }

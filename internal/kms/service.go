@@ -7,7 +7,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/keyconvoy/keyconvoy/internal/hsm"
-	"github.com/keyconvoy/keyconvoy/internal/wrapping"
 )
 
 // Service is the operations on the keys of one key store, by their documented names. It alone decides what a key's state
@@ -16,8 +15,6 @@ type Service interface {
 	// GetParametersForImport returns a public key and an import token for a key that waits for its material, or may be
 	// given it again. The same ClientToken returns the same pair while it is valid.
 	GetParametersForImport(ctx context.Context, req ImportParametersRequest) (ImportParameters, error)
-	// FillStock keeps import key pairs ready for GetParametersForImport.
-	FillStock(ctx context.Context, specs ...wrapping.KeySpec) error
 	// DestroyImportParameters destroys the key's import key pairs: those that have expired, or all. It returns when the
 	// first of the others expires, zero for none.
 	DestroyImportParameters(ctx context.Context, keyID uuid.UUID, all bool) (next time.Time, err error)
