@@ -52,15 +52,16 @@ func (r *accessKeyReconciler) identify(_ context.Context, s *accessKeyScope) (er
 	return err
 }
 
-// accountInterval is how often it is checked whether the ServiceAccount is still the same one. The gateway checks that for requests, too;
-// watching the ServiceAccounts of a cluster would take permissions and memory for all of them.
 const (
-	accountInterval        = 10 * time.Minute
+	// accountInterval is how often the operator checks that the ServiceAccount is still the same one. The gateway checks it for
+	// requests, too. To watch ServiceAccounts would take permissions and memory for all of them.
+	accountInterval = 10 * time.Minute
+	// missingAccountInterval is how often the operator looks for a ServiceAccount that does not exist yet.
 	missingAccountInterval = 10 * time.Second
 )
 
-// bindAccount sets the UID of the ServiceAccount in the status, once: a user who creates another one with the name must not get what the
-// access key may do, nor give it what the other one may do. Reasons: ServiceAccountNotFound, InputReplaced.
+// bindAccount sets the UID of the ServiceAccount in the status, once. Otherwise an access key would get the roles of another
+// ServiceAccount that is created with the name of a deleted one. Reasons: ServiceAccountNotFound, InputReplaced.
 func (r *accessKeyReconciler) bindAccount(ctx context.Context, s *accessKeyScope) error {
 	account := &metav1.PartialObjectMetadata{}
 	account.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ServiceAccount"))

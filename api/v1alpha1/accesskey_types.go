@@ -10,8 +10,8 @@ import (
 // +kubebuilder:validation:XValidation:rule="self.serviceAccountName == oldSelf.serviceAccountName",message="serviceAccountName cannot be changed: create another AccessKey"
 type AccessKeySpec struct {
 	// ServiceAccountName is the ServiceAccount of this namespace as which the gateway authorizes requests. The roles that are
-	// bound to it say what the access key may do. If it is deleted, the access key no longer serves, also if another one with
-	// the name is created. It cannot be changed.
+	// bound to it say what the access key may do. If the ServiceAccount is deleted, the gateway rejects the access key, even if
+	// another ServiceAccount is created with that name. It cannot be changed.
 	// +required
 	ServiceAccountName ObjectName `json:"serviceAccountName"`
 	// KeyStoreRef names the key store in which CreateKey creates keys. Without it, CreateKey is rejected.

@@ -51,6 +51,9 @@ func (c *call) find(ctx context.Context, parameter string, verbs ...string) (*en
 // key's object could redirect the alias of another.
 func (c *call) findAlias(ctx context.Context, alias string, verbs ...string) (*entry, error) {
 	notFound := &wire.Error{Code: wire.AliasNotFound}
+	if len(alias) > maxAlias { // no key has it, and the authorizer keeps the names in its questions in memory
+		return nil, notFound
+	}
 	keys := c.directory.alias(c.who.namespace, alias)
 	if len(keys) < 2 {
 		return c.allowed(ctx, firstEntry(keys), alias, notFound, verbs...)
@@ -72,8 +75,8 @@ func firstEntry(keys []*entry) *entry {
 	return keys[0]
 }
 
-// settled returns a key, nil for none. It waits a moment for one that is not known, or whose controller has not begun, and reports
-// whether it found another one.
+// settled returns a key, nil for none. It waits a moment for one that is not known, or whose controller has not begun. settled is
+// false if the time has passed.
 func (c *call) settled(ctx context.Context, id string) (found *entry, settled bool) {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()

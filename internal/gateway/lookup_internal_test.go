@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -120,5 +121,18 @@ func TestFind_keyThatTheCallerMaySee(t *testing.T) {
 	}
 	if e, err := l.find(t.Context(), "KeyId", verbUse); kms.CodeOf(err) != kms.ForbiddenNoPermission || e != nil {
 		t.Errorf("The answer is %v, %v", e, err)
+	}
+}
+
+// The authorizer keeps the names in its questions in memory, so they must be short.
+func TestFind_aliasThatIsTooLong_isNotAskedFor(t *testing.T) {
+	t.Parallel()
+	l := newLookups(t, map[string]bool{verbGet: true})
+	for length, questions := range map[int]int{maxAlias: 1, maxAlias + 1: 0} {
+		l.questions = 0
+		l.Parameters = wire.NewParameters(map[string]string{"KeyId": aliasPrefix + strings.Repeat("a", length-len(aliasPrefix))})
+		if e, err := l.find(t.Context(), "KeyId", verbGet); wire.CodeOf(err) != string(wire.AliasNotFound) || e != nil || l.questions != questions {
+			t.Errorf("An alias of %d characters is answered with %v, %v, after %d questions", length, e, err, l.questions)
+		}
 	}
 }

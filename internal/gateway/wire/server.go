@@ -26,7 +26,7 @@ const (
 	MaxRequests = 256
 	// MaxKeyRequests is how many requests of one access key are served, so that one does not starve the others.
 	MaxKeyRequests = 64
-	// MaxTenantRequests is how many requests of one tenant are served. A tenant can have many access keys.
+	// MaxTenantRequests is how many requests of one tenant are served, because a tenant can have many access keys.
 	MaxTenantRequests = MaxRequests / 2
 	// maxBodies is how many bodies are read. A client may send one slowly before it is known.
 	maxBodies = 16
@@ -43,7 +43,7 @@ type AccessKey struct {
 	ID       string
 	Secret   redact.Bytes
 	Disabled bool
-	// Tenant is who shares the limit of requests with other access keys.
+	// Tenant groups the access keys that share a limit of requests.
 	Tenant string
 	// Holder is what Keys knows of it.
 	Holder any

@@ -250,13 +250,12 @@ func TestServer_format(t *testing.T) {
 	}
 }
 
-func TestServer_tooManyRequestsOfAKey_areThrottled(t *testing.T) {
-	t.Parallel()
-	d := &double{enter: make(chan struct{})}
-	s, _ := serve(d)
-	answered := make(chan int)
-	for i := range MaxKeyRequests {
-		r := v1("Echo", map[string]string{"SignatureNonce": fmt.Sprint(i)}).sign(testSecret)
+// occupy sends n requests, of several access keys in turn, and returns when the server counts them. The channel gets their answers.
+func occupy(t *testing.T, s *Server, n int, counted func() int, ids ...string) (answered chan int) {
+	t.Helper()
+	answered = make(chan int)
+	for i := range n {
+		r := echoOf(ids[i%len(ids)], fmt.Sprint(i))
 		go func() {
 			w := httptest.NewRecorder()
 			s.ServeHTTP(w, r)
@@ -266,18 +265,37 @@ func TestServer_tooManyRequestsOfAKey_areThrottled(t *testing.T) {
 	until(t, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.byKey[testID] == MaxKeyRequests
+		return counted() == n
 	})
-	if got := do(t, s, v1("Echo", map[string]string{"SignatureNonce": "one too many"}).sign(testSecret)); got.status != 429 || got.Code != "Rejected.Throttling" {
-		t.Errorf("The answer is %d %s", got.status, got.body)
-	}
-	close(d.enter)
-	for range MaxKeyRequests {
+	return answered
+}
+
+// echoOf is a request of an access key.
+func echoOf(id, nonce string) *http.Request {
+	return v1("Echo", map[string]string{"AccessKeyId": id, "SignatureNonce": nonce}).sign(testSecret)
+}
+
+// wantServed receives the answers to n requests.
+func wantServed(t *testing.T, answered chan int, n int) {
+	t.Helper()
+	for range n {
 		if status := <-answered; status != http.StatusOK {
 			t.Errorf("One was answered with %d", status)
 		}
 	}
-	if got := do(t, s, v1("Echo", map[string]string{"SignatureNonce": "after them"}).sign(testSecret)); got.status != http.StatusOK {
+}
+
+func TestServer_tooManyRequestsOfAKey_areThrottled(t *testing.T) {
+	t.Parallel()
+	d := &double{enter: make(chan struct{})}
+	s, _ := serve(d)
+	answered := occupy(t, s, MaxKeyRequests, func() int { return s.byKey[testID] }, testID)
+	if got := do(t, s, echoOf(testID, "one too many")); got.status != 429 || got.Code != "Rejected.Throttling" {
+		t.Errorf("The answer is %d %s", got.status, got.body)
+	}
+	close(d.enter)
+	wantServed(t, answered, MaxKeyRequests)
+	if got := do(t, s, echoOf(testID, "after them")); got.status != http.StatusOK {
 		t.Errorf("The answer after them is %s", got.body)
 	}
 }
@@ -287,36 +305,15 @@ func TestServer_tooManyRequestsOfATenant_areThrottled(t *testing.T) {
 	t.Parallel()
 	d := &double{enter: make(chan struct{}), tenants: map[string]string{"first": "a", "second": "a", "third": "a", "stranger": "b"}}
 	s, _ := serve(d)
-	of := func(id, nonce string) *http.Request {
-		return v1("Echo", map[string]string{"AccessKeyId": id, "SignatureNonce": nonce}).sign(testSecret)
-	}
-	answered := make(chan int)
-	for i := range MaxTenantRequests {
-		r := of([]string{"first", "second"}[i%2], fmt.Sprint(i))
-		go func() {
-			w := httptest.NewRecorder()
-			s.ServeHTTP(w, r)
-			answered <- w.Code
-		}()
-	}
-	until(t, func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.byTenant["a"] == MaxTenantRequests
-	})
-	if got := do(t, s, of("third", "one too many")); got.status != 429 || got.Code != "Rejected.Throttling" {
+	answered := occupy(t, s, MaxTenantRequests, func() int { return s.byTenant["a"] }, "first", "second")
+	if got := do(t, s, echoOf("third", "one too many")); got.status != 429 || got.Code != "Rejected.Throttling" {
 		t.Errorf("The answer is %d %s", got.status, got.body)
 	}
+	another := occupy(t, s, 1, func() int { return s.byTenant["b"] }, "stranger")
 	close(d.enter)
-	if got := do(t, s, of("stranger", "another tenant's")); got.status != http.StatusOK {
-		t.Errorf("The answer to another tenant is %d %s", got.status, got.body)
-	}
-	for range MaxTenantRequests {
-		if status := <-answered; status != http.StatusOK {
-			t.Errorf("One was answered with %d", status)
-		}
-	}
-	if got := do(t, s, of("third", "after them")); got.status != http.StatusOK {
+	wantServed(t, another, 1)
+	wantServed(t, answered, MaxTenantRequests)
+	if got := do(t, s, echoOf("third", "after them")); got.status != http.StatusOK {
 		t.Errorf("The answer after them is %s", got.body)
 	}
 	if len(s.byKey) > 0 || len(s.byTenant) > 0 {

@@ -13,8 +13,8 @@ import (
 // AccessKeySpec is who calls the gateway with an access key, and until when.
 type AccessKeySpecApplyConfiguration struct {
 	// ServiceAccountName is the ServiceAccount of this namespace as which the gateway authorizes requests. The roles that are
-	// bound to it say what the access key may do. If it is deleted, the access key no longer serves, also if another one with
-	// the name is created. It cannot be changed.
+	// bound to it say what the access key may do. If the ServiceAccount is deleted, the gateway rejects the access key, even if
+	// another ServiceAccount is created with that name. It cannot be changed.
 	ServiceAccountName *apiv1alpha1.ObjectName `json:"serviceAccountName,omitempty"`
 	// KeyStoreRef names the key store in which CreateKey creates keys. Without it, CreateKey is rejected.
 	KeyStoreRef *KeyStoreReferenceApplyConfiguration `json:"keyStoreRef,omitempty"`
